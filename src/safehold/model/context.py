@@ -1,0 +1,39 @@
+"""What a run carries instead of global state."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from dataclasses import dataclass, field
+
+from safehold.model.clock import Clock, SystemClock
+from safehold.model.errors import CancelledError
+from safehold.model.progress import Progress, Silent
+
+__all__ = ["CancelToken", "Context"]
+
+
+class CancelToken:
+    """Set once, by any thread or a signal handler; long loops look at it between pieces of work."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask the run to stop at the next safe place."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise CancelledError once `cancel` was called."""
+        if self._event.is_set():
+            raise CancelledError("the run was stopped", remedy="start it again: what was uploaded is reused")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Clock, progress, cancel token and run id of one run; `run_id` stands in every log line of it."""
+
+    clock: Clock = field(default_factory=SystemClock)
+    progress: Progress = field(default_factory=Silent)
+    cancel: CancelToken = field(default_factory=CancelToken)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])

@@ -1,0 +1,19 @@
+"""What is protected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ResourceRef"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRef:
+    """A resource: its `kind` (volume, tree, …), its `name` (the identity its history hangs on), and where it is now.
+
+    `location` is for the source that resolved it (a path, a URL); it may change from one backup to the next.
+    """
+
+    kind: str
+    name: str
+    location: str

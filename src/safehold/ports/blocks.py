@@ -1,0 +1,54 @@
+"""The seam that captured, stored and served disks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from safehold.model.extents import Extent
+
+__all__ = ["Blocks", "Lineage", "MutableBlocks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """An earlier point that a disk can tell its differences from; `token` is opaque and made by the disk's own implementation."""
+
+    token: str
+
+
+class Blocks(Protocol):
+    """A disk that does not change while it is open."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes; any number, not only whole sectors."""
+        ...
+
+    def extents(self, since: Lineage | None = None) -> Iterator[Extent]:
+        """The whole disk from byte 0 to `size`, in order and without gaps, as data, zero, or (only with `since`) same.
+
+        ZERO is a promise that all bytes are zero; DATA may still be zeros.
+        """
+        ...
+
+    def read_into(self, offset: int, buf: memoryview) -> None:
+        """Fill all of `buf` from byte `offset`; safe from several threads. SourceError or DamageError where it cannot."""
+        ...
+
+
+class MutableBlocks(Blocks, Protocol):
+    """A disk that a restore writes to."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at byte `offset`; safe from several threads for ranges that do not overlap. TargetError."""
+        ...
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, by punching or zeroing, never by leaving what was there."""
+        ...
+
+    def flush(self) -> None:
+        """Return when everything written is durable."""
+        ...

@@ -1,0 +1,55 @@
+"""The seam to a kind of resource that can be read."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
+from safehold.model.resource import ResourceRef
+from safehold.model.topology import Topology
+from safehold.ports.blocks import Blocks
+
+__all__ = ["Capture", "Interval", "Source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """From when to when the resource was held still, seconds since 1970 by this machine's clock."""
+
+    start: float
+    end: float
+
+
+class Capture(Protocol):
+    """A resource held still at one point in time; valid inside its with-block."""
+
+    resource: ResourceRef
+    taken: Interval
+    topology: Topology | None
+    content: Blocks
+
+    @property
+    def achieved(self) -> Consistency:
+        """How still it was held; only final when asked after the last read, for it can drop when somebody writes meanwhile."""
+        ...
+
+
+class Source(Protocol):
+    """Reads one kind of resource. Entry point group `safehold.sources`."""
+
+    def resolve(self, spec: str) -> ResourceRef | None:
+        """The resource that `spec` names, or None where it is for another source. A `kind:` prefix forces the kind.
+
+        UsageError where the prefix is ours and the rest makes no sense.
+        """
+        ...
+
+    def capture(self, ref: ResourceRef, require: Consistency, ctx: Context) -> AbstractContextManager[Capture]:
+        """Hold the resource still, at least as still as `require`.
+
+        ConsistencyError where that cannot be reached, SourceError where it cannot be read.
+        """
+        ...

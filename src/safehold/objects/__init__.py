@@ -1,0 +1,1 @@
+"""Object stores, and the stores around stores that retry and limit."""

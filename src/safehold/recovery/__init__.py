@@ -1,0 +1,1 @@
+"""From a point back to bytes: restore, compare, prove."""

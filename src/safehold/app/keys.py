@@ -1,0 +1,150 @@
+"""The vault's keys: slots, rotation, recovery kits and writer credentials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from safehold.model.errors import ObjectExists, UsageError
+from safehold.vault.access import Unlocked, read_slots
+from safehold.vault.create import add_slot, timestamp
+from safehold.vault.envelope import close, encode
+from safehold.vault.keys import Keyring, OwnerKey, new_seed
+from safehold.vault.kit import Kit, render_kit
+from safehold.vault.names import gc_name, key_name, writer_name
+from safehold.vault.records import GcRecord, Generation, KeyPayload, KeySlot
+from safehold.vault.slots import Wrapper
+from safehold.vault.vault import Vault
+from safehold.vault.writers import WriterKey, new_writer, store_certificate
+
+__all__ = ["Rotation", "Slot", "add_key", "export_writer", "list_keys", "paper_kit", "remove_key", "revoke_writer", "rotate_key"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A key slot as users see it; `method` is passphrase or recipient."""
+
+    id: str
+    label: str
+    method: str
+    created: str
+
+
+def list_keys(vault: Vault) -> list[Slot]:
+    """Every readable key slot."""
+    slots, problems = read_slots(vault.store)
+    for problem in problems:
+        vault.ctx.progress.warn(str(problem))
+    return [_slot(slot, record) for slot, record in slots.items()]
+
+
+def _slot(slot: bytes, record: KeySlot) -> Slot:
+    return Slot(slot.hex(), record.label, "passphrase" if record.kdf else "recipient", record.created)
+
+
+def add_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -> Slot:
+    """One more way into the vault."""
+    slot = add_slot(vault.store, vault.id, _payload(vault, unlocked), wrapper, label, timestamp(vault.ctx))
+    slots, _ = read_slots(vault.store)
+    return _slot(slot, slots[slot])
+
+
+def _payload(vault: Vault, unlocked: Unlocked) -> KeyPayload:
+    """What goes into a new slot: a kit opens the vault without the document, which a slot has to carry."""
+    if not unlocked.payload.document:
+        raise UsageError(
+            "vault.json is lost, so no key slot can be made that vouches for it",
+            on=vault.store.url,
+            remedy="restore what is needed with the kit, and make a new vault",
+        )
+    return unlocked.payload
+
+
+def remove_key(vault: Vault, prefix: str) -> Slot:
+    """Delete one slot. UsageError where the id is unknown or ambiguous, or where it is the last slot."""
+    slots = list_keys(vault)
+    fitting = [slot for slot in slots if slot.id.startswith(prefix)]
+    if len(fitting) != 1:
+        raise UsageError("no single key slot of that id", on=prefix, remedy="see them: safehold key list")
+    if len(slots) == 1:
+        raise UsageError("this is the last key slot", on=prefix, remedy="add another first: safehold key add")
+    vault.store.delete(key_name(bytes.fromhex(fitting[0].id)))
+    return fitting[0]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A new owner generation, the kit that goes with it, the new slot, and the old slots that were removed."""
+
+    generation: int
+    kit: str
+    slot: Slot
+    removed: list[Slot]
+
+
+def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -> Rotation:
+    """Make a new owner key that later sessions are sealed to.
+
+    In this order, so that a killed rotation leaves a vault that opens: the new slot (it holds the old generations too), the record in the gc
+    chain that puts the new key in force, and then the old slots go. Writer credentials made before keep working: the chain tells them.
+    """
+    ctx, record = vault.ctx, vault.chain.record
+    if record is None:
+        raise UsageError("the gc chain is missing, and a rotation is recorded there", on="gc/", remedy="see runbook: damaged vault")
+    old = vault.owner_key
+    number = old.generation + 1
+    fresh = OwnerKey(number, new_seed())
+    kept = tuple(g for g in unlocked.payload.generations if g.number < number)
+    payload = KeyPayload((*kept, Generation(number, fresh.seed)), _payload(vault, unlocked).document)
+    before = list_keys(vault)
+    slot = add_slot(vault.store, vault.id, payload, wrapper, label, timestamp(ctx))
+    name = gc_name(record.number + 1)
+    link = GcRecord(
+        number=record.number + 1,
+        previous=vault.chain.digest,
+        generation=old.generation,
+        owner=fresh.public,
+        features=record.features,
+        condemned=record.condemned,
+        dead=record.dead,
+        base=record.base,
+        absorbed=record.absorbed,
+        points=record.points,
+        sessions=record.sessions,
+    )
+    try:
+        vault.store.put(name, [close(vault.id, name, encode(link), old.sign)])
+    except ObjectExists:
+        vault.store.delete(key_name(slot))
+        raise UsageError("somebody else changed the vault at the same moment", on=name, remedy="rotate again") from None
+    for one in before:
+        vault.store.delete(key_name(bytes.fromhex(one.id)))
+    kit = Kit(vault.id, Keyring(payload.generations).generations)
+    return Rotation(
+        number,
+        render_kit(vault.store.url, kit, timestamp(ctx)),
+        Slot(slot.hex(), label, "passphrase", timestamp(ctx)),
+        before,
+    )
+
+
+def paper_kit(vault: Vault, unlocked: Unlocked) -> str:
+    """The recovery kit's text, and a note in the vault that one was made."""
+    kit = Kit(vault.id, unlocked.keyring.generations)
+    vault.notes().add(vault.id, "kit", {})
+    return render_kit(vault.store.url, kit, timestamp(vault.ctx))
+
+
+def export_writer(vault: Vault, label: str, resources: tuple[str, ...]) -> WriterKey:
+    """A new credential that may only add points of the resources that the patterns match, in a dedup domain of its own."""
+    writer = new_writer(vault.id, vault.owner, label, resources)
+    vault.store.put(writer_name(writer.wid), [store_certificate(writer, vault.owner_key, exported=True)])
+    return writer
+
+
+def revoke_writer(vault: Vault, prefix: str) -> str:
+    """From now on no point of that writer counts; returns its id in hex. UsageError where the id is unknown or the owner's own."""
+    fitting = [wid for wid, certificate in vault.writers.items() if wid.hex().startswith(prefix) and certificate.exported]
+    if len(fitting) != 1:
+        raise UsageError("no single exported writer of that id", on=prefix, remedy="see them: safehold key list")
+    vault.notes().add(fitting[0], "revoked", {})
+    return fitting[0].hex()

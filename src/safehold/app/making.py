@@ -1,0 +1,34 @@
+"""Making a vault, with its recovery kit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from safehold.model.context import Context
+from safehold.model.errors import UsageError
+from safehold.ports.store import Store
+from safehold.vault.create import create_vault, timestamp
+from safehold.vault.kit import render_kit
+from safehold.vault.records import Parameters
+from safehold.vault.slots import Wrapper
+
+__all__ = ["MadeVault", "make_vault"]
+
+_SMALLEST, _LARGEST = 4096, 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class MadeVault:
+    """A fresh vault: its id in hex and the text of its recovery kit."""
+
+    id: str
+    kit: str
+
+
+def make_vault(store: Store, wrapper: Wrapper, parameters: Parameters, ctx: Context) -> MadeVault:
+    """UsageError where the place is not empty or the block size is no power of two from 4 KiB to 16 MiB."""
+    size = parameters.block_size
+    if size & (size - 1) or not _SMALLEST <= size <= _LARGEST:
+        raise UsageError("block size must be a power of two from 4K to 16M", on=str(size), remedy="leave it out for 512K")
+    made = create_vault(store, wrapper, parameters, "first", ctx)
+    return MadeVault(made.unlocked.document.id, render_kit(store.url, made.kit, timestamp(ctx)))

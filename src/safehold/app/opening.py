@@ -1,0 +1,48 @@
+"""Opening a vault with whatever credentials are at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from safehold.model.context import Context
+from safehold.ports.store import Store
+from safehold.vault.access import read_document, unlock, unlock_with_kit
+from safehold.vault.kit import Kit
+from safehold.vault.slots import Unlocker
+from safehold.vault.vault import Places, Vault
+from safehold.vault.writers import WriterKey
+from safehold.model.errors import DamageError
+
+__all__ = ["Credentials", "Stores", "open_vault"]
+
+
+@dataclass(frozen=True)
+class Stores:
+    """One store twice: `store` retries what may pass, `direct` does not (commits need to know of every attempt)."""
+
+    store: Store
+    direct: Store
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Exactly one of the three is set."""
+
+    unlocker: Unlocker | None = None
+    kit: Kit | None = None
+    writer: WriterKey | None = None
+
+
+def open_vault(stores: Stores, credentials: Credentials, places: Places, ctx: Context) -> Vault:
+    """The vault at that store. UsageError where there is none, VaultKeyError where the credentials do not open it."""
+    if credentials.writer is not None:
+        document, _, wrong = read_document(stores.store)
+        if document is None:
+            raise DamageError(wrong, on=stores.store.url, remedy="a writer credential needs vault.json: have the owner repair the vault")
+        return Vault.for_writer(stores.store, stores.direct, document, credentials.writer, places, ctx)
+    if credentials.kit is not None:
+        unlocked = unlock_with_kit(stores.store, credentials.kit)
+    else:
+        assert credentials.unlocker is not None
+        unlocked = unlock(stores.store, credentials.unlocker)
+    return Vault.for_owner(stores.store, stores.direct, unlocked, places, ctx)

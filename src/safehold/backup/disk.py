@@ -1,0 +1,102 @@
+"""Stores one disk: read, hash, and hand in what the vault lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from safehold.model.context import Context
+from safehold.model.extents import ExtentKind
+from safehold.model.spread import spread
+from safehold.ports.blocks import Blocks
+from safehold.vault.disk import DiskTreeBuilder
+from safehold.vault.names import ZERO_ID, Kind
+from safehold.vault.records import Parameters
+from safehold.vault.sealing import chunk_id
+from safehold.vault.session import Session
+
+__all__ = ["LANES", "StoredTree", "Window", "store_disk", "windows"]
+
+LANES = 2
+"""Threads that read and seal. All the heavy calls release the interpreter's lock, so two keep two cores busy."""
+
+WINDOW = 8 * 1024 * 1024
+"""Bytes read at once by a thread: long enough for the disk, short enough for the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTree:
+    """What a stored disk comes to: the tree's root and levels, and the bytes that were read."""
+
+    root: bytes
+    levels: int
+    read: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """`count` whole blocks from number `first`, to be read, or known to be zero."""
+
+    first: int
+    count: int
+    data: bool
+
+
+def windows(blocks: Blocks, block_size: int) -> Iterator[Window]:
+    """The disk in windows. A block counts as data where any byte of it may be."""
+    step = max(1, WINDOW // block_size)
+    done = 0
+    for extent in blocks.extents(None):
+        if extent.kind is ExtentKind.ZERO or extent.end <= done * block_size:
+            continue
+        first, last = max(extent.offset // block_size, done), (extent.end - 1) // block_size
+        if first > done:
+            yield Window(done, first - done, data=False)
+        for at in range(first, last + 1, step):
+            yield Window(at, min(step, last + 1 - at), data=True)
+        done = last + 1
+    total = -(-blocks.size // block_size)
+    if total > done:
+        yield Window(done, total - done, data=False)
+
+
+def store_disk(session: Session, blocks: Blocks, dedup_key: bytes, parameters: Parameters, ctx: Context) -> StoredTree:
+    """Store the whole disk in the session; only blocks that the vault lacks are compressed, encrypted and uploaded."""
+    size, block_size = blocks.size, parameters.block_size
+    nodes = session.lane()
+    tree = DiskTreeBuilder(-(-size // block_size), parameters.page_refs, lambda node: session.put_node(nodes, node))
+    zero_block = chunk_id(dedup_key, bytes(block_size))
+    tail = size % block_size
+    zero_tail = chunk_id(dedup_key, bytes(tail))
+    read = []
+
+    def work(share: Iterator[Window]) -> None:
+        lane = session.lane()
+        buffer = bytearray(max(WINDOW, block_size))
+        total = 0
+        for window in share:
+            ctx.cancel.check()
+            start = window.first * block_size
+            length = min(window.count * block_size, size - start)
+            if not window.data:
+                tree.set_zero(window.first, window.count)
+                ctx.progress.advance(length)
+                continue
+            view = memoryview(buffer)[:length]
+            blocks.read_into(start, view)
+            pieces = [view[at : at + block_size] for at in range(0, length, block_size)]
+            identities = [chunk_id(dedup_key, piece) for piece in pieces]
+            for n, identity in enumerate(identities):
+                # Hashing tells zeros from data without a second pass over the block.
+                if identity == (zero_block if len(pieces[n]) == block_size else zero_tail):
+                    identities[n] = ZERO_ID
+            fresh = [n for n, identity in enumerate(identities) if identity != ZERO_ID]
+            lane.put_known(Kind.PACK, [identities[n] for n in fresh], [pieces[n] for n in fresh])
+            tree.set(window.first, identities)
+            total += length
+            ctx.progress.advance(length)
+        read.append(total)
+
+    spread(windows(blocks, block_size), work, LANES)
+    root, levels = tree.finish()
+    return StoredTree(root, levels, sum(read))

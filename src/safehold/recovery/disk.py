@@ -1,0 +1,183 @@
+"""Writes a stored disk onto a target: all of it, or only what differs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from safehold.model.context import Context
+from safehold.model.errors import DamageError
+from safehold.model.spread import spread
+from safehold.ports.blocks import MutableBlocks
+from safehold.vault.disk import StoredDisk
+from safehold.vault.fetch import Lost
+from safehold.vault.names import ZERO_ID
+from safehold.vault.sealing import chunk_id
+
+__all__ = ["Losses", "Written", "write_differences", "write_disk"]
+
+THREADS_LOCAL, THREADS_REMOTE = 2, 8
+"""Two threads fill two cores; a remote store needs more requests under way than there are cores."""
+
+_WINDOW = 8 * 1024 * 1024
+
+
+@dataclass
+class Losses:
+    """Collects blocks that could not be read; `salvage` false makes the first one end the restore. Thread-safe."""
+
+    salvage: bool
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, disk: StoredDisk, lost: list[Lost]) -> None:
+        """Note blocks of `disk` as lost; DamageError, naming the objects and the byte ranges, unless this is a salvage."""
+        if not lost:
+            return
+        with self._lock:
+            for one in sorted(lost, key=lambda l: l.position):
+                start = one.position * disk.block_size
+                end = min(start + disk.block_size, disk.size)
+                if self.ranges and self.ranges[-1][1] == start:
+                    self.ranges[-1] = (self.ranges[-1][0], end)
+                else:
+                    self.ranges.append((start, end))
+                if one.reason not in self.reasons:
+                    self.reasons.append(one.reason)
+            if not self.salvage:
+                raise DamageError(
+                    f"bytes {self.spelled()} cannot be read: {'; '.join(self.reasons[:3])}",
+                    on=disk.member.name,
+                    remedy="restore another point, or go on without these bytes: --salvage",
+                )
+
+    def spelled(self) -> str:
+        """The ranges as text, in order and joined."""
+        joined: list[tuple[int, int]] = []
+        for start, end in sorted(self.ranges):
+            if joined and joined[-1][1] >= start:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((start, end))
+        return ", ".join(f"{start}-{end - 1}" for start, end in joined)
+
+    @property
+    def total(self) -> int:
+        """Bytes lost."""
+        return sum(end - start for start, end in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Bytes that a restore wrote as data, zeroed, and left alone because they were right already."""
+
+    data: int
+    zeroed: int
+    kept: int
+
+
+def _threads(disk: StoredDisk) -> int:
+    return THREADS_REMOTE if disk.remote else THREADS_LOCAL
+
+
+def _windows(disk: StoredDisk) -> Iterator[tuple[int, int, bool]]:
+    step = max(1, _WINDOW // disk.block_size)
+    for first, count, data in disk.tree.runs():
+        if not data:
+            yield first, count, False
+            continue
+        for at in range(first, first + count, step):
+            yield at, min(step, first + count - at), True
+
+
+def write_disk(disk: StoredDisk, target: MutableBlocks, losses: Losses, ctx: Context) -> Written:
+    """Write every byte of the disk; holes are zeroed on the target, whatever was there. Durable when it returns."""
+    totals = []
+
+    def work(share: Iterator[tuple[int, int, bool]]) -> None:
+        wrote = zeroed = 0
+        for first, count, data in share:
+            ctx.cancel.check()
+            start = first * disk.block_size
+            length = min(count * disk.block_size, disk.size - start)
+            if data:
+                wrote += _write_blocks(disk, target, losses, first, count)
+            else:
+                target.write_zeroes(start, length)
+                zeroed += length
+            ctx.progress.advance(length)
+        totals.append((wrote, zeroed))
+
+    spread(_windows(disk), work, _threads(disk))
+    target.flush()
+    return Written(sum(w for w, _ in totals), sum(z for _, z in totals), 0)
+
+
+def _write_blocks(disk: StoredDisk, target: MutableBlocks, losses: Losses, first: int, count: int) -> int:
+    wrote = 0
+    lost: list[Lost] = []
+    for piece in disk.pieces(first, count):
+        if isinstance(piece, Lost):
+            lost.append(piece)
+            continue
+        offset, data = piece
+        if data is None:
+            target.write_zeroes(offset, min(disk.block_size, disk.size - offset))
+        else:
+            target.write(offset, memoryview(data))
+            wrote += len(data)
+    losses.add(disk, lost)
+    return wrote
+
+
+def write_differences(disk: StoredDisk, target: MutableBlocks, losses: Losses, ctx: Context) -> Written:
+    """Make the target equal to the disk, fetching and writing only blocks whose hash differs. Durable when it returns."""
+    totals = []
+    step = max(1, _WINDOW // disk.block_size)
+
+    def work(share: Iterator[int]) -> None:
+        buffer = bytearray(step * disk.block_size)
+        wrote = zeroed = kept = 0
+        for first in share:
+            ctx.cancel.check()
+            count = min(step, disk.tree.blocks - first)
+            start = first * disk.block_size
+            length = min(count * disk.block_size, disk.size - start)
+            view = memoryview(buffer)[:length]
+            target.read_into(start, view)
+            wrong = [n for n, same in enumerate(_same(disk, first, view)) if not same]
+            kept += length
+            for at, many in _runs(wrong):
+                size = min(many * disk.block_size, length - at * disk.block_size)
+                done = _write_blocks(disk, target, losses, first + at, many)
+                wrote, zeroed, kept = wrote + done, zeroed + size - done, kept - size
+            ctx.progress.advance(length)
+        totals.append((wrote, zeroed, kept))
+
+    spread(iter(range(0, disk.tree.blocks, step)), work, _threads(disk))
+    target.flush()
+    return Written(sum(t[0] for t in totals), sum(t[1] for t in totals), sum(t[2] for t in totals))
+
+
+def _same(disk: StoredDisk, first: int, view: memoryview) -> Iterator[bool]:
+    pieces = [view[at : at + disk.block_size] for at in range(0, len(view), disk.block_size)]
+    for piece, identity in zip(pieces, disk.tree.block_ids(first, len(pieces)), strict=True):
+        if identity == ZERO_ID:
+            yield not bytes(piece).strip(b"\0")
+        else:
+            yield chunk_id(disk.dedup_key, piece) == identity
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    start = length = 0
+    for number in numbers:
+        if length and number == start + length:
+            length += 1
+            continue
+        if length:
+            yield start, length
+        start, length = number, 1
+    if length:
+        yield start, length

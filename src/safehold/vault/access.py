@@ -1,0 +1,132 @@
+"""Opening a vault: which keys are at hand, what they are allowed to do, and whether the vault is what they say it is."""
+
+from __future__ import annotations
+
+import msgspec
+
+from safehold.model.errors import DamageError, FormatError, ObjectNotFound, UsageError, VaultKeyError
+from safehold.ports.store import Store
+from safehold.vault.envelope import decode, open_object
+from safehold.vault.keys import Keyring
+from safehold.vault.kit import Kit
+from safehold.vault.names import Kind, key_name
+from safehold.vault.records import Features, KeyPayload, KeySlot, OwnerPublic, Parameters, VaultDocument
+from safehold.vault.slots import Unlocker
+
+__all__ = ["FORMAT", "Unlocked", "document_owner", "parse_document", "read_document", "read_slots", "unlock", "unlock_with_kit"]
+
+FORMAT = 1
+
+
+class Unlocked(msgspec.Struct, frozen=True):
+    """An opened key: its generations, the authenticated document, and the id of the slot (empty for a recovery kit)."""
+
+    payload: KeyPayload
+    document: VaultDocument
+    slot: bytes
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def keyring(self) -> Keyring:
+        """The owner's keys."""
+        return Keyring(self.payload.generations)
+
+
+def parse_document(data: bytes, name: str) -> VaultDocument:
+    """`vault.json` from its JSON text; FormatError for a newer format."""
+    try:
+        document = msgspec.json.decode(data, type=VaultDocument)
+        vault = bytes.fromhex(document.id)
+    except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
+        raise DamageError(f"not a vault document ({error})", on=name) from error
+    if len(vault) != 16:
+        raise DamageError("vault id has the wrong length", on=name)
+    if document.format != FORMAT:
+        raise FormatError(f"vault has format {document.format}, this program reads {FORMAT}", on=name, remedy="use a newer safehold")
+    return document
+
+
+def document_owner(document: VaultDocument) -> OwnerPublic:
+    """The owner's public keys in a document; only as good as the document."""
+    owner = document.owner
+    return OwnerPublic(int(owner["generation"]), bytes.fromhex(str(owner["seal"])), bytes.fromhex(str(owner["sign"])))
+
+
+def read_document(store: Store) -> tuple[VaultDocument | None, bytes, str]:
+    """The store's `vault.json`, its JSON bytes, and what is wrong with it (then the document is None)."""
+    try:
+        opened = open_object(Kind.VAULT.prefix, store.get(Kind.VAULT.prefix))
+        return parse_document(opened.payload, Kind.VAULT.prefix), opened.payload, ""
+    except ObjectNotFound:
+        return None, b"", "vault.json is missing"
+    except DamageError as error:
+        return None, b"", str(error)
+
+
+def read_slots(store: Store) -> tuple[dict[bytes, KeySlot], list[DamageError]]:
+    """Every key slot by its id, and what is wrong with the unreadable ones."""
+    slots: dict[bytes, KeySlot] = {}
+    problems: list[DamageError] = []
+    for stamp in store.list(Kind.KEY.prefix + "/"):
+        try:
+            slots[bytes.fromhex(stamp.name.split("/")[1])] = decode(open_object(stamp.name, store.get(stamp.name)).payload, KeySlot, stamp.name)
+        except (DamageError, ValueError) as error:
+            problems.append(error if isinstance(error, DamageError) else DamageError("not a key slot", on=stamp.name))
+        except ObjectNotFound:
+            continue
+    return slots, problems
+
+
+def _no_vault(store: Store) -> UsageError:
+    return UsageError("no vault here", on=store.url, remedy=f"make one with: safehold vault init {store.url}")
+
+
+def unlock(store: Store, unlocker: Unlocker) -> Unlocked:
+    """Open the vault's key with a passphrase or identity.
+
+    The document inside the slot is the one that is believed. VaultKeyError where no slot opens, DamageError where `vault.json` says otherwise
+    than the slot, UsageError where there is no vault.
+    """
+    document, raw, wrong = read_document(store)
+    slots, problems = read_slots(store)
+    if document is None and not slots and not problems:
+        raise _no_vault(store)
+    for slot, record in slots.items():
+        payload = unlocker.unwrap(slot, record)
+        if payload is None:
+            continue
+        authentic = parse_document(payload.document, key_name(slot))
+        if raw and payload.document != raw:
+            raise DamageError(
+                "vault.json is not the one this key was made for: it was replaced",
+                on=store.url,
+                remedy="restore vault.json from a mirror; do not write to this vault before",
+            )
+        warnings = (f"{wrong}; the copy inside the key slot is used",) if wrong else ()
+        return Unlocked(payload, authentic, slot, warnings)
+    if problems and not slots:
+        raise DamageError(f"no key slot can be read ({problems[0]})", on=store.url, remedy="open the vault with the recovery kit: --kit FILE")
+    raise VaultKeyError(
+        "wrong passphrase or key",
+        on=store.url,
+        remedy="try again, or open the vault with the recovery kit: --kit FILE",
+    )
+
+
+def unlock_with_kit(store: Store, kit: Kit) -> Unlocked:
+    """Open the vault with its recovery kit: neither key slots nor `vault.json` are needed."""
+    document, raw, wrong = read_document(store)
+    keyring = Keyring(kit.generations)
+    if document is not None:
+        if bytes.fromhex(document.id) != kit.vault:
+            raise VaultKeyError("the recovery kit is of another vault", on=store.url, remedy=f"this vault's id is {document.id}")
+        public = document_owner(document)
+        if public.generation in keyring and keyring.get(public.generation).public != public:
+            raise DamageError("vault.json names another owner than the recovery kit: it was replaced", on=store.url)
+        return Unlocked(KeyPayload(kit.generations, raw), document, b"")
+    if not any(True for _ in store.list("")):
+        raise _no_vault(store)
+    public = keyring.get(kit.generations[0].number).public
+    owner: dict[str, str | int] = {"generation": public.generation, "seal": public.seal.hex(), "sign": public.sign.hex()}
+    rebuilt = VaultDocument(FORMAT, kit.vault.hex(), "", Parameters(), Features(), owner)
+    return Unlocked(KeyPayload(kit.generations, b""), rebuilt, b"", (f"{wrong}; default parameters are used",))

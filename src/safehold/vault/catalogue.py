@@ -1,0 +1,190 @@
+"""The points of a vault: listed, checked, cached, and found by `RESOURCE@WHEN`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from safehold.model.errors import DamageError, UsageError
+from safehold.ports.store import Stamp, Store
+from safehold.vault.envelope import decode, open_object
+from safehold.vault.fetch import SecretCache
+from safehold.vault.names import Kind, commit_name, kind_of
+from safehold.vault.records import Certificate, PointBody, PointObject
+from safehold.vault.sealing import SessionSecret, open_body, seal_body
+from safehold.vault.writers import allows
+
+__all__ = ["Catalogue", "Point", "PointCache", "Rejected", "choose"]
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A committed point as a reader sees it. `time` is the store's; `digest` is the BLAKE3 of the stored object."""
+
+    name: str
+    wid: bytes
+    sid: bytes
+    time: float
+    digest: bytes
+    dedup_key: bytes
+    body: PointBody
+
+    @property
+    def id(self) -> str:
+        """What users see and type (any unambiguous prefix of it)."""
+        return self.sid.hex()
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Names of its members."""
+        return tuple(member.name for member in self.body.members)
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it."""
+
+    name: str
+    reason: str
+
+
+class _Cached(msgspec.Struct, frozen=True):
+    size: int
+    digest: bytes
+    dedup_key: bytes
+    body: PointBody
+
+
+class PointCache:
+    """Points opened before, in one file sealed under a key of the owner's. Can be thrown away at any time."""
+
+    _NAME = "point cache"
+
+    def __init__(self, path: Path, vault: bytes, key: bytes) -> None:
+        self._path, self._vault, self._key = path, vault, key
+
+    def load(self) -> dict[str, _Cached]:
+        """By object name; anything unreadable counts as empty."""
+        try:
+            plain = open_body(self._key, self._vault, self._NAME, self._path.read_bytes())
+            return msgspec.msgpack.decode(plain, type=dict[str, _Cached])
+        except (OSError, DamageError, msgspec.MsgspecError):
+            return {}
+
+    def store(self, entries: dict[str, _Cached]) -> None:
+        """Replace the file; a machine without room for it goes on without."""
+        sealed = seal_body(self._key, self._vault, self._NAME, msgspec.msgpack.encode(entries))
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = self._path.with_suffix(".new")
+            fresh.write_bytes(sealed)
+            fresh.chmod(0o600)
+            fresh.replace(self._path)
+        except OSError:
+            return
+
+
+class Catalogue:
+    """Reads the points of one vault with the owner's keys."""
+
+    def __init__(
+        self,
+        store: Store,
+        vault: bytes,
+        secrets: SecretCache,
+        writers: dict[bytes, Certificate],
+        allowed: Callable[[Certificate], tuple[str, ...]],
+        revoked: dict[bytes, float],
+        cache: PointCache | None,
+    ) -> None:
+        """`allowed` gives a writer's resource patterns; `revoked` the store time from when on a writer's points do not count."""
+        self._store, self._vault, self._secrets = store, vault, secrets
+        self._writers, self._allowed, self._revoked = writers, allowed, revoked
+        self._cache = cache
+
+    def read(self) -> tuple[list[Point], list[Rejected]]:
+        """Every point, oldest first by the store's time, and what lies among them without being one. Fences are neither."""
+        cached = self._cache.load() if self._cache else {}
+        entries: dict[str, _Cached] = {}
+        points: list[Point] = []
+        rejected: list[Rejected] = []
+        for stamp in self._store.list(Kind.POINT.prefix + "/"):
+            if stamp.size == 0:
+                continue
+            try:
+                entry = cached.get(stamp.name)
+                if entry is None or entry.size != stamp.size:
+                    entry = self._open(stamp)
+                entries[stamp.name] = entry
+                points.append(self._accept(stamp, entry))
+            except DamageError as error:
+                rejected.append(Rejected(stamp.name, str(error)))
+        if self._cache and entries.keys() != cached.keys():
+            self._cache.store(entries)
+        return sorted(points, key=lambda p: (p.time, p.name)), rejected
+
+    def load(self, stamp: Stamp) -> Point:
+        """One point read from the store itself, not from the cache; DamageError where it is none."""
+        return self._accept(stamp, self._open(stamp))
+
+    def _open(self, stamp: Stamp) -> _Cached:
+        if kind_of(stamp.name) is not Kind.POINT:
+            raise DamageError("not the name of a point", on=stamp.name)
+        wid = bytes.fromhex(stamp.name.split("/")[1])
+        certificate = self._writers.get(wid)
+        if certificate is None:
+            raise DamageError("point is of a writer that the owner did not certify", on=stamp.name)
+        stored = self._store.get(stamp.name)
+        opened = open_object(stamp.name, stored)
+        opened.check(self._vault, certificate.verify)
+        record = decode(opened.payload, PointObject, stamp.name)
+        if commit_name(record.key.wid, record.key.sid) != stamp.name:
+            raise DamageError("point carries the key of another session", on=stamp.name)
+        secret: SessionSecret = self._secrets.open(record.key, on=stamp.name)
+        body = decode(open_body(secret.session_key, self._vault, stamp.name, record.sealed), PointBody, stamp.name)
+        return _Cached(len(stored), opened.digest, secret.dedup_key, body)
+
+    def _accept(self, stamp: Stamp, entry: _Cached) -> Point:
+        _, wid_text, sid_text = stamp.name.split("/")
+        wid = bytes.fromhex(wid_text)
+        certificate = self._writers.get(wid)
+        if certificate is None:
+            raise DamageError("point is of a writer that the owner did not certify", on=stamp.name)
+        if wid in self._revoked and stamp.time >= self._revoked[wid]:
+            raise DamageError("point was made after its writer was revoked", on=stamp.name)
+        patterns = self._allowed(certificate)
+        for member in entry.body.members:
+            if not allows(patterns, member.name):
+                raise DamageError(f"writer may not make points of {member.name!r}", on=stamp.name)
+        return Point(stamp.name, wid, bytes.fromhex(sid_text), stamp.time, entry.digest, entry.dedup_key, entry.body)
+
+
+def choose(points: Iterable[Point], resource: str, when: str, parse_time: Callable[[str], tuple[float, float]]) -> Point:
+    """The point of `resource` that `when` names.
+
+    `latest` is the newest; a time names the newest point not after it, a day or minute the newest within it; anything else is the start of a
+    point's id. `parse_time` gives the first and last instant that a time text covers, or raises ValueError.
+    UsageError where nothing or more than one fits.
+    """
+    mine = [p for p in points if resource in p.resources or not resource]
+    if not mine:
+        raise UsageError("no points of this resource", on=resource, remedy="see what there is: safehold points")
+    if when == "latest":
+        return mine[-1]
+    matching = [p for p in mine if p.id.startswith(when.lower())] if _is_hex(when) else []
+    if len(matching) == 1:
+        return matching[0]
+    if len(matching) > 1:
+        raise UsageError(f"{when} is the start of {len(matching)} points", on=resource, remedy="give more of the id")
+    try:
+        _, last = parse_time(when)
+    except ValueError:
+        raise UsageError(f"no point {when!r}", on=resource, remedy=f"see what there is: safehold points {resource}") from None
+    before = [p for p in mine if p.time <= last]
+    if not before:
+        raise UsageError(f"no point as old as {when}", on=resource, remedy=f"see what there is: safehold points {resource}")
+    return before[-1]
+
+
+def _is_hex(text: str) -> bool:
+    return 0 < len(text) <= 32 and all(c in "0123456789abcdefABCDEF" for c in text)

@@ -1,0 +1,46 @@
+"""What this machine remembers of each vault, so that a vault that was rolled back is noticed. Can be lost without harm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["Head", "Heads"]
+
+
+class Head(msgspec.Struct, frozen=True):
+    """Of one vault: number and digest of the newest gc record met, and the point this machine committed last."""
+
+    gc: int = -1
+    digest: str = ""
+    point: str = ""
+
+
+class Heads:
+    """One small file for each vault in a directory of this machine's state."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _path(self, vault: bytes) -> Path:
+        return self._directory / f"{vault.hex()}.json"
+
+    def load(self, vault: bytes) -> Head:
+        """What is remembered; an unreadable file counts as nothing."""
+        try:
+            return msgspec.json.decode(self._path(vault).read_bytes(), type=Head)
+        except (OSError, msgspec.MsgspecError):
+            return Head()
+
+    def store(self, vault: bytes, head: Head) -> None:
+        """Remember `head`. A machine that cannot remember goes on without."""
+        path = self._path(vault)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = path.with_name(f"{path.name}.{os.getpid()}")
+            fresh.write_bytes(msgspec.json.encode(head))
+            fresh.replace(path)
+        except OSError:
+            return

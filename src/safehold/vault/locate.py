@@ -1,0 +1,166 @@
+"""Where the chunks of one dedup domain lie: from index runs whose signatures count, and where those are lost, from the packs themselves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safehold.model.context import Context
+from safehold.model.errors import DamageError, ObjectNotFound, ShortRead
+from safehold.ports.store import Store
+from safehold.vault.envelope import open_object
+from safehold.vault.fetch import Fetcher, SecretCache
+from safehold.vault.index.cache import IndexCache
+from safehold.vault.index.rows import Location
+from safehold.vault.index.view import ChunkIndex
+from safehold.vault.names import Kind, kind_of
+from safehold.vault.pack import PackRow, open_table, table_span
+from safehold.vault.records import Certificate, RunObject
+from safehold.vault.run import open_run_rows, read_run
+from safehold.vault.trust import Chain, OwnerTrust
+
+__all__ = ["DedupView", "DomainFinder", "Locator"]
+
+
+@dataclass(frozen=True)
+class DedupView:
+    """What a session may deduplicate against, and the names of the runs that say so."""
+
+    index: ChunkIndex
+    runs: frozenset[str]
+
+
+class Locator:
+    """Builds indexes of one dedup domain from the runs in the vault."""
+
+    def __init__(
+        self,
+        store: Store,
+        vault: bytes,
+        trust: OwnerTrust,
+        writers: dict[bytes, Certificate],
+        domain: bytes,
+        index_key: bytes,
+        cache: Path,
+        ctx: Context,
+    ) -> None:
+        """`cache` is a directory of this domain's own."""
+        self.store, self.vault, self.domain = store, vault, domain
+        self.writers = writers
+        self._trust, self._index_key, self._cache, self._ctx = trust, index_key, cache, ctx
+
+    def dedup_view(self, chain: Chain) -> DedupView:
+        """W2: what a writer may rely on: verified runs of sessions that are not fenced, without condemned and dead packs.
+
+        `chain` has been read before this call, and both after the session was announced.
+        """
+        fenced = {stamp.name.removeprefix("points/") for stamp in self.store.list("points/") if stamp.size == 0}
+        names = [name for name in self.run_names() if name.split("/", 1)[1].rsplit("-", 1)[0] not in fenced]
+        index = self._load(names)
+        index.exclude(chain.unusable_packs)
+        return DedupView(index, frozenset(names))
+
+    def reader_view(self) -> ChunkIndex:
+        """Everything that any run of the domain says, for reading."""
+        return self._load(list(self.run_names()))
+
+    def run_names(self) -> Iterator[str]:
+        """Names of runs of the domain's writers, and all base runs (whose writer id is the domain's id)."""
+        mine = {wid.hex() for wid, c in self.writers.items() if c.domain == self.domain} | {self.domain.hex()}
+        for stamp in self.store.list("index/"):
+            if kind_of(stamp.name) is Kind.INDEX and stamp.name.split("/")[1] in mine:
+                yield stamp.name
+
+    def _load(self, names: Sequence[str]) -> ChunkIndex:
+        with IndexCache(self._cache, self._ctx) as cache:
+            cache.keep_only(names)
+            for name in names:
+                if name not in cache:
+                    try:
+                        record, rows = self.read(name)
+                    except (DamageError, ObjectNotFound) as error:
+                        self._ctx.progress.warn(f"an index run is left out: {error}")
+                        continue
+                    cache.absorb(name, record.packs, rows)
+            return cache.index()
+
+    def read(self, name: str) -> tuple[RunObject, bytes]:
+        """A run's record and rows; DamageError unless a writer of this domain, or for a base run the owner, signed it."""
+        opened = open_object(name, self.store.get(name))
+        record = read_run(opened)
+        if record.domain != self.domain:
+            raise DamageError("index run is of another dedup domain", on=name)
+        if record.base:
+            self._trust.check(self.vault, opened, record.generation)
+        else:
+            certificate = self.writers.get(bytes.fromhex(name.split("/")[1]))
+            if certificate is None or certificate.domain != self.domain:
+                raise DamageError("index run is of a writer outside of its domain", on=name)
+            opened.check(self.vault, certificate.verify)
+        return record, open_run_rows(self.vault, name, self._index_key, record)
+
+    def listed_packs(self) -> set[str]:
+        """Names of the packs that a readable run of this domain speaks of; runs of other domains prove nothing here."""
+        listed: set[str] = set()
+        for name in self.run_names():
+            try:
+                listed.update(pack.name for pack in self.read(name)[0].packs)
+            except (DamageError, ObjectNotFound):
+                continue
+        return listed
+
+
+class DomainFinder:
+    """Finds chunks by the index, and rebuilds what the index lacks from tables of contents, once and only when needed. Thread-safe."""
+
+    def __init__(self, locator: Locator, fetcher: Fetcher, secrets: SecretCache) -> None:
+        self._locator, self._fetcher, self._secrets = locator, fetcher, secrets
+        self._index = locator.reader_view()
+        self._lock = threading.Lock()
+        self._recovered: dict[bytes, list[Location]] | None = None
+
+    def find_many(self, identities: Sequence[bytes]) -> list[Location | None]:
+        """One location of each chunk, by the index alone."""
+        return self._index.find_many(identities)
+
+    def locations(self, identity: bytes) -> list[Location]:
+        """Every location: by the index, then by the tables of contents of packs that no run lists."""
+        known = self._index.locations(identity)
+        with self._lock:
+            if self._recovered is None:
+                self._recovered = self._read_tables()
+        seen = {(location.pack, location.offset) for location in known}
+        return known + [l for l in self._recovered.get(identity, []) if (l.pack, l.offset) not in seen]
+
+    def _read_tables(self) -> dict[bytes, list[Location]]:
+        """Chunks of the packs outside of every readable index run."""
+        store = self._locator.store
+        listed = self._locator.listed_packs()
+        out: dict[bytes, list[Location]] = {}
+        for prefix in (Kind.META.prefix, Kind.PACK.prefix):
+            for stamp in store.list(prefix + "/"):
+                if stamp.name in listed or kind_of(stamp.name) is None:
+                    continue
+                try:
+                    rows = self.read_table(stamp.name, stamp.size)
+                except (DamageError, ObjectNotFound, ShortRead):
+                    continue
+                for row in rows:
+                    out.setdefault(row.identity, []).append(Location(stamp.name, row.offset, row.stored, row.plain, row.codec))
+        return out
+
+    def read_table(self, name: str, size: int) -> list[PackRow]:
+        """A pack's own table of contents."""
+        store = self._locator.store
+        header = self._fetcher.read_header(name)
+        tail = bytearray(4)
+        store.read_into(name, size - 4, memoryview(tail))
+        start, length = table_span(size, bytes(tail), name)
+        sealed = bytearray(length)
+        store.read_into(name, start, memoryview(sealed))
+        if not header.sessions:
+            raise DamageError("pack lists no session", on=name)
+        secret = self._secrets.open(header.sessions[0], on=name)
+        return open_table(bytes(sealed), self._locator.vault, header, secret, name)

@@ -1,0 +1,140 @@
+"""Whose signature counts: the owner's, by generation along the gc chain, and the writers' it certified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from safehold.model.errors import DamageError, FormatError, ObjectNotFound, RollbackError
+from safehold.ports.store import Store
+from safehold.vault.envelope import Opened, decode, open_object
+from safehold.vault.keys import Keyring
+from safehold.vault.names import Kind, gc_name, gc_number
+from safehold.vault.records import Certificate, Features, GcRecord, OwnerPublic
+from safehold.vault.writers import read_certificate
+
+__all__ = ["Chain", "OwnerTrust", "read_chain", "read_writers"]
+
+KNOWN_FEATURES: frozenset[str] = frozenset()
+"""Names of optional features that this program implements. Version 1 of the format has none."""
+
+
+class OwnerTrust:
+    """The owner's public signing keys that are believed, by generation; grows along rotations that are signed by a believed one."""
+
+    def __init__(self, keyring: Keyring | None, pinned: OwnerPublic | None) -> None:
+        known = [keyring.get(g.number).public for g in keyring.generations] if keyring else []
+        if pinned:
+            known.append(pinned)
+        self._known = {public.generation: public for public in known}
+
+    def __contains__(self, generation: int) -> bool:
+        return generation in self._known
+
+    def check(self, vault: bytes, opened: Opened, generation: int) -> None:
+        """DamageError unless the object is signed by that generation of the owner and that generation is believed."""
+        public = self._known.get(generation)
+        if public is None:
+            raise DamageError(f"object is signed by an unknown owner key (generation {generation})", on=opened.name)
+        opened.check(vault, public.sign)
+
+    def learn(self, public: OwnerPublic) -> None:
+        """Believe a newer generation; a different key for a known generation is refused."""
+        known = self._known.setdefault(public.generation, public)
+        if known != public:
+            raise DamageError(f"two different owner keys claim generation {public.generation}", on="gc")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The newest record of the gc chain and the BLAKE3 of its stored bytes; `record` is None where the whole chain is gone."""
+
+    record: GcRecord | None = None
+    digest: bytes = b""
+    problems: list[DamageError] = field(default_factory=list)
+
+    @property
+    def features(self) -> Features:
+        """The feature lists in force."""
+        return self.record.features if self.record else Features()
+
+    @property
+    def unusable_packs(self) -> frozenset[str]:
+        """Names of packs that nothing may be deduplicated against."""
+        return frozenset((*self.record.condemned, *self.record.dead)) if self.record else frozenset()
+
+    def require(self, kind: str) -> None:
+        """FormatError unless this program knows every feature on the `read` (`write`, `delete`) list."""
+        unknown = set(getattr(self.features, kind)) - KNOWN_FEATURES
+        if unknown:
+            raise FormatError(
+                f"the vault uses {', '.join(sorted(unknown))}, which this program lacks, so it must not {kind}",
+                remedy="use a newer safehold",
+            )
+
+
+def _read(store: Store, name: str) -> tuple[GcRecord, bytes, Opened]:
+    stored = store.get(name)
+    opened = open_object(name, stored)
+    record = decode(opened.payload, GcRecord, name)
+    if gc_name(record.number) != name:
+        raise DamageError("gc record is of another number than its name says", on=name)
+    return record, blake3(stored).digest(), opened
+
+
+def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, bytes] | None = None) -> Chain:
+    """The newest gc record, checked back to where trust starts.
+
+    `seen` is the number and digest of the newest record this machine has met: a chain that ends before it, or holds another record
+    under that number, is a RollbackError.
+    """
+    numbers = [gc_number(stamp.name) for stamp in store.list(Kind.GC.prefix + "/")]
+    if not numbers:
+        if seen:
+            raise RollbackError("the vault's gc chain is gone, and this machine has seen one", on=store.url, remedy="see runbook: damaged vault")
+        return Chain(problems=[DamageError("the gc chain is missing", on="gc/", remedy="pruning is refused; restores work")])
+    newest = max(numbers)
+    if seen and newest < seen[0]:
+        raise RollbackError(
+            f"the vault shows gc record {newest}, this machine has seen {seen[0]}: it was rolled back",
+            on=store.url,
+            remedy="find out who replaced the vault's objects; restores from a mirror are safe",
+        )
+    if seen:
+        _, digest, _ = _read(store, gc_name(seen[0]))
+        if digest != seen[1]:
+            raise RollbackError(f"gc record {seen[0]} is not the one this machine has seen", on=store.url)
+    record, digest, opened = _read(store, gc_name(newest))
+    if record.generation not in trust:
+        _learn_rotations(store, vault, trust, numbers)
+    trust.check(vault, opened, record.generation)
+    trust.learn(record.owner)
+    return Chain(record, digest)
+
+
+def _learn_rotations(store: Store, vault: bytes, trust: OwnerTrust, numbers: list[int]) -> None:
+    """Walk the chain in order, believing each new owner key that a believed one signed in."""
+    for number in sorted(numbers):
+        record, _, opened = _read(store, gc_name(number))
+        if record.generation in trust:
+            trust.check(vault, opened, record.generation)
+            trust.learn(record.owner)
+
+
+def read_writers(store: Store, vault: bytes, trust: OwnerTrust) -> tuple[dict[bytes, Certificate], list[DamageError]]:
+    """Every writer's certificate that the owner signed, by writer id, and what is wrong with the others."""
+    writers: dict[bytes, Certificate] = {}
+    problems: list[DamageError] = []
+    for stamp in store.list(Kind.WRITER.prefix + "/"):
+        try:
+            opened = open_object(stamp.name, store.get(stamp.name))
+            record = read_certificate(opened)
+            trust.check(vault, opened, record.generation)
+        except DamageError as error:
+            problems.append(error)
+        except ObjectNotFound:
+            continue
+        else:
+            writers[record.wid] = record
+    return writers, problems

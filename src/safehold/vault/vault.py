@@ -1,0 +1,238 @@
+"""An open vault: the one object through which everything above reads and writes points."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from safehold.model.context import Context
+from safehold.model.errors import DamageError, VaultKeyError
+from safehold.ports.store import Store
+from safehold.vault.access import Unlocked, document_owner
+from safehold.vault.catalogue import Catalogue, Point, PointCache, Rejected
+from safehold.vault.disk import DiskTree, StoredDisk
+from safehold.vault.fetch import Fetcher, SecretCache
+from safehold.vault.heads import Head, Heads
+from safehold.vault.keys import Keyring, OwnerKey
+from safehold.vault.locate import DomainFinder, Locator
+from safehold.vault.names import run_name, writer_name
+from safehold.vault.notes import Notes
+from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SessionInfo, VaultDocument
+from safehold.vault.session import Session
+from safehold.vault.trust import Chain, OwnerTrust, read_chain, read_writers
+from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate, writer_from_secret
+
+__all__ = ["Places", "Vault"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where this machine keeps what it remembers (`state`) and what it could compute again (`cache`)."""
+
+    state: Path
+    cache: Path
+
+
+class Vault:
+    """One vault, opened by its owner (who reads and writes) or by a writer (who only adds points)."""
+
+    def __init__(
+        self,
+        store: Store,
+        direct: Store,
+        document: VaultDocument,
+        keyring: Keyring | None,
+        writer: WriterKey | None,
+        places: Places,
+        ctx: Context,
+    ) -> None:
+        """`direct` is the same store without retries. Use `for_owner` or `for_writer`."""
+        self.store, self.direct = store, direct
+        self.document = document
+        self.id = bytes.fromhex(document.id)
+        self.keyring = keyring
+        self.ctx = ctx
+        self._places = places
+        self._heads = Heads(places.state / "heads")
+        head = self._heads.load(self.id)
+        self.trust = OwnerTrust(keyring, writer.owner if writer else None)
+        seen = (head.gc, bytes.fromhex(head.digest)) if head.gc >= 0 else None
+        self.chain: Chain = read_chain(store, self.id, self.trust, seen)
+        self.chain.require("read")
+        self.writers, self.problems = read_writers(store, self.id, self.trust)
+        self.problems = [*self.chain.problems, *self.problems]
+        if self.chain.record:
+            self._remember(Head(self.chain.record.number, self.chain.digest.hex(), head.point))
+        self._writer = writer
+        self._secrets = SecretCache(self.id, keyring) if keyring else None
+        self._fetcher = Fetcher(store, self.id, self._secrets) if self._secrets else None
+        self._finders: dict[bytes, DomainFinder] = {}
+
+    @classmethod
+    def for_owner(cls, store: Store, direct: Store, unlocked: Unlocked, places: Places, ctx: Context) -> Vault:
+        """Opened with an owner key; warnings of the unlocking are passed on."""
+        for warning in unlocked.warnings:
+            ctx.progress.warn(warning)
+        return cls(store, direct, unlocked.document, unlocked.keyring, None, places, ctx)
+
+    @classmethod
+    def for_writer(cls, store: Store, direct: Store, document: VaultDocument, writer: WriterKey, places: Places, ctx: Context) -> Vault:
+        """Opened with a writer credential; VaultKeyError where the credential is of another vault."""
+        if bytes.fromhex(document.id) != writer.vault:
+            raise VaultKeyError("the writer credential is of another vault", on=store.url)
+        return cls(store, direct, document, None, writer, places, ctx)
+
+    def _remember(self, head: Head) -> None:
+        self._heads.store(self.id, head)
+
+    # -- who we are --------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> Parameters:
+        """Block and pack sizes and the rest that is fixed for the vault's life."""
+        return self.document.parameters
+
+    @property
+    def owner(self) -> OwnerPublic:
+        """The owner's public keys in force: from the gc chain, else from the authenticated document."""
+        return self.chain.record.owner if self.chain.record else document_owner(self.document)
+
+    @property
+    def owner_key(self) -> OwnerKey:
+        """The owner's private keys in force; VaultKeyError for a mere writer, or where the key at hand was rotated away."""
+        return self._require_keyring().get(self.owner.generation)
+
+    def _require_keyring(self) -> Keyring:
+        if self.keyring is None:
+            raise VaultKeyError(
+                "a writer credential can add points and nothing else",
+                on=self.store.url,
+                remedy="open the vault with the owner's passphrase",
+            )
+        return self.keyring
+
+    def writer(self) -> WriterKey:
+        """The writer that backups of this process go by: the credential at hand, or the owner's own."""
+        if self._writer is not None:
+            return self._writer
+        keyring = self._require_keyring()
+        keyring.get(self.owner.generation)
+        for certificate in self.writers.values():
+            if not certificate.exported:
+                secret = open_certificate(self.id, keyring, certificate)
+                return writer_from_secret(self.id, self.owner, certificate, secret)
+        self.ctx.progress.warn("the owner's own writer certificate is missing or damaged: a new one is made, and the next backups are full")
+        fresh = new_writer(self.id, self.owner, "owner", ("*",))
+        self.store.put(writer_name(fresh.wid), [store_certificate(fresh, self.owner_key, exported=False)])
+        self.writers, _ = read_writers(self.store, self.id, self.trust)
+        return fresh
+
+    def notes(self) -> Notes:
+        """The owner's notes in this vault."""
+        return Notes(self.store, self.id, self.trust, self._require_keyring(), self.owner_key, self.ctx)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def catalogue(self) -> Catalogue:
+        """The points; for the owner only."""
+        keyring, secrets = self._require_keyring(), self._secrets
+        assert secrets is not None
+        oldest = keyring.get(keyring.generations[0].number)
+        key = blake3(oldest.seed, derive_key_context="safehold 1 point cache").digest()
+        return Catalogue(
+            self.store,
+            self.id,
+            secrets,
+            self.writers,
+            lambda certificate: open_certificate(self.id, keyring, certificate).resources,
+            self.notes().revocations(),
+            PointCache(self._places.cache / self.id.hex() / "points", self.id, key),
+        )
+
+    def points(self) -> tuple[list[Point], list[Rejected]]:
+        """Every point, oldest first, and what claims to be one and is not."""
+        return self.catalogue().read()
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """Reads chunks; for the owner only."""
+        self._require_keyring()
+        assert self._fetcher is not None
+        return self._fetcher
+
+    def finder(self, wid: bytes) -> DomainFinder:
+        """Where the chunks of that writer's dedup domain lie."""
+        certificate = self.writers.get(wid)
+        if certificate is None:
+            raise DamageError("point is of a writer whose certificate is missing", on=f"writers/{wid.hex()}")
+        finder = self._finders.get(certificate.domain)
+        if finder is None:
+            secret = open_certificate(self.id, self._require_keyring(), certificate)
+            locator = self._locator(certificate.domain, secret.index_key)
+            finder = self._finders[certificate.domain] = DomainFinder(locator, self.fetcher, self._secrets)
+        return finder
+
+    def _locator(self, domain: bytes, index_key: bytes) -> Locator:
+        return Locator(
+            self.store,
+            self.id,
+            self.trust,
+            self.writers,
+            domain,
+            index_key,
+            self._places.cache / self.id.hex() / f"index-{domain.hex()}",
+            self.ctx,
+        )
+
+    def disk(self, point: Point, member: Member) -> StoredDisk:
+        """The stored disk of one member of a point."""
+        finder = self.finder(point.wid)
+        tree = DiskTree(member, member.page_refs, lambda identity: self.fetcher.one(finder, identity, point.dedup_key))
+        return StoredDisk(member, tree, self.fetcher, finder, point.dedup_key)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def session(self, info: SessionInfo, lanes: int) -> Iterator[Session]:
+        """W1 and W2 of a backup: an announced session that deduplicates against everything this writer may rely on."""
+        self.chain.require("write")
+        writer = self.writer()
+        locator = self._locator(writer.domain, writer.index_key)
+        session = Session(self.store, self.direct, self.id, writer, self.parameters, info, self.ctx, lanes)
+        with session:
+            session.announce()
+            # The view is taken after the session is visible: whoever condemns a pack later than that waits for this session.
+            chain = read_chain(self.store, self.id, self.trust)
+            chain.require("write")
+            view = locator.dedup_view(chain)
+            session.use(view.index, view.runs)
+            yield session
+
+    def stored_twice(self, session: Session) -> int:
+        """Bytes of this session's records that other sessions of the domain stored as well, in runs that came after its view."""
+        writer = self.writer()
+        locator = self._locator(writer.domain, writer.index_key)
+        mine = run_name(writer.wid, session.sid, 0).rpartition("-")[0]
+        total = 0
+        for name in locator.run_names():
+            if name not in session.view_runs and not name.startswith(mine):
+                total += session.overlap(locator.read(name)[1])
+        return total
+
+    def committed(self, name: str) -> None:
+        """Remember the newest point this machine made, so that its disappearance is noticed."""
+        head = self._heads.load(self.id)
+        self._remember(Head(head.gc, head.digest, name))
+
+    @property
+    def remembered_point(self) -> str:
+        """Name of the newest point this machine remembers having made; empty where it remembers none."""
+        return self._heads.load(self.id).point
+
+    def certificate(self, wid: bytes) -> Certificate | None:
+        """A writer's certificate."""
+        return self.writers.get(wid)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from safehold.model.errors import ObjectExists, UsageError
+import msgspec
+
+from safehold.model.errors import ObjectExists, UsageError, VaultKeyError
 from safehold.vault.access import Unlocked, read_slots
 from safehold.vault.create import add_slot, timestamp
 from safehold.vault.envelope import close, encode
@@ -14,9 +17,25 @@ from safehold.vault.names import gc_name, key_name, writer_name
 from safehold.vault.records import GcRecord, Generation, KeyPayload, KeySlot
 from safehold.vault.slots import Wrapper
 from safehold.vault.vault import Vault
-from safehold.vault.writers import WriterKey, new_writer, store_certificate
+from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate
 
-__all__ = ["Rotation", "Slot", "add_key", "export_writer", "list_keys", "paper_kit", "remove_key", "revoke_writer", "rotate_key"]
+__all__ = [
+    "Checked",
+    "Rotation",
+    "Slot",
+    "Writer",
+    "add_key",
+    "check_key",
+    "export_writer",
+    "find_slot",
+    "list_keys",
+    "list_writers",
+    "paper_kit",
+    "remove_key",
+    "revoke_writer",
+    "rotate_key",
+    "store_policy",
+]
 
 
 @dataclass(frozen=True)
@@ -59,16 +78,90 @@ def _payload(vault: Vault, unlocked: Unlocked) -> KeyPayload:
     return unlocked.payload
 
 
-def remove_key(vault: Vault, prefix: str) -> Slot:
-    """Delete one slot. UsageError where the id is unknown or ambiguous, or where it is the last slot."""
+def find_slot(vault: Vault, prefix: str) -> Slot:
+    """The slot whose id starts with `prefix`. UsageError where there is none or more than one, or where it is the last slot."""
     slots = list_keys(vault)
     fitting = [slot for slot in slots if slot.id.startswith(prefix)]
     if len(fitting) != 1:
         raise UsageError("no single key slot of that id", on=prefix, remedy="see them: safehold key list")
     if len(slots) == 1:
         raise UsageError("this is the last key slot", on=prefix, remedy="add another first: safehold key add")
-    vault.store.delete(key_name(bytes.fromhex(fitting[0].id)))
     return fitting[0]
+
+
+def remove_key(vault: Vault, slot: Slot) -> None:
+    """Delete a slot."""
+    vault.store.delete(key_name(bytes.fromhex(slot.id)))
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A writer as the owner sees it."""
+
+    id: str
+    label: str
+    resources: tuple[str, ...]
+    exported: bool
+    revoked: bool
+
+
+def list_writers(vault: Vault) -> list[Writer]:
+    """Every certified writer; none for a mere writer, who cannot read certificates."""
+    if vault.keyring is None:
+        return []
+    revoked = vault.notes().revocations()
+    out = []
+    for wid, certificate in vault.writers.items():
+        secret = open_certificate(vault.id, vault.keyring, certificate)
+        out.append(Writer(wid.hex(), secret.label, secret.resources, certificate.exported, wid in revoked))
+    return out
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a credential turned out to be."""
+
+    vault: str
+    role: str
+    can: str
+
+
+def check_key(vault: Vault) -> Checked:
+    """Prove that the credential at hand works on the vault as it is now. DamageError or VaultKeyError where it does not."""
+    if vault.keyring is None:
+        writer = vault.writer()
+        certificate = vault.certificate(writer.wid)
+        if certificate is None or certificate.verify != writer.sign.public_key().public_bytes_raw():
+            raise VaultKeyError("the credential's certificate is not in the vault", on=writer.label, remedy="have the owner make a new one")
+        return Checked(vault.document.id, f"writer {writer.wid.hex()[:8]}", "adds points of " + ", ".join(writer.resources) + "; reads nothing")
+    owner = vault.owner_key
+    return Checked(vault.document.id, f"owner, key generation {owner.generation}", "reads everything, adds points, manages keys")
+
+
+def store_policy(url: str, writer: WriterKey) -> str:
+    """The least access to the store that a writer needs, as an S3 policy; for a directory, what it cannot be kept from."""
+    parts = urlsplit(url)
+    if parts.scheme != "s3":
+        return (
+            "A directory cannot keep a writer from deleting or overwriting: give it to hosts you trust,\n"
+            "or serve it as an S3 store and use the policy printed for that."
+        )
+    bucket, prefix = parts.netloc, parts.path.strip("/")
+    base = f"arn:aws:s3:::{bucket}/{prefix + '/' if prefix else ''}"
+    wid = writer.wid.hex()
+    readable = ["vault.json", "gc/*", "writers/*", f"index/{wid}/*", f"sessions/{wid}/*", f"points/{wid}/*", "packs/*", "meta/*"]
+    writable = [f"sessions/{wid}/*", f"index/{wid}/*", f"points/{wid}/*", f"logs/{wid}/*", "packs/*", "meta/*"]
+    statements = [
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": [base + name for name in readable]},
+        {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{bucket}"},
+        {
+            "Effect": "Allow",
+            "Action": "s3:PutObject",
+            "Resource": [base + name for name in writable],
+            "Condition": {"Null": {"s3:if-none-match": "false"}},
+        },
+    ]
+    return msgspec.json.format(msgspec.json.encode({"Version": "2012-10-17", "Statement": statements}), indent=1).decode()
 
 
 @dataclass(frozen=True)

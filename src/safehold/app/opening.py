@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from safehold.model.context import Context
+from safehold.model.errors import DamageError, VaultKeyError
 from safehold.ports.store import Store
-from safehold.vault.access import read_document, unlock, unlock_with_kit
+from safehold.vault.access import Unlocked, read_document, unlock, unlock_with_kit
 from safehold.vault.kit import Kit
 from safehold.vault.slots import Unlocker
 from safehold.vault.vault import Places, Vault
 from safehold.vault.writers import WriterKey
-from safehold.model.errors import DamageError
 
-__all__ = ["Credentials", "Stores", "open_vault"]
+__all__ = ["Credentials", "Stores", "open_vault", "unlock_for"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,14 @@ def open_vault(stores: Stores, credentials: Credentials, places: Places, ctx: Co
         if document is None:
             raise DamageError(wrong, on=stores.store.url, remedy="a writer credential needs vault.json: have the owner repair the vault")
         return Vault.for_writer(stores.store, stores.direct, document, credentials.writer, places, ctx)
-    if credentials.kit is not None:
-        unlocked = unlock_with_kit(stores.store, credentials.kit)
-    else:
-        assert credentials.unlocker is not None
-        unlocked = unlock(stores.store, credentials.unlocker)
+    unlocked = unlock_for(stores, credentials)
     return Vault.for_owner(stores.store, stores.direct, unlocked, places, ctx)
+
+
+def unlock_for(stores: Stores, credentials: Credentials) -> Unlocked:
+    """The owner's opened key; VaultKeyError for a writer credential, which holds none."""
+    if credentials.kit is not None:
+        return unlock_with_kit(stores.store, credentials.kit)
+    if credentials.unlocker is None:
+        raise VaultKeyError("a writer credential cannot do this", on=stores.store.url, remedy="open the vault with the owner's passphrase")
+    return unlock(stores.store, credentials.unlocker)

@@ -38,8 +38,17 @@ class Blocks(Protocol):
         ...
 
 
-class MutableBlocks(Blocks, Protocol):
+class MutableBlocks(Protocol):
     """A disk that a restore writes to."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def read_into(self, offset: int, buf: memoryview) -> None:
+        """Fill all of `buf` from byte `offset`; safe from several threads. TargetError where it cannot."""
+        ...
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data` at byte `offset`; safe from several threads for ranges that do not overlap. TargetError."""

@@ -26,10 +26,25 @@ class Interval:
 class Capture(Protocol):
     """A resource held still at one point in time; valid inside its with-block."""
 
-    resource: ResourceRef
-    taken: Interval
-    topology: Topology | None
-    content: Blocks
+    @property
+    def resource(self) -> ResourceRef:
+        """What was captured."""
+        ...
+
+    @property
+    def taken(self) -> Interval:
+        """From when to when it was held still."""
+        ...
+
+    @property
+    def topology(self) -> Topology | None:
+        """What lies on it, where that is known."""
+        ...
+
+    @property
+    def content(self) -> Blocks:
+        """Its bytes."""
+        ...
 
     @property
     def achieved(self) -> Consistency:

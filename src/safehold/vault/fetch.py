@@ -186,7 +186,7 @@ class Fetcher:
             size = self._store.head(pack).size
             data = bytearray(min(length, size))
             self._store.read_into(pack, 0, memoryview(data))
-            header = parse_header(data, self._vault, pack)
+            header = parse_header(memoryview(data), self._vault, pack)
             if header is not None:
                 if Kind.META.prefix == pack.split("/", 1)[0] and header.kind is not Kind.META:
                     raise DamageError("pack is of another kind than its name says", on=pack)

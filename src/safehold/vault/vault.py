@@ -137,12 +137,10 @@ class Vault:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def catalogue(self) -> Catalogue:
+    def catalogue(self, cache: PointCache | None) -> Catalogue:
         """The points; for the owner only."""
         keyring, secrets = self._require_keyring(), self._secrets
         assert secrets is not None
-        oldest = keyring.get(keyring.generations[0].number)
-        key = blake3(oldest.seed, derive_key_context="safehold 1 point cache").digest()
         return Catalogue(
             self.store,
             self.id,
@@ -150,12 +148,17 @@ class Vault:
             self.writers,
             lambda certificate: open_certificate(self.id, keyring, certificate).resources,
             self.notes().revocations(),
-            PointCache(self._places.cache / self.id.hex() / "points", self.id, key),
+            cache,
         )
 
-    def points(self) -> tuple[list[Point], list[Rejected]]:
-        """Every point, oldest first, and what claims to be one and is not."""
-        return self.catalogue().read()
+    def _point_cache(self) -> PointCache:
+        oldest = self._require_keyring().generations[0]
+        key = blake3(oldest.seed, derive_key_context="safehold 1 point cache").digest()
+        return PointCache(self._places.cache / self.id.hex() / "points", self.id, key)
+
+    def points(self, *, fresh: bool = False) -> tuple[list[Point], list[Rejected]]:
+        """Every point, oldest first, and what claims to be one and is not; `fresh` reads all of them from the store itself."""
+        return self.catalogue(None if fresh else self._point_cache()).read()
 
     @property
     def fetcher(self) -> Fetcher:
@@ -173,6 +176,7 @@ class Vault:
         if finder is None:
             secret = open_certificate(self.id, self._require_keyring(), certificate)
             locator = self._locator(certificate.domain, secret.index_key)
+            assert self._secrets is not None
             finder = self._finders[certificate.domain] = DomainFinder(locator, self.fetcher, self._secrets)
         return finder
 

@@ -1,0 +1,1 @@
+"""Wire protocols as bytes: no policy, no knowledge of vaults."""

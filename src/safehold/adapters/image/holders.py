@@ -1,0 +1,145 @@
+"""Who else has a disk open: mounts, swap, other devices on top of it, and processes writing to an image."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Holder", "device_holders", "file_holders", "open_for_writing", "write_counter"]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Somebody who uses a disk: in words, and whether that somebody can write to it."""
+
+    who: str
+    writes: bool
+
+
+def device_holders(path: str) -> list[Holder]:
+    """Users of a block device or of its partitions; a read-only mount is a holder that does not write."""
+    number = os.stat(path).st_rdev
+    return list(_device_holders({f"{os.major(number)}:{os.minor(number)}"}))
+
+
+def _device_holders(numbers: set[str]) -> Iterator[Holder]:
+    numbers = set(numbers)
+    for number in list(numbers):
+        numbers.update(_partitions(Path("/sys/dev/block") / number))
+    for where, number, read_only, superblock_read_only in _mounts():
+        if number in numbers:
+            yield Holder(f"mounted on {where}" + (" (read-only)" if read_only else ""), not (read_only and superblock_read_only))
+    for number in sorted(numbers):
+        base = Path("/sys/dev/block") / number
+        for holder in sorted((base / "holders").glob("*")):
+            yield Holder(f"used by device {holder.name}", True)
+    swaps = _lines(Path("/proc/swaps"))[1:]
+    for line in swaps:
+        name = line.split()[0]
+        try:
+            device = os.stat(name).st_rdev
+        except OSError:
+            continue
+        if f"{os.major(device)}:{os.minor(device)}" in numbers:
+            yield Holder(f"swap ({name})", True)
+
+
+def _partitions(base: Path) -> Iterator[str]:
+    for entry in base.glob("*/partition"):
+        yield (entry.parent / "dev").read_text().strip()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _mounts() -> Iterator[tuple[str, str, bool, bool]]:
+    """Every mount: where, device number, whether the mount is read-only, and whether the file system is."""
+    for line in _lines(Path("/proc/self/mountinfo")):
+        left, _, right = line.partition(" - ")
+        fields, after = left.split(), right.split()
+        if len(fields) < 6 or len(after) < 3:
+            continue
+        where = fields[4].encode().decode("unicode_escape")
+        yield where, fields[2], "ro" in fields[5].split(","), "ro" in after[2].split(",")
+
+
+def file_holders(path: str) -> list[Holder]:
+    """Users of an image file that can be seen: loop devices on it, and processes that have it open for writing."""
+    return [*_loops(path), *_writers(path)]
+
+
+def _loops(path: str) -> Iterator[Holder]:
+    wanted = os.stat(path)
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            name = backing.read_text().rstrip("\n")
+            there = os.stat(name)
+        except OSError:
+            continue
+        if (there.st_dev, there.st_ino) != (wanted.st_dev, wanted.st_ino):
+            continue
+        block = backing.parent.parent
+        read_only = (block / "ro").read_text().strip() == "1"
+        mounts = list(_device_holders({(block / "dev").read_text().strip()}))
+        if mounts:
+            yield from (Holder(f"/dev/{block.name}, {holder.who}", holder.writes and not read_only) for holder in mounts)
+        elif not read_only:
+            yield Holder(f"loop device /dev/{block.name}", True)
+
+
+def _writers(path: str) -> Iterator[Holder]:
+    wanted = os.stat(path)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            for fd in (entry / "fd").iterdir():
+                there = os.stat(fd)
+                if (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino) and _writable(entry / "fdinfo" / fd.name):
+                    yield Holder(f"process {entry.name} ({(entry / 'comm').read_text().strip()})", True)
+                    break
+        except OSError:
+            continue
+
+
+def _writable(fdinfo: Path) -> bool:
+    for line in fdinfo.read_text().splitlines():
+        if line.startswith("flags:"):
+            return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    return False
+
+
+def open_for_writing(fd: int) -> bool | None:
+    """Whether anybody at all has a regular file open for writing; None where this file system or user cannot tell.
+
+    The kernel grants a read lease only on a file that nobody has open for writing. The lease is given back at once: holding it would make
+    the next writer wait.
+    """
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return None
+    try:
+        # The signal of a broken lease would end the process; this one is ignored by default.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def write_counter(device: str) -> int | None:
+    """Sectors written to a block device since boot; None where the kernel does not count them."""
+    number = os.stat(device).st_rdev
+    fields = _lines(Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat"))
+    return int(fields[0].split()[6]) if fields else None

@@ -1,0 +1,146 @@
+"""Files and devices to restore onto."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from safehold.adapters.image.holders import device_holders, file_holders
+from safehold.model.errors import TargetError
+
+__all__ = ["DiskTarget", "open_existing", "open_new"]
+
+_PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
+_BLKZEROOUT = 0x127F
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DiskTarget:
+    """An open file or device that is written at explicit offsets. See `ports.blocks.MutableBlocks`."""
+
+    def __init__(self, fd: int, path: str, *, blank: bool) -> None:
+        """`fd` stays the caller's; `blank` says that it reads as zeros everywhere, so zeros need not be written."""
+        self._fd, self._path, self._blank = fd, path, blank
+        self._device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        self.size = os.lseek(fd, 0, os.SEEK_END)
+
+    def _failed(self, error: OSError, offset: int) -> TargetError:
+        remedy = "make room and start again" if error.errno in _FULL else "check the disk behind it"
+        return TargetError(f"cannot be written at byte {offset} ({error.strerror})", on=self._path, remedy=remedy)
+
+    def read_into(self, offset: int, buf: memoryview) -> None:
+        """Fill `buf` from byte `offset`; TargetError."""
+        done = 0
+        while done < len(buf):
+            try:
+                got = os.preadv(self._fd, [buf[done:]], offset + done)
+            except OSError as error:
+                raise TargetError(f"cannot be read at byte {offset + done} ({error.strerror})", on=self._path) from error
+            if not got:
+                raise TargetError(f"ends at byte {offset + done}", on=self._path)
+            done += got
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """See `ports.blocks.MutableBlocks`."""
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self._fd, data[done:], offset + done)
+            except OSError as error:
+                raise self._failed(error, offset + done) from error
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """See `ports.blocks.MutableBlocks`: holes in files, zeroed or discarded-to-zero blocks on devices, zeros where neither works."""
+        if self._blank or not length:
+            return
+        if self._device and not (offset | length) % 512:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._fd, _BLKZEROOUT, offset.to_bytes(8, "little") + length.to_bytes(8, "little"))
+                return
+        elif not self._device:
+            punch = _LIBC.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(length))
+            if punch == 0:
+                return
+        zeros = memoryview(bytes(1024 * 1024))
+        for at in range(offset, offset + length, len(zeros)):
+            self.write(at, zeros[: offset + length - at])
+
+    def flush(self) -> None:
+        """See `ports.blocks.MutableBlocks`."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise self._failed(error, 0) from error
+
+
+@contextlib.contextmanager
+def open_new(path: str, size: int) -> Iterator[DiskTarget]:
+    """A sparse file of `size` bytes that takes its name only when the block ends well; mode 0600. TargetError where the name is taken.
+
+    A restore that is killed or fails leaves no file that could be taken for a whole one.
+    """
+    directory = Path(path).parent
+    temporary = directory / f".{Path(path).name}.{os.getpid()}.restoring"
+    if os.path.lexists(path):
+        raise TargetError("target exists", on=path, remedy="give another name, or write over it with --overwrite")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise TargetError(f"cannot be made ({error.strerror})", on=path, remedy="check the directory") from error
+    try:
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            raise TargetError(f"a file of {size} bytes cannot be made ({error.strerror})", on=path) from error
+        yield DiskTarget(fd, path, blank=True)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise TargetError("target appeared during the restore", on=path, remedy="give another name") from None
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory_fd)
+        finally:
+            os.close(directory_fd)
+    finally:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def open_existing(path: str, size: int) -> Iterator[DiskTarget]:
+    """A device of at least `size` bytes, or a file, which is brought to `size`.
+
+    TargetError where it is mounted, held or being written by anybody else, whatever the user said.
+    """
+    try:
+        device = stat.S_ISBLK(os.stat(path).st_mode)
+        holders = device_holders(path) if device else file_holders(path)
+        if holders:
+            raise TargetError(f"in use: {'; '.join(h.who for h in holders)}", on=path, remedy="unmount or detach it first")
+        # An exclusive open of a block device fails where anything in the kernel holds it.
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if device else 0))
+    except OSError as error:
+        busy = error.errno == errno.EBUSY
+        raise TargetError(
+            "in use by the kernel" if busy else f"cannot be opened ({error.strerror})",
+            on=path,
+            remedy="unmount or detach it first" if busy else "check the path and the permissions",
+        ) from error
+    try:
+        target = DiskTarget(fd, path, blank=False)
+        if device and target.size < size:
+            raise TargetError(f"has {target.size} bytes, the point needs {size}", on=path, remedy="use a larger device")
+        if not device and target.size != size:
+            os.ftruncate(fd, size)
+        yield target
+    finally:
+        os.close(fd)

@@ -1,0 +1,76 @@
+"""Verifying a vault against itself and against a list of what should be in it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+from safehold.app.points import select
+from safehold.model.context import Context
+from safehold.model.errors import UsageError
+from safehold.recovery.verify import Finding, Findings, verify_data, verify_structure
+from safehold.vault.access import read_slots
+from safehold.vault.catalogue import Point
+from safehold.vault.vault import Vault
+
+__all__ = ["Depth", "Expected", "check_expected", "parse_expected", "verify_points"]
+
+
+class Depth(enum.Enum):
+    """How far a verification looks into the points: that everything is there, or that every byte can be read and is right."""
+
+    STRUCTURE = "structure"
+    DATA = "data"
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """A point that should be in the vault: its object's name and the BLAKE3 of its stored bytes in hex."""
+
+    name: str
+    digest: str
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    points: tuple[Expected, ...]
+
+
+def parse_expected(text: bytes, *, on: str) -> list[Expected]:
+    """The list that `safehold points --json` prints. UsageError naming the file."""
+    try:
+        return list(msgspec.json.decode(text, type=_Listing).points)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(f"not a list of points ({error})", on=on, remedy="make one with: safehold points --json > FILE") from error
+
+
+def check_expected(points: Sequence[Point], expected: Sequence[Expected]) -> list[Finding]:
+    """What is missing, or is another point than the one expected: the only check that sees an older valid state."""
+    digests = {point.name: point.digest.hex() for point in points}
+    findings = []
+    for one in expected:
+        if one.name not in digests:
+            findings.append(Finding("expected point is not in the vault", one.name))
+        elif digests[one.name] != one.digest:
+            findings.append(Finding("point is not the one that was expected", one.name))
+    return findings
+
+
+def verify_points(vault: Vault, selector: str | None, depth: Depth, expected: Sequence[Expected], ctx: Context) -> Findings:
+    """Verify one point or all of them. Problems of the vault as a whole are findings too."""
+    points, rejected = vault.points(fresh=True)
+    chosen = [select(points, selector)] if selector else points
+    ctx.progress.start("verify", sum(member.size for point in chosen for member in point.body.members))
+    findings = (verify_data if depth is Depth.DATA else verify_structure)(vault, chosen, ctx)
+    ctx.progress.done()
+    if selector is None:
+        for one in rejected:
+            findings.add(Finding(one.reason, one.name))
+        for problem in (*vault.problems, *read_slots(vault.store)[1]):
+            findings.add(Finding(problem.what, problem.on))
+        remembered = vault.remembered_point
+        if remembered and remembered not in {point.name for point in points}:
+            findings.add(Finding("a point that this machine made is gone, and nobody said that it was expired", remembered))
+    for finding in check_expected(points, expected):
+        findings.add(finding)
+    return findings

@@ -1,0 +1,197 @@
+"""`safehold key …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from safehold.app import keys
+from safehold.cli.running import Run, json_option, print_json, print_table, vault_options
+from safehold.cli.vault import write_private
+from safehold.compose.credentials import load_recipient
+from safehold.model.errors import UsageError
+from safehold.vault.slots import Passphrase
+
+__all__ = ["key"]
+
+_path = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def key() -> None:
+    """Key slots, rotation, recovery kits and writer credentials."""
+
+
+@key.command("list")
+@vault_options
+@json_option
+def list_verb(vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool) -> None:
+    """The ways into the vault, and the writers."""
+    with Run.begin() as run:
+        opened = run.open(vault_url, kit, identity, writer)
+        slots, writers = keys.list_keys(opened), keys.list_writers(opened)
+    if as_json:
+        print_json({"slots": [vars(slot) for slot in slots], "writers": [vars(w) for w in writers]})
+        return
+    print_table(["SLOT", "OPENS WITH", "CREATED", "LABEL"], [[s.id[:8], s.method, s.created, s.label] for s in slots])
+    exported = [w for w in writers if w.exported]
+    if exported:
+        print()
+        rows = [[w.id[:8], ", ".join(w.resources), "revoked" if w.revoked else "may write", w.label] for w in exported]
+        print_table(["WRITER", "RESOURCES", "STATE", "LABEL"], rows)
+
+
+@key.command()
+@click.option("--recipient", type=_path, help="Make the slot for the holder of this X25519 public key in PEM.")
+@click.option("--label", default="", help="A note for key list; it is stored in clear.")
+@vault_options
+@json_option
+def add(
+    recipient: Path | None,
+    label: str,
+    vault_url: str | None,
+    kit: Path | None,
+    identity: Path | None,
+    writer: Path | None,
+    as_json: bool,
+) -> None:
+    """One more way into the vault: a new passphrase (SAFEHOLD_NEW_PASSPHRASE…, or asked for), or a public key."""
+    _no_writer(writer)
+    with Run.begin() as run:
+        wrapper = load_recipient(recipient) if recipient else None
+        opened, unlocked = run.open_owner(vault_url, kit, identity)
+        slot = keys.add_key(opened, unlocked, wrapper or Passphrase(run.new_passphrase()), label)
+    print_json(vars(slot)) if as_json else print(f"key slot {slot.id[:8]} added")
+
+
+def _no_writer(writer: Path | None) -> None:
+    if writer:
+        raise UsageError("a writer credential cannot manage keys", remedy="open the vault with the owner's passphrase")
+
+
+@key.command()
+@click.argument("slot")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Say which slot would be removed, and stop.")
+@vault_options
+def remove(
+    slot: str, yes: bool, dry_run: bool, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None
+) -> None:
+    """Remove a key slot by its id. Whoever opened the vault with it before may have kept the owner's secret: then rotate."""
+    _no_writer(writer)
+    with Run.begin() as run:
+        opened, _ = run.open_owner(vault_url, kit, identity)
+        chosen = keys.find_slot(opened, slot)
+        if dry_run:
+            print(f"would remove key slot {chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})")
+            return
+        if not yes:
+            click.confirm(f"Remove key slot {chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})?", abort=True, err=True)
+        keys.remove_key(opened, chosen)
+    print(f"key slot {chosen.id[:8]} removed")
+
+
+@key.command()
+@click.option("--kit-file", type=_path, help="Write the new recovery kit here instead of printing it.")
+@click.option("--label", default="rotated", show_default=True, help="A note for key list; it is stored in clear.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@vault_options
+def rotate(
+    kit_file: Path | None,
+    label: str,
+    yes: bool,
+    vault_url: str | None,
+    kit: Path | None,
+    identity: Path | None,
+    writer: Path | None,
+) -> None:
+    """Make a new owner key and one slot for it (SAFEHOLD_NEW_PASSPHRASE…, or asked for); all other slots are removed.
+
+    Backups from then on are sealed to the new key. What was stored before stays readable to whoever held the old one.
+    """
+    _no_writer(writer)
+    with Run.begin() as run:
+        if kit_file is not None and kit_file.exists():
+            raise UsageError("the kit's file exists already", on=str(kit_file), remedy="give another name")
+        opened, unlocked = run.open_owner(vault_url, kit, identity)
+        passphrase = run.new_passphrase()
+        if not yes:
+            click.confirm("Rotate the owner's key and remove every other key slot?", abort=True, err=True)
+        rotation = keys.rotate_key(opened, unlocked, Passphrase(passphrase), label)
+        if kit_file is not None:
+            write_private(kit_file, rotation.kit)
+    print(rotation.kit if kit_file is None else f"The new recovery kit is in {kit_file}: print it, and destroy the old page.\n")
+    removed = ", ".join(slot.id[:8] for slot in rotation.removed)
+    print(f"owner key generation {rotation.generation} is in force; slot {rotation.slot.id[:8]} made, removed: {removed}")
+
+
+@key.command()
+@click.option("--paper", is_flag=True, required=True, help="The recovery kit, to be printed.")
+@click.option("--kit-file", type=_path, help="Write it here instead of printing it.")
+@vault_options
+def export(
+    paper: bool, kit_file: Path | None, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None
+) -> None:
+    """Print the recovery kit again."""
+    _no_writer(writer)
+    with Run.begin() as run:
+        opened, unlocked = run.open_owner(vault_url, kit, identity)
+        text = keys.paper_kit(opened, unlocked)
+        if kit_file is not None:
+            write_private(kit_file, text)
+    print(text if kit_file is None else f"The recovery kit is in {kit_file}: print it, and take the file off this machine.")
+
+
+@key.command()
+@vault_options
+@json_option
+def check(vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool) -> None:
+    """Prove that this passphrase, key, kit or credential opens the vault as it is now, and say what it can do."""
+    with Run.begin() as run:
+        checked = keys.check_key(run.open(vault_url, kit, identity, writer))
+    if as_json:
+        print_json(vars(checked))
+        return
+    print(f"opens vault {checked.vault} as {checked.role}: {checked.can}")
+
+
+@key.command()
+@click.argument("file", type=_path)
+@click.option("--resource", "resources", multiple=True, required=True, metavar="PATTERN", help="Names it may write, as shell patterns.")
+@click.option("--label", default="", help="For key list; only the owner can read it.")
+@vault_options
+def writer(
+    file: Path,
+    resources: tuple[str, ...],
+    label: str,
+    vault_url: str | None,
+    kit: Path | None,
+    identity: Path | None,
+    writer: Path | None,
+) -> None:
+    """Write a credential to FILE that can add points and nothing else: it cannot read, and cannot harm what others wrote."""
+    _no_writer(writer)
+    with Run.begin() as run:
+        if file.exists():
+            raise UsageError("the credential's file exists already", on=str(file), remedy="give another name")
+        opened, _ = run.open_owner(vault_url, kit, identity)
+        made = keys.export_writer(opened, label or file.stem, resources)
+        write_private(file, made.export(opened.store.url).decode())
+        policy = keys.store_policy(opened.store.url, made)
+    print(f"writer {made.wid.hex()[:8]} may write {', '.join(resources)}; its credential is in {file} (keep it secret)")
+    print(f"use it: safehold backup SOURCE --vault {opened.store.url} --writer {file}")
+    print("\nGive the host store access with no more than this policy:\n")
+    print(policy)
+
+
+@key.command()
+@click.argument("wid", metavar="WRITER")
+@vault_options
+def revoke(wid: str, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None) -> None:
+    """From now on no point of that writer counts; what it wrote before stays."""
+    _no_writer(writer)
+    with Run.begin() as run:
+        opened, _ = run.open_owner(vault_url, kit, identity)
+        done = keys.revoke_writer(opened, wid)
+    print(f"writer {done[:8]} is revoked: points it makes from now on do not count. Also take its access to the store away.")

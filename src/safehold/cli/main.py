@@ -1,0 +1,121 @@
+"""Entry point: finds the verb, and turns every error into words and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+import safehold
+from safehold.model.errors import SafeholdError
+
+__all__ = ["LazyGroup", "cli", "main", "run"]
+
+_VERBS = {
+    "backup": "safehold.cli.backup:backup",
+    "diff": "safehold.cli.points:diff",
+    "key": "safehold.cli.key:key",
+    "point": "safehold.cli.points:point",
+    "points": "safehold.cli.points:points",
+    "restore": "safehold.cli.restore:restore",
+    "status": "safehold.cli.status:status",
+    "vault": "safehold.cli.vault:vault",
+    "verify": "safehold.cli.verify:verify",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's module when the verb is looked up."""
+
+    def __init__(self, *args: object, verbs: dict[str, str] | None = None, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._verbs = verbs or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all verbs."""
+        return sorted({*super().list_commands(ctx), *self._verbs})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb, imported now."""
+        target = self._verbs.get(cmd_name)
+        if target is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    verbs=_VERBS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(safehold.__version__, prog_name="safehold", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Backups as incremental, encrypted, provably recoverable points in time.
+
+    Points are written RESOURCE@WHEN: web@latest, web@2026-11-20T10:00, web@ID. Without a verb, shows the status.
+    """
+    if ctx.invoked_subcommand is None:
+        command = cli.get_command(ctx, "status")
+        assert command is not None
+        ctx.invoke(command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code and never raises what a user could meet."""
+    try:
+        result = cli.main(args=list(arguments), prog_name="safehold", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SafeholdError as error:
+        _report(error, arguments)
+        return error.exit_code
+    except click.exceptions.Exit as exit_request:
+        return exit_request.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print("safehold: stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output went away: nothing is wrong, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        print("safehold: out of memory\n  → give the process more memory, or a vault with smaller blocks", file=sys.stderr)
+        return 1
+    except Exception as error:  # the last line of defence: a bug must not look like a crash
+        if os.environ.get("SAFEHOLD_DEBUG"):
+            raise
+        print(
+            f"safehold: internal error: {type(error).__name__}: {error}\n"
+            "  → this is a bug; nothing was committed. Set SAFEHOLD_DEBUG=1 to see where it happened, and report it.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _report(error: SafeholdError, arguments: Sequence[str]) -> None:
+    if "--json" in arguments:
+        body = {"what": error.what, "on": error.on, "remedy": error.remedy, "retryable": error.retryable, "code": error.exit_code}
+        print(json.dumps({"error": body}))
+    print(f"safehold: {error}", file=sys.stderr)
+    if error.remedy:
+        print(f"  → {error.remedy}", file=sys.stderr)
+
+
+def main() -> None:
+    """The console script."""
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

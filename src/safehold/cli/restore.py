@@ -1,0 +1,83 @@
+"""`safehold restore`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from safehold.app.restore import RestoreMode, RestoreOutcome, plan_restore
+from safehold.app.restore import restore as carry_out
+from safehold.cli.running import Run, json_option, print_json, vault_options
+from safehold.compose.wiring import open_target
+from safehold.model.errors import PartialError, UsageError
+from safehold.model.units import format_duration, format_rate, format_size, format_time
+
+__all__ = ["restore"]
+
+
+@click.command()
+@click.argument("selector", metavar="RESOURCE@WHEN")
+@click.option("--to", "target", required=True, metavar="DEST", help="A new file, or with --overwrite or --delta an existing file or device.")
+@click.option("--overwrite", is_flag=True, help="Write over an existing file or device.")
+@click.option("--delta", is_flag=True, help="Compare with what is there, and write only what differs.")
+@click.option("--salvage", is_flag=True, help="Go on past what cannot be read, and list it.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
+@vault_options
+@json_option
+def restore(
+    selector: str,
+    target: str,
+    overwrite: bool,
+    delta: bool,
+    salvage: bool,
+    dry_run: bool,
+    vault_url: str | None,
+    kit: Path | None,
+    identity: Path | None,
+    writer: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a point back: RESOURCE@latest, RESOURCE@TIME or RESOURCE@ID onto DEST."""
+    if overwrite and delta:
+        raise UsageError("--overwrite and --delta exclude each other", remedy="give one of them")
+    mode = RestoreMode.DELTA if delta else RestoreMode.OVERWRITE if overwrite else RestoreMode.NEW
+    with Run.begin() as run:
+        opened = run.open(vault_url, kit, identity, writer)
+        plan = plan_restore(opened, selector, target, mode)
+        if dry_run:
+            told = f"would write {plan.resource} of {format_time(plan.point.time)} ({format_size(plan.size)}) to {target} ({mode.value})"
+            print_json({"plan": told}) if as_json else print(told)
+            return
+        outcome = carry_out(opened, plan, open_target, salvage=salvage, ctx=run.ctx)
+    if as_json:
+        print_json(_document(outcome))
+    else:
+        print(
+            f"{plan.resource}@{plan.point.id[:8]} → {target}: {format_size(outcome.data)} written, {format_size(outcome.zeroed)} zero, "
+            f"{format_size(outcome.kept)} right already; {format_duration(outcome.seconds)} ({format_rate(plan.size, outcome.seconds)})"
+        )
+        for start, end in outcome.lost:
+            print(f"lost: bytes {start}-{end - 1}")
+    if outcome.lost:
+        raise PartialError(
+            f"bytes {outcome.lost_text} could not be read: {'; '.join(outcome.reasons[:3])}",
+            on=target,
+            remedy="they are not what was backed up; take them from another point",
+        )
+
+
+def _document(outcome: RestoreOutcome) -> dict[str, object]:
+    return {
+        "resource": outcome.plan.resource,
+        "point": outcome.plan.point.id,
+        "target": outcome.plan.target,
+        "mode": outcome.plan.mode.value,
+        "size": outcome.plan.size,
+        "written": outcome.data,
+        "zeroed": outcome.zeroed,
+        "kept": outcome.kept,
+        "lost": [list(r) for r in outcome.lost],
+        "reasons": outcome.reasons,
+        "seconds": round(outcome.seconds, 3),
+    }

@@ -1,0 +1,126 @@
+"""What the verbs share: options, the run's context, and opening the vault."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from safehold.app.opening import Credentials, Stores, open_vault, unlock_for
+from safehold.cli.terminal import LineProgress
+from safehold.compose.credentials import find_credentials, find_passphrase
+from safehold.compose.paths import Paths, find_paths
+from safehold.compose.wiring import open_stores, places, vault_address
+from safehold.model.clock import SystemClock
+from safehold.model.context import Context
+from safehold.model.errors import VaultKeyError
+from safehold.vault.access import Unlocked
+from safehold.vault.vault import Vault
+
+__all__ = ["Run", "ask_new_passphrase", "ask_passphrase", "json_option", "print_json", "print_table", "vault_options"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def json_option(function: _F) -> _F:
+    """`--json`: the result as one JSON document on standard output."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+
+
+def vault_options(function: _F) -> _F:
+    """Where the vault is and what opens it."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    for option in (
+        click.option("--writer", type=path, help="Open with a writer credential (or SAFEHOLD_WRITER)."),
+        click.option("--identity", type=path, help="Open with an X25519 private key in PEM (or SAFEHOLD_IDENTITY)."),
+        click.option("--kit", type=path, help="Open with the recovery kit in this file (or SAFEHOLD_KIT)."),
+        click.option("--vault", "vault_url", metavar="PLACE", help="The vault: a directory or s3://bucket/prefix (or SAFEHOLD_VAULT)."),
+    ):
+        function = option(function)
+    return function
+
+
+def ask_passphrase() -> str:
+    """Ask on the terminal; VaultKeyError where there is none."""
+    if not sys.stdin.isatty():
+        raise VaultKeyError(
+            "no passphrase", remedy="set SAFEHOLD_PASSPHRASE_FILE, SAFEHOLD_PASSPHRASE_COMMAND or SAFEHOLD_PASSPHRASE, or use --kit FILE"
+        )
+    return str(click.prompt("Passphrase", hide_input=True, err=True))
+
+
+def ask_new_passphrase() -> str:
+    """Ask twice for a new passphrase on the terminal; VaultKeyError where there is none."""
+    if not sys.stdin.isatty():
+        raise VaultKeyError("no new passphrase", remedy="set it in the environment, as a file or a command")
+    return str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the program: its context and its places."""
+
+    ctx: Context
+    paths: Paths
+
+    @classmethod
+    @contextlib.contextmanager
+    def begin(cls) -> Iterator[Run]:
+        """Interrupts ask the run to stop at the next safe place; a second one stops it at once."""
+        clock = SystemClock()
+        base = Context(clock=clock)
+        ctx = Context(clock=clock, progress=LineProgress(clock, base.run_id), cancel=base.cancel, run_id=base.run_id)
+
+        def stop(number: int, frame: object) -> None:
+            ctx.cancel.cancel()
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield cls(ctx, find_paths(os.environ, os.geteuid()))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def stores(self, vault_url: str | None) -> Stores:
+        """The store of the vault that is meant."""
+        return open_stores(vault_address(vault_url, os.environ, self.paths), self.ctx.clock)
+
+    def credentials(self, kit: Path | None, identity: Path | None, writer: Path | None) -> Credentials:
+        """What the options, the environment or the user at the terminal give."""
+        return find_credentials(os.environ, kit, identity, writer, ask_passphrase)
+
+    def open(self, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None) -> Vault:
+        """The vault, opened."""
+        stores = self.stores(vault_url)
+        return open_vault(stores, self.credentials(kit, identity, writer), places(self.paths), self.ctx)
+
+    def open_owner(self, vault_url: str | None, kit: Path | None, identity: Path | None) -> tuple[Vault, Unlocked]:
+        """The vault opened by its owner, and the opened key itself."""
+        stores = self.stores(vault_url)
+        unlocked = unlock_for(stores, self.credentials(kit, identity, None))
+        return Vault.for_owner(stores.store, stores.direct, unlocked, places(self.paths), self.ctx), unlocked
+
+    def new_passphrase(self) -> str:
+        """For a new key slot: SAFEHOLD_NEW_PASSPHRASE and its _FILE and _COMMAND forms, else the terminal."""
+        return find_passphrase(os.environ, "SAFEHOLD_NEW_PASSPHRASE", ask_new_passphrase)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need to be; numbers are the caller's text."""
+    widths = [max(len(row[n]) for row in [headings, *rows]) for n in range(len(headings))]
+    for row in [headings, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

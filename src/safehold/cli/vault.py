@@ -1,0 +1,126 @@
+"""`safehold vault …`: make a vault, look at it, and check a store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from safehold.app.making import make_vault
+from safehold.cli.running import Run, ask_new_passphrase, json_option, print_json, vault_options
+from safehold.compose.credentials import find_passphrase
+from safehold.compose.wiring import open_stores, record_default_vault
+from safehold.model.errors import StoreError, UsageError
+from safehold.model.units import format_size, format_time, parse_size
+from safehold.objects.check import check_store
+from safehold.vault.records import Parameters
+from safehold.vault.slots import Passphrase
+
+__all__ = ["vault"]
+
+
+@click.group()
+def vault() -> None:
+    """Make a vault, look at it, check a store."""
+
+
+@vault.command()
+@click.argument("place")
+@click.option("--block-size", metavar="SIZE", help="Unit of deduplication of disks, 4K to 16M. [default: 512K]")
+@click.option("--kit-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the recovery kit here instead of printing it.")
+@json_option
+def init(place: str, block_size: str | None, kit_file: Path | None, as_json: bool) -> None:
+    """Make a vault at PLACE: an empty or new directory, or s3://bucket/prefix."""
+    parameters = Parameters(block_size=_size(block_size)) if block_size else Parameters()
+    with Run.begin() as run:
+        if kit_file is not None and kit_file.exists():
+            raise UsageError("the kit's file exists already", on=str(kit_file), remedy="give another name")
+        stores = open_stores(place, run.ctx.clock)
+        passphrase = find_passphrase(os.environ, "SAFEHOLD_PASSPHRASE", ask_new_passphrase)
+        made = make_vault(stores.store, Passphrase(passphrase), parameters, run.ctx)
+        if kit_file is not None:
+            write_private(kit_file, made.kit)
+        url = stores.store.url
+        recorded = record_default_vault(run.paths, url)
+    if as_json:
+        print_json({"vault": url, "id": made.id, "default": recorded, "kit": str(kit_file) if kit_file else made.kit})
+        return
+    if kit_file is None:
+        print(made.kit)
+    else:
+        print(f"The recovery kit is in {kit_file}: print it, and take the file off this machine.\n")
+    print(f"Vault {made.id} is ready at {url}" + (", and the default from here on." if recorded else "."))
+    print(f"Next: safehold backup DISK{'' if recorded else f' --vault {url}'}")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UsageError(str(error), on=text) from error
+
+
+def write_private(path: Path, text: str) -> None:
+    """A new file for the user's eyes only. UsageError where it cannot be made."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise UsageError(f"cannot be written ({error.strerror})", on=str(path), remedy="give another path") from error
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+
+
+@vault.command()
+@vault_options
+@json_option
+def info(vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool) -> None:
+    """What the vault is and what is in it."""
+    with Run.begin() as run:
+        opened = run.open(vault_url, kit, identity, writer)
+        points, rejected = opened.points() if opened.keyring else ([], [])
+        sizes = [stamp.size for stamp in opened.store.list("")]
+        parameters = opened.parameters
+        told = {
+            "vault": opened.store.url,
+            "id": opened.document.id,
+            "format": opened.document.format,
+            "created": opened.document.created,
+            "block_size": parameters.block_size,
+            "pack_size": parameters.pack_size,
+            "owner_generation": opened.owner.generation,
+            "writers": len(opened.writers),
+            "points": len(points),
+            "resources": sorted({name for point in points for name in point.resources}),
+            "protected_bytes": sum(member.size for point in points for member in point.body.members),
+            "stored_bytes": sum(sizes),
+            "objects": len(sizes),
+            "problems": [str(problem) for problem in opened.problems] + [f"{r.name}: {r.reason}" for r in rejected],
+        }
+    if as_json:
+        print_json(told)
+        return
+    shown = told | {key: format_size(int(str(told[key]))) for key in ("block_size", "pack_size", "protected_bytes", "stored_bytes")}
+    shown["resources"] = ", ".join(sorted({name for point in points for name in point.resources})) or "none"
+    shown["problems"] = "; ".join(map(str, told["problems"] if isinstance(told["problems"], list) else [])) or "none"
+    for key, value in shown.items():
+        print(f"{key.replace('_', ' '):<17} {value}")
+    if points:
+        print(f"{'newest point':<17} {format_time(points[-1].time)} {', '.join(points[-1].resources)}")
+
+
+@vault.command("check-store")
+@click.argument("place")
+@json_option
+def check_store_verb(place: str, as_json: bool) -> None:
+    """Try whether the store at PLACE keeps the promises that a vault rests on."""
+    with Run.begin() as run:
+        probes = check_store(open_stores(place, run.ctx.clock).direct, run.ctx.clock)
+    if as_json:
+        print_json({"store": place, "probes": [{"name": p.name, "ok": p.ok, "detail": p.detail} for p in probes]})
+    else:
+        for probe in probes:
+            print(f"{'ok  ' if probe.ok else 'FAIL'}  {probe.name:<16} {probe.detail}")
+    broken = [probe.name for probe in probes if not probe.ok]
+    if broken:
+        raise StoreError(f"the store breaks {len(broken)} of its promises ({', '.join(broken)})", on=place, remedy="do not keep a vault there")

@@ -1,0 +1,39 @@
+"""Where this machine keeps what belongs to Safehold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Paths", "find_paths"]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Directories for settings, state that is remembered, and what can be computed again."""
+
+    config: Path
+    state: Path
+    cache: Path
+
+    @property
+    def default_vault(self) -> Path:
+        """The file that holds the default vault's address."""
+        return self.config / "default-vault"
+
+
+def find_paths(environment: Mapping[str, str], user: int) -> Paths:
+    """`SAFEHOLD_HOME` overrides all; root has the system's places, everybody else the XDG ones."""
+    home = environment.get("SAFEHOLD_HOME")
+    if home:
+        base = Path(home).expanduser()
+        return Paths(base / "config", base / "state", base / "cache")
+    if user == 0:
+        return Paths(Path("/etc/safehold"), Path("/var/lib/safehold"), Path("/var/cache/safehold"))
+
+    def place(variable: str, fallback: str) -> Path:
+        return Path(environment.get(variable) or Path(environment.get("HOME") or os.path.expanduser("~")) / fallback) / "safehold"
+
+    return Paths(place("XDG_CONFIG_HOME", ".config"), place("XDG_STATE_HOME", ".local/state"), place("XDG_CACHE_HOME", ".cache"))

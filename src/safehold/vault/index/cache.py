@@ -1,0 +1,104 @@
+"""The tables of one dedup domain on this machine: every index run is fetched and opened once, and tables of like size are merged."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from blake3 import blake3
+
+from safehold.model.context import Context
+from safehold.vault.index.rows import ROW
+from safehold.vault.index.table import BrokenTable, SortedTable, merge_tables, write_table
+from safehold.vault.index.view import ChunkIndex
+
+__all__ = ["IndexCache"]
+
+_RATIO = 4
+"""A table is merged into the one before it unless that one is this many times as large: about ten tables for 100 million rows."""
+
+_SUFFIX = ".table"
+
+
+class _Pack(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class IndexCache:
+    """Use as a context manager: it holds a lock, so that processes on one cache take turns in changing it."""
+
+    def __init__(self, directory: Path, ctx: Context) -> None:
+        """A directory that cannot be used is replaced by a temporary one for this run, with a warning."""
+        self._ctx = ctx
+        self._stack = contextlib.ExitStack()
+        self._directory = directory
+        self._tables: list[SortedTable] = []
+        self._spill = directory
+
+    def __enter__(self) -> IndexCache:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self._ctx.progress.warn(f"the index cache cannot be used ({error}): the index is read again on every run")
+            self._spill = Path(tempfile.gettempdir())
+            self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="safehold-")))
+            return self
+        self._stack.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+            try:
+                self._tables.append(SortedTable.open(path))
+            except BrokenTable as error:
+                self._ctx.progress.note(f"a damaged index cache table is dropped ({error})")
+                path.unlink(missing_ok=True)
+        self._tables.sort(key=lambda table: -table.rows)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def keep_only(self, runs: Sequence[str]) -> None:
+        """Drop tables that rest on a run that is not among `runs`: what is no longer listed does not count."""
+        listed = set(runs)
+        for table in list(self._tables):
+            if not listed.issuperset(table.runs):
+                self._drop(table)
+
+    def _drop(self, table: SortedTable) -> None:
+        self._tables.remove(table)
+        (self._directory / _name(table.runs)).unlink(missing_ok=True)
+
+    def __contains__(self, run: str) -> bool:
+        return any(run in table.runs for table in self._tables)
+
+    def absorb(self, run: str, packs: Sequence[_Pack], rows: bytes) -> None:
+        """Take in a run's rows, which are sorted by chunk id."""
+        parts = [rows[at : at + ROW.size] for at in range(0, len(rows), ROW.size)]
+        # A writer's word is not taken for the order; sorting what is sorted costs one pass.
+        parts.sort()
+        known = len(packs)
+        parts = [part for part in parts if int.from_bytes(part[32:36], "little") < known]
+        runs = (run,)
+        self._tables.append(write_table(self._directory, runs, [p.name for p in packs], parts, len(parts), _name(runs)))
+        while len(self._tables) > 1 and self._tables[-2].rows < _RATIO * max(1, self._tables[-1].rows):
+            pair = self._tables[-2:]
+            merged = merge_tables(self._directory, pair, _name((*pair[0].runs, *pair[1].runs)))
+            for table in pair:
+                self._drop(table)
+            self._tables.append(merged)
+
+    def index(self) -> ChunkIndex:
+        """Everything absorbed. The tables stay open after the cache's lock is given back, whatever happens to their names."""
+        return ChunkIndex(self._tables, self._spill)
+
+
+def _name(runs: Sequence[str]) -> str:
+    """A file name that tells which runs a table holds."""
+    return blake3("\n".join(runs).encode()).hexdigest()[:32] + _SUFFIX

@@ -1,0 +1,93 @@
+"""What a session or a reader asks: tables, and on top of them what was added since."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from safehold.vault.index.rows import Location, pack_row
+from safehold.vault.index.table import SortedTable, write_table
+
+__all__ = ["ChunkIndex"]
+
+_RECENT = 128 * 1024
+"""Rows kept in a dict, about 60 MB; more are written to a table of their own."""
+
+
+class _Pack(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class _Row(Protocol):
+    @property
+    def identity(self) -> bytes: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def stored(self) -> int: ...
+    @property
+    def plain(self) -> int: ...
+    @property
+    def codec(self) -> int: ...
+
+
+class ChunkIndex:
+    """Locations of chunks. Thread-safe."""
+
+    def __init__(self, tables: Sequence[SortedTable], directory: Path) -> None:
+        """`directory` takes the tables that recent rows spill into; they have no names there and vanish with the process."""
+        self._tables = list(tables)
+        self._directory = directory
+        self._recent: dict[bytes, Location] = {}
+        self._more: list[tuple[bytes, Location]] = []
+        self._excluded: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
+
+    def exclude(self, packs: Iterable[str]) -> None:
+        """Locations in these packs are no longer given."""
+        self._excluded = frozenset(packs)
+
+    def find_many(self, identities: Sequence[bytes]) -> list[Location | None]:
+        """For each chunk one location, or None."""
+        return [self._first(identity) for identity in identities]
+
+    def _first(self, identity: bytes) -> Location | None:
+        found = self._recent.get(identity)
+        if found is not None and found.pack not in self._excluded:
+            return found
+        for table in reversed(self._tables):
+            for location in table.find(identity):
+                if location.pack not in self._excluded:
+                    return location
+        return None
+
+    def locations(self, identity: bytes) -> list[Location]:
+        """Every location that is not excluded."""
+        recent = [self._recent[identity]] if identity in self._recent else []
+        recent += [location for other, location in self._more if other == identity]
+        stored = [location for table in self._tables for location in table.find(identity)]
+        return [location for location in dict.fromkeys(recent + stored) if location.pack not in self._excluded]
+
+    def add(self, pack: _Pack, rows: Iterable[_Row]) -> None:
+        """Chunks of a pack that is durable."""
+        with self._lock:
+            for row in rows:
+                location = Location(pack.name, row.offset, row.stored, row.plain, row.codec)
+                if self._recent.setdefault(row.identity, location) != location:
+                    self._more.append((row.identity, location))
+            if len(self._recent) + len(self._more) >= _RECENT:
+                self._spill()
+
+    def _spill(self) -> None:
+        """Readers see a row in the dict until it is in a table: the table is added first."""
+        packs: dict[str, int] = {}
+        rows = []
+        for identity, location in [*self._recent.items(), *self._more]:
+            number = packs.setdefault(location.pack, len(packs))
+            rows.append(pack_row(identity, number, location.offset, location.stored, location.plain, location.codec))
+        rows.sort()
+        self._tables.append(write_table(self._directory, (), packs, rows, len(rows), None))
+        self._recent, self._more = {}, []

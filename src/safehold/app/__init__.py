@@ -1,1 +1,3 @@
-"""Use-cases: one function each, called alike by the command line and by anything else. Results are data; nothing here prints."""
+"""Use-cases: one function each, called alike by the command line and by anything else. Results are data; nothing
+here prints.
+"""

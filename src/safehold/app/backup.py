@@ -85,15 +85,22 @@ def _process_start() -> int:
     return int(stat.rpartition(")")[2].split()[19]) if stat else 0
 
 
-def back_up(vault: Vault, source: Source, ref: ResourceRef, host: Host, options: BackupOptions, ctx: Context) -> BackupOutcome:
+def back_up(
+    vault: Vault, source: Source, ref: ResourceRef, host: Host, options: BackupOptions, ctx: Context
+) -> BackupOutcome:
     """Make one point of one resource.
 
-    ConsistencyError where the resource was not as still as required, by the time its last byte was read: nothing is committed then.
-    UsageError where another host goes by the resource's name, VaultKeyError where the credential may not write it.
+    ConsistencyError where the resource was not as still as required, by the time its last byte was read: nothing is
+    committed then. UsageError where another host goes by the resource's name, VaultKeyError where the credential may
+    not write it.
     """
     writer = vault.writer()
     if not writer.may_write(ref.name):
-        raise VaultKeyError(f"this credential may not write {ref.name!r}", on=writer.label, remedy="it allows: " + ", ".join(writer.resources))
+        raise VaultKeyError(
+            f"this credential may not write {ref.name!r}",
+            on=writer.label,
+            remedy="it allows: " + ", ".join(writer.resources),
+        )
     previous = _previous(vault, ref)
     if previous is not None and previous.body.host_id != host.id and not options.adopt:
         raise UsageError(
@@ -147,7 +154,13 @@ def _previous(vault: Vault, ref: ResourceRef) -> Point | None:
 
 
 def _member(
-    vault: Vault, capture: Capture, root: bytes, levels: int, options: BackupOptions, achieved: Consistency, previous: Point | None
+    vault: Vault,
+    capture: Capture,
+    root: bytes,
+    levels: int,
+    options: BackupOptions,
+    achieved: Consistency,
+    previous: Point | None,
 ) -> Member:
     return Member(
         kind=capture.resource.kind,

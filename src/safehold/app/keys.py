@@ -79,7 +79,9 @@ def _payload(vault: Vault, unlocked: Unlocked) -> KeyPayload:
 
 
 def find_slot(vault: Vault, prefix: str) -> Slot:
-    """The slot whose id starts with `prefix`. UsageError where there is none or more than one, or where it is the last slot."""
+    """The slot whose id starts with `prefix`. UsageError where there is none or more than one, or where it is the
+    last slot.
+    """
     slots = list_keys(vault)
     fitting = [slot for slot in slots if slot.id.startswith(prefix)]
     if len(fitting) != 1:
@@ -127,19 +129,33 @@ class Checked:
 
 
 def check_key(vault: Vault) -> Checked:
-    """Prove that the credential at hand works on the vault as it is now. DamageError or VaultKeyError where it does not."""
+    """Prove that the credential at hand works on the vault as it is now. DamageError or VaultKeyError where it does
+    not.
+    """
     if vault.keyring is None:
         writer = vault.writer()
         certificate = vault.certificate(writer.wid)
         if certificate is None or certificate.verify != writer.sign.public_key().public_bytes_raw():
-            raise VaultKeyError("the credential's certificate is not in the vault", on=writer.label, remedy="have the owner make a new one")
-        return Checked(vault.document.id, f"writer {writer.wid.hex()[:8]}", "adds points of " + ", ".join(writer.resources) + "; reads nothing")
+            raise VaultKeyError(
+                "the credential's certificate is not in the vault",
+                on=writer.label,
+                remedy="have the owner make a new one",
+            )
+        return Checked(
+            vault.document.id,
+            f"writer {writer.wid.hex()[:8]}",
+            "adds points of " + ", ".join(writer.resources) + "; reads nothing",
+        )
     owner = vault.owner_key
-    return Checked(vault.document.id, f"owner, key generation {owner.generation}", "reads everything, adds points, manages keys")
+    return Checked(
+        vault.document.id, f"owner, key generation {owner.generation}", "reads everything, adds points, manages keys"
+    )
 
 
 def store_policy(url: str, writer: WriterKey) -> str:
-    """The least access to the store that a writer needs, as an S3 policy; for a directory, what it cannot be kept from."""
+    """The least access to the store that a writer needs, as an S3 policy; for a directory, what it cannot be kept
+    from.
+    """
     parts = urlsplit(url)
     if parts.scheme != "s3":
         return (
@@ -149,7 +165,16 @@ def store_policy(url: str, writer: WriterKey) -> str:
     bucket, prefix = parts.netloc, parts.path.strip("/")
     base = f"arn:aws:s3:::{bucket}/{prefix + '/' if prefix else ''}"
     wid = writer.wid.hex()
-    readable = ["vault.json", "gc/*", "writers/*", f"index/{wid}/*", f"sessions/{wid}/*", f"points/{wid}/*", "packs/*", "meta/*"]
+    readable = [
+        "vault.json",
+        "gc/*",
+        "writers/*",
+        f"index/{wid}/*",
+        f"sessions/{wid}/*",
+        f"points/{wid}/*",
+        "packs/*",
+        "meta/*",
+    ]
     writable = [f"sessions/{wid}/*", f"index/{wid}/*", f"points/{wid}/*", f"logs/{wid}/*", "packs/*", "meta/*"]
     statements = [
         {"Effect": "Allow", "Action": "s3:GetObject", "Resource": [base + name for name in readable]},
@@ -161,7 +186,9 @@ def store_policy(url: str, writer: WriterKey) -> str:
             "Condition": {"Null": {"s3:if-none-match": "false"}},
         },
     ]
-    return msgspec.json.format(msgspec.json.encode({"Version": "2012-10-17", "Statement": statements}), indent=1).decode()
+    return msgspec.json.format(
+        msgspec.json.encode({"Version": "2012-10-17", "Statement": statements}), indent=1
+    ).decode()
 
 
 @dataclass(frozen=True)
@@ -177,12 +204,15 @@ class Rotation:
 def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -> Rotation:
     """Make a new owner key that later sessions are sealed to.
 
-    In this order, so that a killed rotation leaves a vault that opens: the new slot (it holds the old generations too), the record in the gc
-    chain that puts the new key in force, and then the old slots go. Writer credentials made before keep working: the chain tells them.
+    In this order, so that a killed rotation leaves a vault that opens: the new slot (it holds the old generations
+    too), the record in the gc chain that puts the new key in force, and then the old slots go. Writer credentials
+    made before keep working: the chain tells them.
     """
     ctx, record = vault.ctx, vault.chain.record
     if record is None:
-        raise UsageError("the gc chain is missing, and a rotation is recorded there", on="gc/", remedy="see runbook: damaged vault")
+        raise UsageError(
+            "the gc chain is missing, and a rotation is recorded there", on="gc/", remedy="see runbook: damaged vault"
+        )
     old = vault.owner_key
     number = old.generation + 1
     fresh = OwnerKey(number, new_seed())
@@ -228,15 +258,21 @@ def paper_kit(vault: Vault, unlocked: Unlocked) -> str:
 
 
 def export_writer(vault: Vault, label: str, resources: tuple[str, ...]) -> WriterKey:
-    """A new credential that may only add points of the resources that the patterns match, in a dedup domain of its own."""
+    """A new credential that may only add points of the resources that the patterns match, in a dedup domain of its
+    own.
+    """
     writer = new_writer(vault.id, vault.owner, label, resources)
     vault.store.put(writer_name(writer.wid), [store_certificate(writer, vault.owner_key, exported=True)])
     return writer
 
 
 def revoke_writer(vault: Vault, prefix: str) -> str:
-    """From now on no point of that writer counts; returns its id in hex. UsageError where the id is unknown or the owner's own."""
-    fitting = [wid for wid, certificate in vault.writers.items() if wid.hex().startswith(prefix) and certificate.exported]
+    """From now on no point of that writer counts; returns its id in hex. UsageError where the id is unknown or the
+    owner's own.
+    """
+    fitting = [
+        wid for wid, certificate in vault.writers.items() if wid.hex().startswith(prefix) and certificate.exported
+    ]
     if len(fitting) != 1:
         raise UsageError("no single exported writer of that id", on=prefix, remedy="see them: safehold key list")
     vault.notes().add(fitting[0], "revoked", {})

@@ -29,6 +29,8 @@ def make_vault(store: Store, wrapper: Wrapper, parameters: Parameters, ctx: Cont
     """UsageError where the place is not empty or the block size is no power of two from 4 KiB to 16 MiB."""
     size = parameters.block_size
     if size & (size - 1) or not _SMALLEST <= size <= _LARGEST:
-        raise UsageError("block size must be a power of two from 4K to 16M", on=str(size), remedy="leave it out for 512K")
+        raise UsageError(
+            "block size must be a power of two from 4K to 16M", on=str(size), remedy="leave it out for 512K"
+        )
     made = create_vault(store, wrapper, parameters, "first", ctx)
     return MadeVault(made.unlocked.document.id, render_kit(store.url, made.kit, timestamp(ctx)))

@@ -38,7 +38,11 @@ def open_vault(stores: Stores, credentials: Credentials, places: Places, ctx: Co
     if credentials.writer is not None:
         document, _, wrong = read_document(stores.store)
         if document is None:
-            raise DamageError(wrong, on=stores.store.url, remedy="a writer credential needs vault.json: have the owner repair the vault")
+            raise DamageError(
+                wrong,
+                on=stores.store.url,
+                remedy="a writer credential needs vault.json: have the owner repair the vault",
+            )
         return Vault.for_writer(stores.store, stores.direct, document, credentials.writer, places, ctx)
     unlocked = unlock_for(stores, credentials)
     return Vault.for_owner(stores.store, stores.direct, unlocked, places, ctx)
@@ -49,5 +53,9 @@ def unlock_for(stores: Stores, credentials: Credentials) -> Unlocked:
     if credentials.kit is not None:
         return unlock_with_kit(stores.store, credentials.kit)
     if credentials.unlocker is None:
-        raise VaultKeyError("a writer credential cannot do this", on=stores.store.url, remedy="open the vault with the owner's passphrase")
+        raise VaultKeyError(
+            "a writer credential cannot do this",
+            on=stores.store.url,
+            remedy="open the vault with the owner's passphrase",
+        )
     return unlock(stores.store, credentials.unlocker)

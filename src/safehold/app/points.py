@@ -33,12 +33,16 @@ def parse_selector(text: str) -> Selector:
     resource, at, rest = text.rpartition("@") if "@" in text else (text, "", "latest")
     match = re.fullmatch(r"((?:\d{4}-\d\d(?:-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)?Z?)|[^:]+)(?::(.*))?", rest)
     if not match or (at and not rest):
-        raise UsageError("not a point", on=text, remedy="write RESOURCE@latest, RESOURCE@2026-11-20T10:00 or RESOURCE@ID")
+        raise UsageError(
+            "not a point", on=text, remedy="write RESOURCE@latest, RESOURCE@2026-11-20T10:00 or RESOURCE@ID"
+        )
     return Selector(resource, match[1], match[2] or "")
 
 
 def parse_when(text: str) -> tuple[float, float]:
-    """First and last second that a time text covers: local time, or UTC with a trailing Z. ValueError for anything else."""
+    """First and last second that a time text covers: local time, or UTC with a trailing Z. ValueError for anything
+    else.
+    """
     match = _WHEN.fullmatch(text)
     if not match:
         raise ValueError(f"{text!r} is no time")
@@ -93,9 +97,14 @@ def diff_points(vault: Vault, points: list[Point], left: str, right: str) -> Dif
     pair = [(select(points, text), parse_selector(text).resource) for text in (left, right)]
     (old, old_name), (new, new_name) = pair
     before, after = member_of(old, old_name), member_of(new, new_name)
-    same_ids = old.dedup_key == new.dedup_key and before.block_size == after.block_size and before.page_refs == after.page_refs
+    same_ids = (
+        old.dedup_key == new.dedup_key and before.block_size == after.block_size and before.page_refs == after.page_refs
+    )
     if not same_ids:
-        raise UsageError("these points cannot be compared by their ids: they are of different dedup domains or block sizes", on=f"{left} {right}")
+        raise UsageError(
+            "these points cannot be compared by their ids: they are of different dedup domains or block sizes",
+            on=f"{left} {right}",
+        )
     blocks = changed_blocks(vault.disk(old, before).tree, vault.disk(new, after).tree)
     return Difference(old, new, before.size, after.size, list(_ranges(blocks, after)))
 

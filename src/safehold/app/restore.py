@@ -59,7 +59,11 @@ def plan_restore(vault: Vault, selector: str, target: str, mode: RestoreMode) ->
     """UsageError where the selector names nothing that can be written onto a disk."""
     parsed = parse_selector(selector)
     if parsed.path:
-        raise UsageError("paths inside of a disk cannot be restored by themselves", on=selector, remedy="restore the whole disk and mount it")
+        raise UsageError(
+            "paths inside of a disk cannot be restored by themselves",
+            on=selector,
+            remedy="restore the whole disk and mount it",
+        )
     points, rejected = vault.points()
     for one in rejected:
         vault.ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
@@ -70,8 +74,12 @@ def plan_restore(vault: Vault, selector: str, target: str, mode: RestoreMode) ->
     return RestorePlan(point, member.name, member.size, target, mode)
 
 
-def restore(vault: Vault, plan: RestorePlan, open_target: TargetOpener, *, salvage: bool, ctx: Context) -> RestoreOutcome:
-    """Carry the plan out. DamageError, naming objects and byte ranges, where something cannot be read and this is no salvage."""
+def restore(
+    vault: Vault, plan: RestorePlan, open_target: TargetOpener, *, salvage: bool, ctx: Context
+) -> RestoreOutcome:
+    """Carry the plan out. DamageError, naming objects and byte ranges, where something cannot be read and this is no
+    salvage.
+    """
     began = ctx.clock.monotonic()
     losses = Losses(salvage)
     disk = vault.disk(plan.point, member_of(plan.point, plan.resource))

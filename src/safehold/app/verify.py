@@ -19,7 +19,9 @@ __all__ = ["Depth", "Expected", "check_expected", "parse_expected", "verify_poin
 
 
 class Depth(enum.Enum):
-    """How far a verification looks into the points: that everything is there, or that every byte can be read and is right."""
+    """How far a verification looks into the points: that everything is there, or that every byte can be read and is
+    right.
+    """
 
     STRUCTURE = "structure"
     DATA = "data"
@@ -41,7 +43,9 @@ def parse_expected(text: bytes, *, on: str) -> list[Expected]:
     try:
         return list(msgspec.json.decode(text, type=_Listing).points)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UsageError(f"not a list of points ({error})", on=on, remedy="make one with: safehold points --json > FILE") from error
+        raise UsageError(
+            f"not a list of points ({error})", on=on, remedy="make one with: safehold points --json > FILE"
+        ) from error
 
 
 def check_expected(points: Sequence[Point], expected: Sequence[Expected]) -> list[Finding]:
@@ -56,7 +60,9 @@ def check_expected(points: Sequence[Point], expected: Sequence[Expected]) -> lis
     return findings
 
 
-def verify_points(vault: Vault, selector: str | None, depth: Depth, expected: Sequence[Expected], ctx: Context) -> Findings:
+def verify_points(
+    vault: Vault, selector: str | None, depth: Depth, expected: Sequence[Expected], ctx: Context
+) -> Findings:
     """Verify one point or all of them. Problems of the vault as a whole are findings too."""
     points, rejected = vault.points(fresh=True)
     chosen = [select(points, selector)] if selector else points
@@ -70,7 +76,9 @@ def verify_points(vault: Vault, selector: str | None, depth: Depth, expected: Se
             findings.add(Finding(problem.what, problem.on))
         remembered = vault.remembered_point
         if remembered and remembered not in {point.name for point in points}:
-            findings.add(Finding("a point that this machine made is gone, and nobody said that it was expired", remembered))
+            findings.add(
+                Finding("a point that this machine made is gone, and nobody said that it was expired", remembered)
+            )
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings

@@ -65,7 +65,9 @@ def backup(
                     ref = ResourceRef(ref.kind, name, ref.location)
                 if opened is None:
                     with source.capture(ref, options.require, run.ctx) as capture:
-                        print(f"would back up {ref.name} ({format_size(capture.content.size)}, {capture.achieved.label}) from {ref.location}")
+                        print(
+                            f"would back up {ref.name} ({format_size(capture.content.size)}, {capture.achieved.label}) from {ref.location}"
+                        )
                     continue
                 outcome = back_up(opened, source, ref, this_host(run.paths.state), options, run.ctx)
             except SafeholdError as error:

@@ -26,7 +26,9 @@ def key() -> None:
 @key.command("list")
 @vault_options
 @json_option
-def list_verb(vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool) -> None:
+def list_verb(
+    vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool
+) -> None:
     """The ways into the vault, and the writers."""
     with Run.begin() as run:
         opened = run.open(vault_url, kit, identity, writer)
@@ -76,9 +78,17 @@ def _no_writer(writer: Path | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Say which slot would be removed, and stop.")
 @vault_options
 def remove(
-    slot: str, yes: bool, dry_run: bool, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None
+    slot: str,
+    yes: bool,
+    dry_run: bool,
+    vault_url: str | None,
+    kit: Path | None,
+    identity: Path | None,
+    writer: Path | None,
 ) -> None:
-    """Remove a key slot by its id. Whoever opened the vault with it before may have kept the owner's secret: then rotate."""
+    """Remove a key slot by its id. Whoever opened the vault with it before may have kept the owner's secret: then
+    rotate.
+    """
     _no_writer(writer)
     with Run.begin() as run:
         opened, _ = run.open_owner(vault_url, kit, identity)
@@ -87,7 +97,11 @@ def remove(
             print(f"would remove key slot {chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})")
             return
         if not yes:
-            click.confirm(f"Remove key slot {chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})?", abort=True, err=True)
+            click.confirm(
+                f"Remove key slot {chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})?",
+                abort=True,
+                err=True,
+            )
         keys.remove_key(opened, chosen)
     print(f"key slot {chosen.id[:8]} removed")
 
@@ -121,9 +135,15 @@ def rotate(
         rotation = keys.rotate_key(opened, unlocked, Passphrase(passphrase), label)
         if kit_file is not None:
             write_private(kit_file, rotation.kit)
-    print(rotation.kit if kit_file is None else f"The new recovery kit is in {kit_file}: print it, and destroy the old page.\n")
+    print(
+        rotation.kit
+        if kit_file is None
+        else f"The new recovery kit is in {kit_file}: print it, and destroy the old page.\n"
+    )
     removed = ", ".join(slot.id[:8] for slot in rotation.removed)
-    print(f"owner key generation {rotation.generation} is in force; slot {rotation.slot.id[:8]} made, removed: {removed}")
+    print(
+        f"owner key generation {rotation.generation} is in force; slot {rotation.slot.id[:8]} made, removed: {removed}"
+    )
 
 
 @key.command()
@@ -131,7 +151,12 @@ def rotate(
 @click.option("--kit-file", type=_path, help="Write it here instead of printing it.")
 @vault_options
 def export(
-    paper: bool, kit_file: Path | None, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None
+    paper: bool,
+    kit_file: Path | None,
+    vault_url: str | None,
+    kit: Path | None,
+    identity: Path | None,
+    writer: Path | None,
 ) -> None:
     """Print the recovery kit again."""
     _no_writer(writer)
@@ -140,7 +165,11 @@ def export(
         text = keys.paper_kit(opened, unlocked)
         if kit_file is not None:
             write_private(kit_file, text)
-    print(text if kit_file is None else f"The recovery kit is in {kit_file}: print it, and take the file off this machine.")
+    print(
+        text
+        if kit_file is None
+        else f"The recovery kit is in {kit_file}: print it, and take the file off this machine."
+    )
 
 
 @key.command()
@@ -158,7 +187,14 @@ def check(vault_url: str | None, kit: Path | None, identity: Path | None, writer
 
 @key.command()
 @click.argument("file", type=_path)
-@click.option("--resource", "resources", multiple=True, required=True, metavar="PATTERN", help="Names it may write, as shell patterns.")
+@click.option(
+    "--resource",
+    "resources",
+    multiple=True,
+    required=True,
+    metavar="PATTERN",
+    help="Names it may write, as shell patterns.",
+)
 @click.option("--label", default="", help="For key list; only the owner can read it.")
 @vault_options
 def writer(
@@ -170,7 +206,9 @@ def writer(
     identity: Path | None,
     writer: Path | None,
 ) -> None:
-    """Write a credential to FILE that can add points and nothing else: it cannot read, and cannot harm what others wrote."""
+    """Write a credential to FILE that can add points and nothing else: it cannot read, and cannot harm what others
+    wrote.
+    """
     _no_writer(writer)
     with Run.begin() as run:
         if file.exists():
@@ -194,4 +232,6 @@ def revoke(wid: str, vault_url: str | None, kit: Path | None, identity: Path | N
     with Run.begin() as run:
         opened, _ = run.open_owner(vault_url, kit, identity)
         done = keys.revoke_writer(opened, wid)
-    print(f"writer {done[:8]} is revoked: points it makes from now on do not count. Also take its access to the store away.")
+    print(
+        f"writer {done[:8]} is revoked: points it makes from now on do not count. Also take its access to the store away."
+    )

@@ -89,7 +89,9 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError:
-        print("safehold: out of memory\n  → give the process more memory, or a vault with smaller blocks", file=sys.stderr)
+        print(
+            "safehold: out of memory\n  → give the process more memory, or a vault with smaller blocks", file=sys.stderr
+        )
         return 1
     except Exception as error:  # the last line of defence: a bug must not look like a crash
         if os.environ.get("SAFEHOLD_DEBUG"):
@@ -104,7 +106,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(error: SafeholdError, arguments: Sequence[str]) -> None:
     if "--json" in arguments:
-        body = {"what": error.what, "on": error.on, "remedy": error.remedy, "retryable": error.retryable, "code": error.exit_code}
+        body = {
+            "what": error.what,
+            "on": error.on,
+            "remedy": error.remedy,
+            "retryable": error.retryable,
+            "code": error.exit_code,
+        }
         print(json.dumps({"error": body}))
     print(f"safehold: {error}", file=sys.stderr)
     if error.remedy:

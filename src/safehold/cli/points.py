@@ -30,7 +30,12 @@ def read_points(opened: Vault, ctx: Context) -> list[Point]:
 @vault_options
 @json_option
 def points(
-    resource: str | None, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool
+    resource: str | None,
+    vault_url: str | None,
+    kit: Path | None,
+    identity: Path | None,
+    writer: Path | None,
+    as_json: bool,
 ) -> None:
     """List the points, oldest first: all of them, or those of one RESOURCE."""
     with Run.begin() as run:
@@ -92,7 +97,8 @@ def _member_document(member: Member) -> dict[str, object]:
         "follows": member.lineage,
         "format": topology.format if topology else "",
         "contents": [
-            {"type": c.type, "offset": c.offset, "uuid": c.uuid, "label": c.label} for c in (topology.contents if topology else ())
+            {"type": c.type, "offset": c.offset, "uuid": c.uuid, "label": c.label}
+            for c in (topology.contents if topology else ())
         ],
     }
 
@@ -109,7 +115,9 @@ point.add_command(points, "list")
 @click.argument("selector", metavar="RESOURCE@WHEN")
 @vault_options
 @json_option
-def show(selector: str, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool) -> None:
+def show(
+    selector: str, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool
+) -> None:
     """Everything that is known of one point."""
     with Run.begin() as run:
         p = select(read_points(run.open(vault_url, kit, identity, writer), run.ctx), selector)
@@ -119,9 +127,13 @@ def show(selector: str, vault_url: str | None, kit: Path | None, identity: Path 
     body = p.body
     print(f"point        {p.id}")
     print(f"time         {format_time(p.time)} (by the store's clock)")
-    print(f"made by      {body.host}, {body.program}, run {body.run}, in {format_duration(body.finished - body.started)}")
+    print(
+        f"made by      {body.host}, {body.program}, run {body.run}, in {format_duration(body.finished - body.started)}"
+    )
     print(f"tags         {_tags(p) or 'none'}" + ("; kept until deleted" if body.keep else ""))
-    print(f"read         {format_size(body.read)}, of it new {format_size(body.new)}, stored {format_size(body.stored)}")
+    print(
+        f"read         {format_size(body.read)}, of it new {format_size(body.new)}, stored {format_size(body.stored)}"
+    )
     for m in body.members:
         print(f"{m.kind:<12} {m.name}, {format_size(m.size)}, from {m.location}")
         print(f"consistency  {m.achieved} ({m.asked} asked for)")
@@ -134,7 +146,15 @@ def show(selector: str, vault_url: str | None, kit: Path | None, identity: Path 
 @click.argument("new", metavar="NEW")
 @vault_options
 @json_option
-def diff(old: str, new: str, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool) -> None:
+def diff(
+    old: str,
+    new: str,
+    vault_url: str | None,
+    kit: Path | None,
+    identity: Path | None,
+    writer: Path | None,
+    as_json: bool,
+) -> None:
     """What changed from point OLD to point NEW, in whole blocks; no data is read."""
     with Run.begin() as run:
         opened = run.open(vault_url, kit, identity, writer)
@@ -153,6 +173,8 @@ def diff(old: str, new: str, vault_url: str | None, kit: Path | None, identity: 
         return
     for start, end in difference.ranges:
         print(f"{start:>16} {end - start:>12}  {format_size(end - start)}")
-    print(f"{format_size(difference.changed)} of {format_size(difference.new_size)} differ, in {len(difference.ranges)} ranges")
+    print(
+        f"{format_size(difference.changed)} of {format_size(difference.new_size)} differ, in {len(difference.ranges)} ranges"
+    )
     if difference.old_size != difference.new_size:
         print(f"size: {difference.old_size} → {difference.new_size}")

@@ -18,7 +18,13 @@ __all__ = ["restore"]
 
 @click.command()
 @click.argument("selector", metavar="RESOURCE@WHEN")
-@click.option("--to", "target", required=True, metavar="DEST", help="A new file, or with --overwrite or --delta an existing file or device.")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    metavar="DEST",
+    help="A new file, or with --overwrite or --delta an existing file or device.",
+)
 @click.option("--overwrite", is_flag=True, help="Write over an existing file or device.")
 @click.option("--delta", is_flag=True, help="Compare with what is there, and write only what differs.")
 @click.option("--salvage", is_flag=True, help="Go on past what cannot be read, and list it.")

@@ -42,7 +42,12 @@ def vault_options(function: _F) -> _F:
         click.option("--writer", type=path, help="Open with a writer credential (or SAFEHOLD_WRITER)."),
         click.option("--identity", type=path, help="Open with an X25519 private key in PEM (or SAFEHOLD_IDENTITY)."),
         click.option("--kit", type=path, help="Open with the recovery kit in this file (or SAFEHOLD_KIT)."),
-        click.option("--vault", "vault_url", metavar="PLACE", help="The vault: a directory or s3://bucket/prefix (or SAFEHOLD_VAULT)."),
+        click.option(
+            "--vault",
+            "vault_url",
+            metavar="PLACE",
+            help="The vault: a directory or s3://bucket/prefix (or SAFEHOLD_VAULT).",
+        ),
     ):
         function = option(function)
     return function
@@ -52,7 +57,8 @@ def ask_passphrase() -> str:
     """Ask on the terminal; VaultKeyError where there is none."""
     if not sys.stdin.isatty():
         raise VaultKeyError(
-            "no passphrase", remedy="set SAFEHOLD_PASSPHRASE_FILE, SAFEHOLD_PASSPHRASE_COMMAND or SAFEHOLD_PASSPHRASE, or use --kit FILE"
+            "no passphrase",
+            remedy="set SAFEHOLD_PASSPHRASE_FILE, SAFEHOLD_PASSPHRASE_COMMAND or SAFEHOLD_PASSPHRASE, or use --kit FILE",
         )
     return str(click.prompt("Passphrase", hide_input=True, err=True))
 

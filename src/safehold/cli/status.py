@@ -30,7 +30,10 @@ def status(
         now = run.ctx.clock.now()
     problems = [str(problem) for problem in opened.problems]
     if as_json:
-        resources = {name: {"point": p.id, "time": p.time, "consistency": m.achieved, "size": m.size} for name, (p, m) in newest.items()}
+        resources = {
+            name: {"point": p.id, "time": p.time, "consistency": m.achieved, "size": m.size}
+            for name, (p, m) in newest.items()
+        }
         print_json({"vault": opened.store.url, "problems": problems, "resources": resources})
         return
     for problem in problems:

@@ -1,4 +1,6 @@
-"""What a run says while it works: one moving line on a terminal, plain lines in a pipe. Everything goes to standard error."""
+"""What a run says while it works: one moving line on a terminal, plain lines in a pipe. Everything goes to standard
+error.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,11 @@ def vault() -> None:
 @vault.command()
 @click.argument("place")
 @click.option("--block-size", metavar="SIZE", help="Unit of deduplication of disks, 4K to 16M. [default: 512K]")
-@click.option("--kit-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the recovery kit here instead of printing it.")
+@click.option(
+    "--kit-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the recovery kit here instead of printing it.",
+)
 @json_option
 def init(place: str, block_size: str | None, kit_file: Path | None, as_json: bool) -> None:
     """Make a vault at PLACE: an empty or new directory, or s3://bucket/prefix."""
@@ -100,7 +104,9 @@ def info(vault_url: str | None, kit: Path | None, identity: Path | None, writer:
     if as_json:
         print_json(told)
         return
-    shown = told | {key: format_size(int(str(told[key]))) for key in ("block_size", "pack_size", "protected_bytes", "stored_bytes")}
+    shown = told | {
+        key: format_size(int(str(told[key]))) for key in ("block_size", "pack_size", "protected_bytes", "stored_bytes")
+    }
     shown["resources"] = ", ".join(sorted({name for point in points for name in point.resources})) or "none"
     shown["problems"] = "; ".join(map(str, told["problems"] if isinstance(told["problems"], list) else [])) or "none"
     for key, value in shown.items():
@@ -123,4 +129,8 @@ def check_store_verb(place: str, as_json: bool) -> None:
             print(f"{'ok  ' if probe.ok else 'FAIL'}  {probe.name:<16} {probe.detail}")
     broken = [probe.name for probe in probes if not probe.ok]
     if broken:
-        raise StoreError(f"the store breaks {len(broken)} of its promises ({', '.join(broken)})", on=place, remedy="do not keep a vault there")
+        raise StoreError(
+            f"the store breaks {len(broken)} of its promises ({', '.join(broken)})",
+            on=place,
+            remedy="do not keep a vault there",
+        )

@@ -17,10 +17,22 @@ __all__ = ["verify"]
 
 @click.command()
 @click.argument("selector", required=False, metavar="[RESOURCE@WHEN]")
-@click.option("--structure", "how", flag_value="structure", default="structure", help="Everything that points need is there. [default]")
-@click.option("--data", "how", flag_value="data", help="Every byte of the points can be read and is what was backed up.")
+@click.option(
+    "--structure",
+    "how",
+    flag_value="structure",
+    default="structure",
+    help="Everything that points need is there. [default]",
+)
+@click.option(
+    "--data", "how", flag_value="data", help="Every byte of the points can be read and is what was backed up."
+)
 @click.option("--stored", "how", flag_value="stored", help="Every object is what its name says; needs no key.")
-@click.option("--expect", type=click.Path(path_type=Path, dir_okay=False), help="Points that must be there: saved output of points --json.")
+@click.option(
+    "--expect",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Points that must be there: saved output of points --json.",
+)
 @vault_options
 @json_option
 def verify(
@@ -59,7 +71,7 @@ def verify(
         raise DamageError(
             f"{len(findings.found)} problems found",
             on=store.url,
-            remedy="see the runbook, \"Damaged vault\"; restores say what they cannot read",
+            remedy='see the runbook, "Damaged vault"; restores say what they cannot read',
         )
 
 

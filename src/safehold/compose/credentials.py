@@ -1,4 +1,6 @@
-"""Passphrases, kits, identities and writer credentials, from wherever the user keeps them. Never from the command line itself."""
+"""Passphrases, kits, identities and writer credentials, from wherever the user keeps them. Never from the command
+line itself.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ def read_secret_file(path: Path) -> str:
     try:
         return path.expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise VaultKeyError(f"secret cannot be read ({error})", on=str(path), remedy="check the path and the permissions") from error
+        raise VaultKeyError(
+            f"secret cannot be read ({error})", on=str(path), remedy="check the path and the permissions"
+        ) from error
 
 
 def find_passphrase(environment: Mapping[str, str], prefix: str, ask: Callable[[], str]) -> str:
-    """From `<prefix>`, `<prefix>_FILE` or `<prefix>_COMMAND` in the environment, else from `ask`. VaultKeyError where it is empty."""
+    """From `<prefix>`, `<prefix>_FILE` or `<prefix>_COMMAND` in the environment, else from `ask`. VaultKeyError
+    where it is empty.
+    """
     if prefix in environment:
         secret = environment[prefix]
     elif f"{prefix}_FILE" in environment:
@@ -37,14 +43,18 @@ def find_passphrase(environment: Mapping[str, str], prefix: str, ask: Callable[[
     else:
         secret = ask()
     if not secret:
-        raise VaultKeyError("the passphrase is empty", remedy=f"set {prefix}, {prefix}_FILE or {prefix}_COMMAND, or type it")
+        raise VaultKeyError(
+            "the passphrase is empty", remedy=f"set {prefix}, {prefix}_FILE or {prefix}_COMMAND, or type it"
+        )
     return secret
 
 
 def _from_command(command: str, variable: str) -> str:
-    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)  # noqa: S602  the user's own words
+    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        raise VaultKeyError(f"the passphrase command failed with exit code {done.returncode}", on=variable, remedy="run it by hand")
+        raise VaultKeyError(
+            f"the passphrase command failed with exit code {done.returncode}", on=variable, remedy="run it by hand"
+        )
     return done.stdout.decode(errors="replace").rstrip("\r\n")
 
 
@@ -85,9 +95,13 @@ def _load_identity(path: Path) -> X25519PrivateKey:
     try:
         key = load_pem_private_key(read_secret_file(path).encode(), None)
     except (ValueError, TypeError) as error:
-        raise VaultKeyError("not a private key", on=str(path), remedy="make one: openssl genpkey -algorithm x25519 -out FILE") from error
+        raise VaultKeyError(
+            "not a private key", on=str(path), remedy="make one: openssl genpkey -algorithm x25519 -out FILE"
+        ) from error
     if not isinstance(key, X25519PrivateKey):
-        raise VaultKeyError("not an X25519 private key", on=str(path), remedy="make one: openssl genpkey -algorithm x25519 -out FILE")
+        raise VaultKeyError(
+            "not an X25519 private key", on=str(path), remedy="make one: openssl genpkey -algorithm x25519 -out FILE"
+        )
     return key
 
 

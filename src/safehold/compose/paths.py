@@ -34,6 +34,11 @@ def find_paths(environment: Mapping[str, str], user: int) -> Paths:
         return Paths(Path("/etc/safehold"), Path("/var/lib/safehold"), Path("/var/cache/safehold"))
 
     def place(variable: str, fallback: str) -> Path:
-        return Path(environment.get(variable) or Path(environment.get("HOME") or os.path.expanduser("~")) / fallback) / "safehold"
+        return (
+            Path(environment.get(variable) or Path(environment.get("HOME") or os.path.expanduser("~")) / fallback)
+            / "safehold"
+        )
 
-    return Paths(place("XDG_CONFIG_HOME", ".config"), place("XDG_STATE_HOME", ".local/state"), place("XDG_CACHE_HOME", ".cache"))
+    return Paths(
+        place("XDG_CONFIG_HOME", ".config"), place("XDG_STATE_HOME", ".local/state"), place("XDG_CACHE_HOME", ".cache")
+    )

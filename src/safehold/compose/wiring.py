@@ -44,7 +44,9 @@ def vault_address(option: str | None, environment: os._Environ[str], paths: Path
     try:
         return paths.default_vault.read_text().strip()
     except OSError:
-        raise UsageError("which vault?", remedy="give --vault, set SAFEHOLD_VAULT, or make one: safehold vault init PLACE") from None
+        raise UsageError(
+            "which vault?", remedy="give --vault, set SAFEHOLD_VAULT, or make one: safehold vault init PLACE"
+        ) from None
 
 
 def record_default_vault(paths: Paths, url: str) -> bool:
@@ -71,7 +73,9 @@ def resolve_source(spec: str) -> tuple[Source, ResourceRef]:
 
 
 def open_target(path: str, size: int, mode: RestoreMode) -> AbstractContextManager[MutableBlocks]:
-    """A new file, or an existing file or device, as the mode says. A block device is never new: it needs the mode said."""
+    """A new file, or an existing file or device, as the mode says. A block device is never new: it needs the mode
+    said.
+    """
     if mode is RestoreMode.NEW:
         return open_new(path, size)
     return open_existing(path, size)

@@ -14,8 +14,8 @@ _T = TypeVar("_T")
 def spread(items: Iterator[_T], work: Callable[[Iterator[_T]], None], threads: int) -> None:
     """Run `work` in `threads` threads at once, each over its share of `items`; return when all items are done.
 
-    Every thread draws from the same iterator, so a slow item holds up nobody. The first exception, of an item or of the iterator itself, stops
-    the drawing and is raised here after all threads have ended.
+    Every thread draws from the same iterator, so a slow item holds up nobody. The first exception, of an item or of
+    the iterator itself, stops the drawing and is raised here after all threads have ended.
     """
     lock = threading.Lock()
     failures: list[BaseException] = []

@@ -10,7 +10,8 @@ __all__ = ["FileSystem", "Topology"]
 class FileSystem(msgspec.Struct, frozen=True, omit_defaults=True):
     """A file system, partition table or volume-manager label found by its signature.
 
-    `offset` is in bytes from the start of the disk; `uuid` and `label` as blkid prints them, empty where there are none.
+    `offset` is in bytes from the start of the disk; `uuid` and `label` as blkid prints them, empty where there are
+    none.
     """
 
     type: str

@@ -74,7 +74,9 @@ def _listing(store: Store, base: str) -> str:
         store.put(name, [b"x"])
         _demand(name in [s.name for s in store.list(f"{base}/list/")], "an object is not listed right after its put")
     _demand([s.name for s in store.list(f"{base}/list/")] == names, "the listing is not in order of name")
-    _demand([s.name for s in store.list(f"{base}/list/", names[9])] == names[10:], "a listing cannot start after a name")
+    _demand(
+        [s.name for s in store.list(f"{base}/list/", names[9])] == names[10:], "a listing cannot start after a name"
+    )
     return "listings are complete, current and in order"
 
 

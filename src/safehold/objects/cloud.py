@@ -36,7 +36,21 @@ _PARALLEL = 8
 
 _LOOPBACK = ("127.", "localhost", "::1")
 
-_PASSING = ("timed out", "timeout", "connect", "error sending request", "500", "502", "503", "504", "slowdown", "internalerror", "reset", "eof", "broken pipe")
+_PASSING = (
+    "timed out",
+    "timeout",
+    "connect",
+    "error sending request",
+    "500",
+    "502",
+    "503",
+    "504",
+    "slowdown",
+    "internalerror",
+    "reset",
+    "eof",
+    "broken pipe",
+)
 """Parts of messages of failures that may pass; the library gives text and no status code."""
 
 _REFUSED = ("403", "401", "accessdenied", "signaturedoesnotmatch", "invalidaccesskeyid", "forbidden")
@@ -54,7 +68,11 @@ def open_s3(url: str) -> CloudStore:
     where = urlsplit(endpoint or "")
     plain = where.scheme == "http"
     if plain and not (where.hostname or "").startswith(_LOOPBACK):
-        raise UsageError("the S3 endpoint is not encrypted and not on this machine", on=str(endpoint), remedy="use an https:// endpoint")
+        raise UsageError(
+            "the S3 endpoint is not encrypted and not on this machine",
+            on=str(endpoint),
+            remedy="use an https:// endpoint",
+        )
     prefix = parts.path.strip("/")
     bucket = S3Store(
         parts.netloc,
@@ -81,7 +99,9 @@ class CloudStore:
         check_name(name)
         data = parts[0] if len(parts) == 1 else b"".join(bytes(part) for part in parts)
         try:
-            result = obstore.put(self._bucket, name, data, mode="create" if create_only else "overwrite", use_multipart=False)
+            result = obstore.put(
+                self._bucket, name, data, mode="create" if create_only else "overwrite", use_multipart=False
+            )
         except Exception as error:
             self._fail(error, name)
         # The answer to a put carries no time; whoever needs the store's time asks with `head`.
@@ -150,14 +170,22 @@ class CloudStore:
         where = f"{self.url}/{name}"
         low = text.lower()
         if "nosuchbucket" in low:
-            raise StoreError("no such bucket", on=self.url, remedy="create the bucket, or correct the address") from error
+            raise StoreError(
+                "no such bucket", on=self.url, remedy="create the bucket, or correct the address"
+            ) from error
         if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
             raise ObjectNotFound("no such object", on=name) from error
         if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
             raise ObjectExists("object exists already", on=name) from error
         refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
         if refused or any(word in low for word in _REFUSED):
-            raise StorePermission("the store refuses access", on=where, remedy="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy") from error
+            raise StorePermission(
+                "the store refuses access",
+                on=where,
+                remedy="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+            ) from error
         if any(word in low for word in _PASSING):
-            raise StoreUnavailable("the store does not answer", on=f"{where} ({text[:200]})", remedy="check the network and the endpoint") from error
+            raise StoreUnavailable(
+                "the store does not answer", on=f"{where} ({text[:200]})", remedy="check the network and the endpoint"
+            ) from error
         raise StoreError(f"the store failed ({text[:200]})", on=where) from error

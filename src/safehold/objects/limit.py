@@ -16,7 +16,9 @@ __all__ = ["ByteSemaphore", "LimitStore"]
 
 
 class ByteSemaphore:
-    """Lets through at most `budget` bytes at once, first come, first served. A request beyond the whole budget goes alone."""
+    """Lets through at most `budget` bytes at once, first come, first served. A request beyond the whole budget goes
+    alone.
+    """
 
     def __init__(self, budget: int) -> None:
         self._budget = self._left = budget
@@ -44,7 +46,9 @@ class ByteSemaphore:
 
 
 class LimitStore:
-    """Holds every put until the semaphore has room for it; reads go straight through, as they fill buffers that callers bound."""
+    """Holds every put until the semaphore has room for it; reads go straight through, as they fill buffers that
+    callers bound.
+    """
 
     def __init__(self, inner: Store, semaphore: ByteSemaphore) -> None:
         self._inner, self._semaphore = inner, semaphore

@@ -1,7 +1,9 @@
-"""A directory as an object store, durable: what a put returned survives a power cut, and what it did not return is absent or whole.
+"""A directory as an object store, durable: what a put returned survives a power cut, and what it did not return is
+absent or whole.
 
-An object is written under a temporary name, synced, linked to its own name (which fails if that exists), and then its directory is synced, as
-is the parent of every directory made on the way. Temporary names start with a dot, which no object's segment in this layout does.
+An object is written under a temporary name, synced, linked to its own name (which fails if that exists), and then its
+directory is synced, as is the parent of every directory made on the way. Temporary names start with a dot, which no
+object's segment in this layout does.
 """
 
 from __future__ import annotations
@@ -106,7 +108,9 @@ class SystemFileCalls:
 
 
 class LocalStore:
-    """Objects as files below one directory. Store time is the file's ctime, which no user can set; the version is its inode and mtime."""
+    """Objects as files below one directory. Store time is the file's ctime, which no user can set; the version is
+    its inode and mtime.
+    """
 
     def __init__(self, path: Path | str, calls: FileCalls | None = None) -> None:
         self._root = os.path.abspath(path)
@@ -125,7 +129,9 @@ class LocalStore:
         directory = os.path.dirname(path)
         if create_only and os.path.lexists(path):
             raise ObjectExists("object exists already", on=name)
-        temporary = os.path.join(directory, f"{_TEMPORARY}{os.getpid()}-{threading.get_native_id()}-{next(self._numbers)}")
+        temporary = os.path.join(
+            directory, f"{_TEMPORARY}{os.getpid()}-{threading.get_native_id()}-{next(self._numbers)}"
+        )
         try:
             self._make_directories(directory)
             self._calls.write_file(temporary, parts)
@@ -226,7 +232,11 @@ class LocalStore:
         base = f"{directory}/" if directory else ""
         try:
             with os.scandir(os.path.join(self._root, directory)) as scan:
-                found = [(entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in scan if not entry.name.startswith(".")]
+                found = [
+                    (entry.name + "/" if entry.is_dir() else entry.name, entry)
+                    for entry in scan
+                    if not entry.name.startswith(".")
+                ]
         except (FileNotFoundError, NotADirectoryError):
             return
         for key, entry in sorted(found, key=lambda pair: pair[0]):
@@ -259,8 +269,16 @@ class LocalStore:
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
             raise ObjectNotFound("no such object", on=name) from error
         if error.errno in _FULL:
-            raise StoreFull("the store is full", on=where, remedy="make room, or back up to another vault; what was uploaded is reused") from error
+            raise StoreFull(
+                "the store is full",
+                on=where,
+                remedy="make room, or back up to another vault; what was uploaded is reused",
+            ) from error
         if error.errno in _DENIED:
-            raise StorePermission(f"the store refuses access ({error.strerror})", on=where, remedy="check owner and mode of the directory") from error
+            raise StorePermission(
+                f"the store refuses access ({error.strerror})", on=where, remedy="check owner and mode of the directory"
+            ) from error
         kind = StoreUnavailable if error.errno in _PASSING else StoreError
-        raise kind(f"the store failed ({error.strerror})", on=where, remedy="check the disk or mount behind it") from error
+        raise kind(
+            f"the store failed ({error.strerror})", on=where, remedy="check the disk or mount behind it"
+        ) from error

@@ -21,10 +21,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to go on. The wait before attempt n is random between 0 and min(`cap`, `first`·2ⁿ) seconds ("full jitter")."""
+    """How long to go on. The wait before attempt n is random between 0 and min(`cap`, `first`·2ⁿ) seconds ("full
+    jitter").
+    """
 
     attempts: int = 8
-    """Eight attempts span about a minute on average: longer than a fail-over of a storage service, shorter than a user's patience."""
+    """Eight attempts span about a minute on average: longer than a fail-over of a storage service, shorter than a
+    user's patience.
+    """
 
     first: float = 0.5
     """The first wait is of the order of a slow request."""
@@ -36,7 +40,9 @@ class RetryPolicy:
 class RetryStore:
     """Retries StoreUnavailable. A create that met its own earlier, unacknowledged attempt counts as done."""
 
-    def __init__(self, inner: Store, clock: Clock, policy: RetryPolicy | None = None, rng: random.Random | None = None) -> None:
+    def __init__(
+        self, inner: Store, clock: Clock, policy: RetryPolicy | None = None, rng: random.Random | None = None
+    ) -> None:
         self._inner = inner
         self._clock = clock
         self._policy = policy or RetryPolicy()
@@ -68,7 +74,9 @@ class RetryStore:
                 attempt += 1
 
     def put(self, name: str, parts: Sequence[Buffer], *, create_only: bool = True) -> Stamp:
-        """Create-only: on any doubt the object is read back. Equal bytes are success, other bytes ObjectExists, none another attempt."""
+        """Create-only: on any doubt the object is read back. Equal bytes are success, other bytes ObjectExists, none
+        another attempt.
+        """
         if not create_only:
             return self._retry(lambda: self._inner.put(name, parts, create_only=False))
         attempt = 0
@@ -81,7 +89,11 @@ class RetryStore:
                     raise
                 if same:
                     return self._retry(lambda: self._inner.head(name))
-                error = StoreUnavailable("object exists and is not there at once", on=name, remedy="check the store: safehold vault check-store")
+                error = StoreUnavailable(
+                    "object exists and is not there at once",
+                    on=name,
+                    remedy="check the store: safehold vault check-store",
+                )
             except StoreUnavailable as failed:
                 error = failed
                 # The request may have been carried out although its answer was lost.

@@ -13,7 +13,9 @@ __all__ = ["Blocks", "Lineage", "MutableBlocks"]
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """An earlier point that a disk can tell its differences from; `token` is opaque and made by the disk's own implementation."""
+    """An earlier point that a disk can tell its differences from; `token` is opaque and made by the disk's own
+    implementation.
+    """
 
     token: str
 
@@ -27,14 +29,17 @@ class Blocks(Protocol):
         ...
 
     def extents(self, since: Lineage | None = None) -> Iterator[Extent]:
-        """The whole disk from byte 0 to `size`, in order and without gaps, as data, zero, or (only with `since`) same.
+        """The whole disk from byte 0 to `size`, in order and without gaps, as data, zero, or (only with `since`)
+        same.
 
         ZERO is a promise that all bytes are zero; DATA may still be zeros.
         """
         ...
 
     def read_into(self, offset: int, buf: memoryview) -> None:
-        """Fill all of `buf` from byte `offset`; safe from several threads. SourceError or DamageError where it cannot."""
+        """Fill all of `buf` from byte `offset`; safe from several threads. SourceError or DamageError where it
+        cannot.
+        """
         ...
 
 
@@ -51,7 +56,9 @@ class MutableBlocks(Protocol):
         ...
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at byte `offset`; safe from several threads for ranges that do not overlap. TargetError."""
+        """Write all of `data` at byte `offset`; safe from several threads for ranges that do not overlap.
+        TargetError.
+        """
         ...
 
     def write_zeroes(self, offset: int, length: int) -> None:

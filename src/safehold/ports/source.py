@@ -48,7 +48,9 @@ class Capture(Protocol):
 
     @property
     def achieved(self) -> Consistency:
-        """How still it was held; only final when asked after the last read, for it can drop when somebody writes meanwhile."""
+        """How still it was held; only final when asked after the last read, for it can drop when somebody writes
+        meanwhile.
+        """
         ...
 
 

@@ -42,9 +42,10 @@ class Stamp:
 class Store(Protocol):
     """Named immutable byte strings under one location.
 
-    Names are relative, `/`-separated, of `[a-z0-9._-]` segments that do not start with a dot. All methods may be called from
-    several threads at once. Failures are the StoreError family of `safehold.model.errors` and nothing else: StoreUnavailable
-    where retrying may help, ObjectNotFound, ObjectExists, StorePermission, StoreFull, ShortRead.
+    Names are relative, `/`-separated, of `[a-z0-9._-]` segments that do not start with a dot. All methods may be
+    called from several threads at once. Failures are the StoreError family of `safehold.model.errors` and nothing
+    else: StoreUnavailable where retrying may help, ObjectNotFound, ObjectExists, StorePermission, StoreFull,
+    ShortRead.
     """
 
     @property
@@ -58,7 +59,8 @@ class Store(Protocol):
         ...
 
     def put(self, name: str, parts: Sequence[Buffer], *, create_only: bool = True) -> Stamp:
-        """Store the concatenation of `parts`; durable and visible to everyone when it returns, all or nothing if it fails.
+        """Store the concatenation of `parts`; durable and visible to everyone when it returns, all or nothing if it
+        fails.
 
         With `create_only`, an object already there under `name` stays as it is and ObjectExists is raised.
         """
@@ -77,7 +79,8 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str, after: str = "") -> Iterator[Stamp]:
-        """Objects whose names start with `prefix` (a plain string prefix) and sort after `after`, in ascending byte order of name.
+        """Objects whose names start with `prefix` (a plain string prefix) and sort after `after`, in ascending byte
+        order of name.
 
         Objects being written are never listed. An unknown prefix lists nothing.
         """

@@ -33,11 +33,13 @@ class Losses:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, disk: StoredDisk, lost: list[Lost]) -> None:
-        """Note blocks of `disk` as lost; DamageError, naming the objects and the byte ranges, unless this is a salvage."""
+        """Note blocks of `disk` as lost; DamageError, naming the objects and the byte ranges, unless this is a
+        salvage.
+        """
         if not lost:
             return
         with self._lock:
-            for one in sorted(lost, key=lambda l: l.position):
+            for one in sorted(lost, key=lambda one: one.position):
                 start = one.position * disk.block_size
                 end = min(start + disk.block_size, disk.size)
                 if self.ranges and self.ranges[-1][1] == start:
@@ -133,7 +135,9 @@ def _write_blocks(disk: StoredDisk, target: MutableBlocks, losses: Losses, first
 
 
 def write_differences(disk: StoredDisk, target: MutableBlocks, losses: Losses, ctx: Context) -> Written:
-    """Make the target equal to the disk, fetching and writing only blocks whose hash differs. Durable when it returns."""
+    """Make the target equal to the disk, fetching and writing only blocks whose hash differs. Durable when it
+    returns.
+    """
     totals = []
     step = max(1, _WINDOW // disk.block_size)
 

@@ -16,7 +16,6 @@ from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.vault.catalogue import Point
 from safehold.vault.disk import StoredDisk
 from safehold.vault.envelope import decode, open_object, stored_as_named
-from safehold.vault.fetch import Lost
 from safehold.vault.names import ZERO_ID, Kind, gc_name, kind_of
 from safehold.vault.records import GcRecord
 from safehold.vault.run import read_run
@@ -32,7 +31,9 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong: `what`, on which object or resource, and which point it hurts (empty where that is not known)."""
+    """Something wrong: `what`, on which object or resource, and which point it hurts (empty where that is not
+    known).
+    """
 
     what: str
     on: str
@@ -63,7 +64,9 @@ class Findings:
 
 
 def verify_structure(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings:
-    """Everything that the points need is named by an index run or a pack and lies in the store with the size it should have."""
+    """Everything that the points need is named by an index run or a pack and lies in the store with the size it
+    should have.
+    """
     findings = Findings()
     sizes = {s.name: s.size for prefix in (Kind.PACK, Kind.META) for s in vault.store.list(prefix.prefix + "/")}
     seen: set[bytes] = set()
@@ -82,7 +85,13 @@ def _disks(vault: Vault, point: Point, findings: Findings) -> Iterator[StoredDis
 
 
 def _structure(
-    vault: Vault, point: Point, disk: StoredDisk, sizes: dict[str, int], seen: set[bytes], findings: Findings, ctx: Context
+    vault: Vault,
+    point: Point,
+    disk: StoredDisk,
+    sizes: dict[str, int],
+    seen: set[bytes],
+    findings: Findings,
+    ctx: Context,
 ) -> None:
     try:
         for first, count, data in disk.tree.runs():
@@ -99,7 +108,9 @@ def _structure(
                         places = disk.finder.locations(identity)
                     if not any(_present(place.pack, place.offset + place.stored, sizes) for place in places if place):
                         packs = ", ".join(sorted({place.pack for place in places if place})) or "no pack"
-                        findings.add(Finding(f"chunk {identity.hex()[:16]} is gone: {packs}", disk.member.name, point.id))
+                        findings.add(
+                            Finding(f"chunk {identity.hex()[:16]} is gone: {packs}", disk.member.name, point.id)
+                        )
                 if len(seen) < _SEEN:
                     seen.update(fresh)
                 findings.count(len(ids), len(ids) * disk.block_size, 0)
@@ -141,7 +152,9 @@ def _data(point: Point, disk: StoredDisk, seen: set[bytes], findings: Findings, 
         for window in share:
             ctx.cancel.check()
             with lock:
-                fresh = [(block, identity) for block, identity in window if identity not in seen and identity != ZERO_ID]
+                fresh = [
+                    (block, identity) for block, identity in window if identity not in seen and identity != ZERO_ID
+                ]
                 if len(seen) < _SEEN:
                     seen.update(identity for _, identity in fresh)
             for lost in disk.check([identity for _, identity in fresh]):
@@ -156,7 +169,8 @@ def _data(point: Point, disk: StoredDisk, seen: set[bytes], findings: Findings, 
 def verify_stored(store: Store, ctx: Context) -> Findings:
     """Every object is what its name says, and every pack that an index run lists is there: no key is needed.
 
-    What it cannot see: objects that vanished together with everything that names them, and an older state of the whole vault.
+    What it cannot see: objects that vanished together with everything that names them, and an older state of the
+    whole vault.
     """
     findings = Findings()
     listed: dict[str, tuple[int, str]] = {}

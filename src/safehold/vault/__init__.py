@@ -8,10 +8,10 @@ run       a signed object that says which chunk lies where in which pack
 session   one writer at work: it uploads packs, then runs, then commits
 point     the object whose creation is the commit of a session
 note      something the owner signed about a point after it was committed
-gc chain  owner-signed records, each carrying the hash of the one before: what is condemned, dead, or absorbed
+gc chain  owner-signed records, each with the hash of the one before: what is condemned, dead, or absorbed
 domain    the writers that deduplicate against each other: one dedup key, one index key
 
-The layers, each importing only the ones to its left:
-`names`, `records` → `envelope`, `keys` → `sealing`, `slots`, `kit`, `writers` → `pack`, `run`, `node` → `state` → `session`, `reader` → `disk`,
-`catalogue`, `inspect` → `vault`. The format is specified to the byte in `docs/format.md`.
+From the bottom up: `names` and `records`; `envelope` and `keys`; `sealing`, `slots`, `kit`, `writers`; `pack`, `run`,
+`node`, `index`; `trust`, `access`, `create`, `notes`; `session` on the way in, `fetch`, `locate`, `disk` and
+`catalogue` on the way out; `vault` ties them together. The format is specified to the byte in `docs/format.md`.
 """

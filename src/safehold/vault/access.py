@@ -1,4 +1,6 @@
-"""Opening a vault: which keys are at hand, what they are allowed to do, and whether the vault is what they say it is."""
+"""Opening a vault: which keys are at hand, what they are allowed to do, and whether the vault is what they say it
+is.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from safehold.vault.names import Kind, key_name
 from safehold.vault.records import Features, KeyPayload, KeySlot, OwnerPublic, Parameters, VaultDocument
 from safehold.vault.slots import Unlocker
 
-__all__ = ["FORMAT", "Unlocked", "document_owner", "parse_document", "read_document", "read_slots", "unlock", "unlock_with_kit"]
+__all__ = [
+    "FORMAT",
+    "Unlocked",
+    "document_owner",
+    "parse_document",
+    "read_document",
+    "read_slots",
+    "unlock",
+    "unlock_with_kit",
+]
 
 FORMAT = 1
 
@@ -42,7 +53,9 @@ def parse_document(data: bytes, name: str) -> VaultDocument:
     if len(vault) != 16:
         raise DamageError("vault id has the wrong length", on=name)
     if document.format != FORMAT:
-        raise FormatError(f"vault has format {document.format}, this program reads {FORMAT}", on=name, remedy="use a newer safehold")
+        raise FormatError(
+            f"vault has format {document.format}, this program reads {FORMAT}", on=name, remedy="use a newer safehold"
+        )
     return document
 
 
@@ -69,7 +82,9 @@ def read_slots(store: Store) -> tuple[dict[bytes, KeySlot], list[DamageError]]:
     problems: list[DamageError] = []
     for stamp in store.list(Kind.KEY.prefix + "/"):
         try:
-            slots[bytes.fromhex(stamp.name.split("/")[1])] = decode(open_object(stamp.name, store.get(stamp.name)).payload, KeySlot, stamp.name)
+            slots[bytes.fromhex(stamp.name.split("/")[1])] = decode(
+                open_object(stamp.name, store.get(stamp.name)).payload, KeySlot, stamp.name
+            )
         except (DamageError, ValueError) as error:
             problems.append(error if isinstance(error, DamageError) else DamageError("not a key slot", on=stamp.name))
         except ObjectNotFound:
@@ -84,8 +99,8 @@ def _no_vault(store: Store) -> UsageError:
 def unlock(store: Store, unlocker: Unlocker) -> Unlocked:
     """Open the vault's key with a passphrase or identity.
 
-    The document inside the slot is the one that is believed. VaultKeyError where no slot opens, DamageError where `vault.json` says otherwise
-    than the slot, UsageError where there is no vault.
+    The document inside the slot is the one that is believed. VaultKeyError where no slot opens, DamageError where
+    `vault.json` says otherwise than the slot, UsageError where there is no vault.
     """
     document, raw, wrong = read_document(store)
     slots, problems = read_slots(store)
@@ -105,7 +120,11 @@ def unlock(store: Store, unlocker: Unlocker) -> Unlocked:
         warnings = (f"{wrong}; the copy inside the key slot is used",) if wrong else ()
         return Unlocked(payload, authentic, slot, warnings)
     if problems and not slots:
-        raise DamageError(f"no key slot can be read ({problems[0]})", on=store.url, remedy="open the vault with the recovery kit: --kit FILE")
+        raise DamageError(
+            f"no key slot can be read ({problems[0]})",
+            on=store.url,
+            remedy="open the vault with the recovery kit: --kit FILE",
+        )
     raise VaultKeyError(
         "wrong passphrase or key",
         on=store.url,
@@ -119,7 +138,9 @@ def unlock_with_kit(store: Store, kit: Kit) -> Unlocked:
     keyring = Keyring(kit.generations)
     if document is not None:
         if bytes.fromhex(document.id) != kit.vault:
-            raise VaultKeyError("the recovery kit is of another vault", on=store.url, remedy=f"this vault's id is {document.id}")
+            raise VaultKeyError(
+                "the recovery kit is of another vault", on=store.url, remedy=f"this vault's id is {document.id}"
+            )
         public = document_owner(document)
         if public.generation in keyring and keyring.get(public.generation).public != public:
             raise DamageError("vault.json names another owner than the recovery kit: it was replaced", on=store.url)
@@ -127,6 +148,10 @@ def unlock_with_kit(store: Store, kit: Kit) -> Unlocked:
     if not any(True for _ in store.list("")):
         raise _no_vault(store)
     public = keyring.get(kit.generations[0].number).public
-    owner: dict[str, str | int] = {"generation": public.generation, "seal": public.seal.hex(), "sign": public.sign.hex()}
+    owner: dict[str, str | int] = {
+        "generation": public.generation,
+        "seal": public.seal.hex(),
+        "sign": public.sign.hex(),
+    }
     rebuilt = VaultDocument(FORMAT, kit.vault.hex(), "", Parameters(), Features(), owner)
     return Unlocked(KeyPayload(kit.generations, b""), rebuilt, b"", (f"{wrong}; default parameters are used",))

@@ -97,13 +97,17 @@ class Catalogue:
         revoked: dict[bytes, float],
         cache: PointCache | None,
     ) -> None:
-        """`allowed` gives a writer's resource patterns; `revoked` the store time from when on a writer's points do not count."""
+        """`allowed` gives a writer's resource patterns; `revoked` the store time from when on a writer's points do
+        not count.
+        """
         self._store, self._vault, self._secrets = store, vault, secrets
         self._writers, self._allowed, self._revoked = writers, allowed, revoked
         self._cache = cache
 
     def read(self) -> tuple[list[Point], list[Rejected]]:
-        """Every point, oldest first by the store's time, and what lies among them without being one. Fences are neither."""
+        """Every point, oldest first by the store's time, and what lies among them without being one. Fences are
+        neither.
+        """
         cached = self._cache.load() if self._cache else {}
         entries: dict[str, _Cached] = {}
         points: list[Point] = []
@@ -159,12 +163,14 @@ class Catalogue:
         return Point(stamp.name, wid, bytes.fromhex(sid_text), stamp.time, entry.digest, entry.dedup_key, entry.body)
 
 
-def choose(points: Iterable[Point], resource: str, when: str, parse_time: Callable[[str], tuple[float, float]]) -> Point:
+def choose(
+    points: Iterable[Point], resource: str, when: str, parse_time: Callable[[str], tuple[float, float]]
+) -> Point:
     """The point of `resource` that `when` names.
 
-    `latest` is the newest; a time names the newest point not after it, a day or minute the newest within it; anything else is the start of a
-    point's id. `parse_time` gives the first and last instant that a time text covers, or raises ValueError.
-    UsageError where nothing or more than one fits.
+    `latest` is the newest; a time names the newest point not after it, a day or minute the newest within it; anything
+    else is the start of a point's id. `parse_time` gives the first and last instant that a time text covers, or
+    raises ValueError. UsageError where nothing or more than one fits.
     """
     mine = [p for p in points if resource in p.resources or not resource]
     if not mine:
@@ -179,10 +185,14 @@ def choose(points: Iterable[Point], resource: str, when: str, parse_time: Callab
     try:
         _, last = parse_time(when)
     except ValueError:
-        raise UsageError(f"no point {when!r}", on=resource, remedy=f"see what there is: safehold points {resource}") from None
+        raise UsageError(
+            f"no point {when!r}", on=resource, remedy=f"see what there is: safehold points {resource}"
+        ) from None
     before = [p for p in mine if p.time <= last]
     if not before:
-        raise UsageError(f"no point as old as {when}", on=resource, remedy=f"see what there is: safehold points {resource}")
+        raise UsageError(
+            f"no point as old as {when}", on=resource, remedy=f"see what there is: safehold points {resource}"
+        )
     return before[-1]
 
 

@@ -1,4 +1,6 @@
-"""Making a vault. Its `vault.json` is put last and makes it one; what a killed attempt leaves behind is recognised and removed by the next."""
+"""Making a vault. Its `vault.json` is put last and makes it one; what a killed attempt leaves behind is recognised
+and removed by the next.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,15 @@ def _clear_leftovers(store: Store, ctx: Context) -> None:
     for stamp in store.list(""):
         kind = kind_of(stamp.name)
         if kind is Kind.VAULT:
-            raise UsageError("there is a vault here already", on=store.url, remedy=f"look at it: safehold vault info --vault {store.url}")
+            raise UsageError(
+                "there is a vault here already",
+                on=store.url,
+                remedy=f"look at it: safehold vault info --vault {store.url}",
+            )
         if kind not in _LEFTOVERS:
-            raise UsageError("the place is not empty", on=f"{store.url} ({stamp.name})", remedy="give an empty or new place")
+            raise UsageError(
+                "the place is not empty", on=f"{store.url} ({stamp.name})", remedy="give an empty or new place"
+            )
         remains.append(stamp.name)
     if remains:
         ctx.progress.note(f"removing {len(remains)} objects of an unfinished vault init")
@@ -74,7 +82,9 @@ def create_vault(store: Store, wrapper: Wrapper, parameters: Parameters, label: 
     try:
         store.put(Kind.VAULT.prefix, [close(vault, Kind.VAULT.prefix, raw)])
     except ObjectExists:
-        raise UsageError("somebody else made a vault here at the same moment", on=store.url, remedy="use that one, or another place") from None
+        raise UsageError(
+            "somebody else made a vault here at the same moment", on=store.url, remedy="use that one, or another place"
+        ) from None
     return Made(Unlocked(payload, document, slot), Kit(vault, Keyring(payload.generations).generations))
 
 

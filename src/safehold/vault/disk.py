@@ -1,7 +1,8 @@
 """A stored disk: a tree of block ids, written while blocks arrive and read page by page.
 
-Leaf pages hold the ids of `page_refs` consecutive blocks, inner pages the ids of `page_refs` pages below. A page of nothing but zero ids is
-itself the zero id, so that a hole of any size costs nothing. Pages of equal content are equal chunks, so two points share what did not change.
+Leaf pages hold the ids of `page_refs` consecutive blocks, inner pages the ids of `page_refs` pages below. A page of
+nothing but zero ids is itself the zero id, so that a hole of any size costs nothing. Pages of equal content are equal
+chunks, so two points share what did not change.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ class DiskTree:
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._lock = threading.Lock()
         if self.levels != self._depth():
-            raise DamageError(f"disk tree says {self.levels} levels where its size needs {self._depth()}", on=member.name)
+            raise DamageError(
+                f"disk tree says {self.levels} levels where its size needs {self._depth()}", on=member.name
+            )
 
     def _depth(self) -> int:
         count, depth = self.blocks, 0
@@ -117,7 +120,9 @@ class DiskTree:
         return depth
 
     def page(self, identity: bytes, level: int, number: int) -> bytes:
-        """The ids in page `number` of `level` (1 is a leaf); DamageError where the node is of another kind or length."""
+        """The ids in page `number` of `level` (1 is a leaf); DamageError where the node is of another kind or
+        length.
+        """
         length = self.page_length(level, number)
         if identity == ZERO_ID:
             return bytes(length * _ID)
@@ -168,7 +173,9 @@ class DiskTree:
         return self.page(identity, 1, number)
 
     def runs(self) -> Iterator[tuple[int, int, bool]]:
-        """The whole disk as (first block, count, has data), neighbours of one kind joined; holes are skipped as subtrees."""
+        """The whole disk as (first block, count, has data), neighbours of one kind joined; holes are skipped as
+        subtrees.
+        """
         start, total, data = 0, 0, False
         for count, has_data in self._walk(self.root, self.levels, 0):
             if total and has_data != data:
@@ -196,7 +203,8 @@ class DiskTree:
 
 
 def changed_blocks(old: DiskTree, new: DiskTree) -> Iterator[int]:
-    """Numbers of the blocks of `new` that differ from those of `old` (or lie beyond its end), ascending; equal subtrees are not read.
+    """Numbers of the blocks of `new` that differ from those of `old` (or lie beyond its end), ascending; equal
+    subtrees are not read.
 
     Both must be of one domain, block size and page size: ids are compared, not contents.
     """
@@ -255,8 +263,8 @@ class StoredDisk:
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, memoryview | bytes | None] | Lost]:
         """Blocks `first` to `first + count` as (byte offset, plaintext), with None for a block of zeros.
 
-        In the order that suits the packs; a plaintext is valid until the next piece is asked for. A block that cannot be read is Lost, its
-        `position` the block's number.
+        In the order that suits the packs; a plaintext is valid until the next piece is asked for. A block that cannot
+        be read is Lost, its `position` the block's number.
         """
         identities = self.tree.block_ids(first, count)
         wanted = [n for n, identity in enumerate(identities) if identity != ZERO_ID]
@@ -290,7 +298,9 @@ class StoredDisk:
         first, last = offset // self.block_size, (end - 1) // self.block_size
         for piece in self.pieces(first, last - first + 1):
             if isinstance(piece, Lost):
-                raise DamageError(f"bytes from {piece.position * self.block_size} cannot be read: {piece.reason}", on=self.member.name)
+                raise DamageError(
+                    f"bytes from {piece.position * self.block_size} cannot be read: {piece.reason}", on=self.member.name
+                )
             start, data = piece
             length = min(self.block_size, self.size - start)
             low, high = max(start, offset), min(start + length, end)
@@ -298,5 +308,3 @@ class StoredDisk:
                 buf[low - offset : high - offset] = bytes(high - low)
             else:
                 buf[low - offset : high - offset] = memoryview(data)[low - start : high - start]
-
-

@@ -3,8 +3,8 @@
     object  = "SH1" ‖ kind code ‖ payload ‖ [64-byte Ed25519 signature] ‖ BLAKE3(name ‖ 0x00 ‖ all bytes before)
     signed  = "SH1 signature" ‖ vault id ‖ u16 length of name ‖ name ‖ all bytes before the signature
 
-`vault.json` has no magic, so that people can read it: JSON, a newline, the hash. The NUL keeps name and bytes apart: no two pairs hash the same
-input.
+`vault.json` has no magic, so that people can read it: JSON, a newline, the hash. The NUL keeps name and bytes apart:
+no two pairs hash the same input.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def close(vault: bytes, name: str, payload: bytes, signer: Ed25519PrivateKey | N
 
 
 class Opened:
-    """An object whose trailing hash matched: its `payload`, its `digest` (BLAKE3 of all stored bytes), and a signature to check."""
+    """An object whose trailing hash matched: its `payload`, its `digest` (BLAKE3 of all stored bytes), and a
+    signature to check.
+    """
 
     def __init__(self, name: str, kind: Kind, stored: bytes) -> None:
         self.name = name
@@ -79,7 +81,9 @@ class Opened:
         self.payload = self._signed[len(_MAGIC) + 1 :]
 
     def check(self, vault: bytes, key: bytes) -> None:
-        """Raise DamageError unless the object was signed by the Ed25519 public key `key` for this vault and this name."""
+        """Raise DamageError unless the object was signed by the Ed25519 public key `key` for this vault and this
+        name.
+        """
         try:
             Ed25519PublicKey.from_public_bytes(key).verify(self._signature, _to_sign(vault, self.name, self._signed))
         except (InvalidSignature, ValueError) as error:

@@ -1,4 +1,6 @@
-"""Reads chunks back: finds them, fetches neighbours in one request, and believes nothing that does not hash to its id."""
+"""Reads chunks back: finds them, fetches neighbours in one request, and believes nothing that does not hash to its
+id.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +133,9 @@ class Fetcher:
             try:
                 data = self._open(header, record, location, identities[position], dedup_key)
             except (ValueError, DamageError) as error:
-                yield self._alone(finder, position, identities[position], dedup_key, (location, f"{location.pack}: {error}"))
+                yield self._alone(
+                    finder, position, identities[position], dedup_key, (location, f"{location.pack}: {error}")
+                )
                 # The detour reused the scratch buffer; the span's other records have to be read again.
                 self._store.read_into(first.pack, start, span)
             else:
@@ -220,5 +224,3 @@ def _spans(known: list[tuple[Location, int]]) -> Iterator[list[tuple[Location, i
         group.append((location, position))
     if group:
         yield group
-
-

@@ -1,4 +1,6 @@
-"""What this machine remembers of each vault, so that a vault that was rolled back is noticed. Can be lost without harm."""
+"""What this machine remembers of each vault, so that a vault that was rolled back is noticed. Can be lost without
+harm.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The recovery kit: a page of text that opens the vault by itself, whatever happened to the key slots.
 
-Each secret is the 16-byte vault id, a generation number and that generation's seed, in Crockford's base 32 (no I, L, O, U), with a
-checksum in its last group, so that a typing mistake is found at once and not after a failed restore.
+Each secret is the 16-byte vault id, a generation number and that generation's seed, in Crockford's base 32 (no I, L,
+O, U), with a checksum in its last group, so that a typing mistake is found at once and not after a failed restore.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def _encode(vault: bytes, generation: Generation) -> str:
 
 def _decode(secret: str) -> tuple[bytes, Generation]:
     text = re.sub(r"[-\s]", "", secret.upper())[len(_PREFIX) :].translate(str.maketrans("ILO", "110"))
-    wrong = VaultKeyError("the recovery kit's secret is mistyped", remedy="compare it with the printed page, group by group")
+    wrong = VaultKeyError(
+        "the recovery kit's secret is mistyped", remedy="compare it with the printed page, group by group"
+    )
     if len(text) != (_BODY + _CHECK) * 8 // 5 or any(c not in _ALPHABET for c in text):
         raise wrong
     bits = 0

@@ -1,4 +1,6 @@
-"""Where the chunks of one dedup domain lie: from index runs whose signatures count, and where those are lost, from the packs themselves."""
+"""Where the chunks of one dedup domain lie: from index runs whose signatures count, and where those are lost, from
+the packs themselves.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ class Locator:
         self._trust, self._index_key, self._cache, self._ctx = trust, index_key, cache, ctx
 
     def dedup_view(self, chain: Chain) -> DedupView:
-        """W2: what a writer may rely on: verified runs of sessions that are not fenced, without condemned and dead packs.
+        """W2: what a writer may rely on: verified runs of sessions that are not fenced, without condemned and dead
+        packs.
 
         `chain` has been read before this call, and both after the session was announced.
         """
@@ -87,7 +90,9 @@ class Locator:
             return cache.index()
 
     def read(self, name: str) -> tuple[RunObject, bytes]:
-        """A run's record and rows; DamageError unless a writer of this domain, or for a base run the owner, signed it."""
+        """A run's record and rows; DamageError unless a writer of this domain, or for a base run the owner, signed
+        it.
+        """
         opened = open_object(name, self.store.get(name))
         record = read_run(opened)
         if record.domain != self.domain:
@@ -113,7 +118,9 @@ class Locator:
 
 
 class DomainFinder:
-    """Finds chunks by the index, and rebuilds what the index lacks from tables of contents, once and only when needed. Thread-safe."""
+    """Finds chunks by the index, and rebuilds what the index lacks from tables of contents, once and only when
+    needed. Thread-safe.
+    """
 
     def __init__(self, locator: Locator, fetcher: Fetcher, secrets: SecretCache) -> None:
         self._locator, self._fetcher, self._secrets = locator, fetcher, secrets
@@ -132,7 +139,8 @@ class DomainFinder:
             if self._recovered is None:
                 self._recovered = self._read_tables()
         seen = {(location.pack, location.offset) for location in known}
-        return known + [l for l in self._recovered.get(identity, []) if (l.pack, l.offset) not in seen]
+        more = self._recovered.get(identity, [])
+        return known + [location for location in more if (location.pack, location.offset) not in seen]
 
     def _read_tables(self) -> dict[bytes, list[Location]]:
         """Chunks of the packs outside of every readable index run."""
@@ -148,7 +156,9 @@ class DomainFinder:
                 except (DamageError, ObjectNotFound, ShortRead):
                     continue
                 for row in rows:
-                    out.setdefault(row.identity, []).append(Location(stamp.name, row.offset, row.stored, row.plain, row.codec))
+                    out.setdefault(row.identity, []).append(
+                        Location(stamp.name, row.offset, row.stored, row.plain, row.codec)
+                    )
         return out
 
     def read_table(self, name: str, size: int) -> list[PackRow]:

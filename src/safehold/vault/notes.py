@@ -19,7 +19,9 @@ __all__ = ["Notes"]
 class Notes:
     """Reads and adds notes of one vault."""
 
-    def __init__(self, store: Store, vault: bytes, trust: OwnerTrust, keyring: Keyring, owner: OwnerKey, ctx: Context) -> None:
+    def __init__(
+        self, store: Store, vault: bytes, trust: OwnerTrust, keyring: Keyring, owner: OwnerKey, ctx: Context
+    ) -> None:
         self._store, self._vault, self._trust = store, vault, trust
         self._keyring, self._owner, self._ctx = keyring, owner, ctx
 

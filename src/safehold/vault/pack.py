@@ -24,7 +24,16 @@ from safehold.vault.names import Kind
 from safehold.vault.records import SealedKey
 from safehold.vault.sealing import RECORD_OVERHEAD, ChunkSealer, SessionSecret
 
-__all__ = ["HEADER_GUESS", "PackBuilder", "PackHeader", "PackRow", "header_length", "open_table", "parse_header", "table_span"]
+__all__ = [
+    "HEADER_GUESS",
+    "PackBuilder",
+    "PackHeader",
+    "PackRow",
+    "header_length",
+    "open_table",
+    "parse_header",
+    "table_span",
+]
 
 _MAGIC = b"SHPK\x01"
 _HEADER = struct.Struct("<5scH16s")
@@ -101,7 +110,9 @@ def _table_aad(vault: bytes, kind: Kind) -> bytes:
 
 
 def table_span(size: int, tail: bytes, name: str) -> tuple[int, int]:
-    """Where the sealed table of contents of a pack of `size` bytes starts and how long it is; `tail` is the pack's last 4 bytes."""
+    """Where the sealed table of contents of a pack of `size` bytes starts and how long it is; `tail` is the pack's
+    last 4 bytes.
+    """
     length = _LENGTH.unpack(tail)[0]
     start = size - _LENGTH.size - length
     if length < _TABLE_OVERHEAD - _LENGTH.size or start < _HEADER.size:
@@ -117,13 +128,18 @@ def open_table(sealed: bytes, vault: bytes, header: PackHeader, secret: SessionS
         raise DamageError("pack's table of contents does not open with its key", on=name) from error
     if len(plain) % _ROW.size:
         raise DamageError("pack's table of contents has a broken row", on=name)
-    return [PackRow(i, offset, stored, mixed & 0x0FFFFFFF, mixed >> 28) for i, offset, stored, mixed in _ROW.iter_unpack(plain)]
+    return [
+        PackRow(i, offset, stored, mixed & 0x0FFFFFFF, mixed >> 28)
+        for i, offset, stored, mixed in _ROW.iter_unpack(plain)
+    ]
 
 
 class PackBuilder:
     """Fills one pack in a buffer of its own. Not thread-safe: one thread has it at a time."""
 
-    def __init__(self, kind: Kind, vault: bytes, key: SealedKey, session_key: bytes, buffer: bytearray, target: int) -> None:
+    def __init__(
+        self, kind: Kind, vault: bytes, key: SealedKey, session_key: bytes, buffer: bytearray, target: int
+    ) -> None:
         self.kind = kind
         self.buffer = buffer
         self.rows: list[PackRow] = []

@@ -1,4 +1,6 @@
-"""What the objects of a vault hold, as data. Stored as MessagePack maps; unknown fields are ignored, so that fields can be added."""
+"""What the objects of a vault hold, as data. Stored as MessagePack maps; unknown fields are ignored, so that fields
+can be added.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ class PassphraseKdf(msgspec.Struct, frozen=True):
 
 
 class KeySlot(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`keys/<id>`: the owner's secrets, wrapped. Exactly one of `kdf` (a passphrase) and `recipient` (an X25519 public key) is set."""
+    """`keys/<id>`: the owner's secrets, wrapped. Exactly one of `kdf` (a passphrase) and `recipient` (an X25519
+    public key) is set.
+    """
 
     vault: bytes
     label: str
@@ -107,7 +111,9 @@ class Generation(msgspec.Struct, frozen=True):
 
 
 class KeyPayload(msgspec.Struct, frozen=True):
-    """Inside a key slot: every generation of the owner's key, and the whole of `vault.json`, which this authenticates."""
+    """Inside a key slot: every generation of the owner's key, and the whole of `vault.json`, which this
+    authenticates.
+    """
 
     generations: tuple[Generation, ...]
     document: bytes
@@ -137,7 +143,9 @@ class CertificateSecret(msgspec.Struct, frozen=True):
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """`writers/<wid>`, signed by the owner: whose signature counts as that writer's, and in which dedup domain it writes."""
+    """`writers/<wid>`, signed by the owner: whose signature counts as that writer's, and in which dedup domain it
+    writes.
+    """
 
     wid: bytes
     domain: bytes
@@ -148,7 +156,9 @@ class Certificate(msgspec.Struct, frozen=True):
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
-    """Sealed inside a session object: enough to tell whether the process is still alive, for someone on the same host."""
+    """Sealed inside a session object: enough to tell whether the process is still alive, for someone on the same
+    host.
+    """
 
     host: str
     boot: str
@@ -167,7 +177,9 @@ class SessionObject(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """`sessions/<wid>/<sid>.<n>`, signed by the writer: still at work. The store's time of the object is what counts."""
+    """`sessions/<wid>/<sid>.<n>`, signed by the writer: still at work. The store's time of the object is what
+    counts.
+    """
 
     number: int
 
@@ -196,9 +208,10 @@ class RunObject(msgspec.Struct, frozen=True):
 class Member(msgspec.Struct, frozen=True, omit_defaults=True):
     """One resource inside a point.
 
-    `root` is the id of the top node (32 zero bytes: all zeros), `levels` the depth of the tree below it, `size` the length in bytes.
-    Consistency is recorded as words: what was asked for, and what was achieved. `pause` is the seconds of quiet, `taken` from when to when.
-    `lineage` names the point of the same resource that this one followed, as `<wid>/<sid>` in hex.
+    `root` is the id of the top node (32 zero bytes: all zeros), `levels` the depth of the tree below it, `size` the
+    length in bytes. Consistency is recorded as words: what was asked for, and what was achieved. `pause` is the
+    seconds of quiet, `taken` from when to when. `lineage` names the point of the same resource that this one
+    followed, as `<wid>/<sid>` in hex.
     """
 
     kind: str
@@ -219,10 +232,11 @@ class Member(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PointBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sealed inside a point. `nodes` are the roots to walk for everything the point needs, whatever the kinds of its members.
+    """Sealed inside a point. `nodes` are the roots to walk for everything the point needs, whatever the kinds of its
+    members.
 
-    Byte counts: `read` from the sources, `new` of plaintext that was not in the vault, `stored` added to it, `twice` that another writer
-    stored at the same time.
+    Byte counts: `read` from the sources, `new` of plaintext that was not in the vault, `stored` added to it, `twice`
+    that another writer stored at the same time.
     """
 
     nodes: tuple[bytes, ...]
@@ -249,7 +263,9 @@ class PointObject(msgspec.Struct, frozen=True):
 
 
 class NoteBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sealed inside a note. `kind` is one of tag, hold, release, verified, proof, lock-until, first-seen, revoked, kit."""
+    """Sealed inside a note. `kind` is one of tag, hold, release, verified, proof, lock-until, first-seen, revoked,
+    kit.
+    """
 
     kind: str
     time: float
@@ -295,8 +311,8 @@ class BaseRun(msgspec.Struct, frozen=True):
 class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`gc/<n>`, signed by the owner generation that was current before it.
 
-    `previous` is the BLAKE3 of the stored bytes of record n-1 (empty for 0). `owner` are the public keys in force from here on; a
-    rotation is a record whose `owner` is newer than its signer. Names are object names.
+    `previous` is the BLAKE3 of the stored bytes of record n-1 (empty for 0). `owner` are the public keys in force
+    from here on; a rotation is a record whose `owner` is newer than its signer. Names are object names.
     """
 
     number: int

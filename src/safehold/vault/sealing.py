@@ -43,7 +43,9 @@ MAX_PLAIN = 16 * 1024 * 1024
 RECORD_OVERHEAD = 2 + 12 + 16
 _RAW, _ZSTD = 0, 1
 _WORTH = 0.95
-"""Compressed data is kept only below this share of the plain length: decompressing costs more than a few saved percent give back."""
+"""Compressed data is kept only below this share of the plain length: decompressing costs more than a few saved
+percent give back.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,11 @@ def seal_secret(vault: bytes, owner: OwnerPublic, secret: SessionSecret) -> Seal
 def open_secret(vault: bytes, keyring: Keyring, key: SealedKey, *, on: str) -> SessionSecret:
     """Undo `seal_secret`; `on` names the object that carried the key. DamageError, VaultKeyError, FormatError."""
     if key.suite != SUITE_X25519:
-        raise FormatError(f"session key is sealed with suite {key.suite}, which this program lacks", on=on, remedy="use a newer safehold")
+        raise FormatError(
+            f"session key is sealed with suite {key.suite}, which this program lacks",
+            on=on,
+            remedy="use a newer safehold",
+        )
     owner = keyring.get(key.generation)
     both = unseal_with(owner.seal, key.sealed, _info(vault, key.wid, key.sid), on=on)
     if len(both) != 64:
@@ -109,7 +115,9 @@ def _aad(vault: bytes, kind: Kind, identity: bytes, codec: int, plain: int, stor
 
 
 class ChunkSealer:
-    """Compresses and encrypts chunks of one session; each thread has its own, because compression contexts are not shared."""
+    """Compresses and encrypts chunks of one session; each thread has its own, because compression contexts are not
+    shared.
+    """
 
     def __init__(self, vault: bytes, session_key: bytes, level: int) -> None:
         self._vault = vault
@@ -145,11 +153,20 @@ class ChunkOpener:
         self._scratch = bytearray(1024 * 1024)
 
     def open(
-        self, record: memoryview, kind: Kind, identity: bytes, codec: int, plain: int, secret: SessionSecret, dedup_key: bytes
+        self,
+        record: memoryview,
+        kind: Kind,
+        identity: bytes,
+        codec: int,
+        plain: int,
+        secret: SessionSecret,
+        dedup_key: bytes,
     ) -> memoryview | bytes:
-        """The plaintext of `record`; valid until the next call. ValueError where it is not the chunk `identity` of that domain.
+        """The plaintext of `record`; valid until the next call. ValueError where it is not the chunk `identity` of
+        that domain.
 
-        The plaintext is always hashed again under `dedup_key`: a record that decrypts is not yet the chunk that was asked for.
+        The plaintext is always hashed again under `dedup_key`: a record that decrypts is not yet the chunk that was
+        asked for.
         """
         length = len(record) - RECORD_OVERHEAD
         if length < 0 or plain > MAX_PLAIN or codec not in (_RAW, _ZSTD):
@@ -159,7 +176,9 @@ class ChunkOpener:
         packed = memoryview(self._scratch)[:length]
         aad = _aad(self._vault, kind, identity, codec, plain, len(record))
         try:
-            _chunk_cipher(secret.session_key, identity, codec, plain).decrypt_into(bytes(record[2:14]), record[14:], aad, packed)
+            _chunk_cipher(secret.session_key, identity, codec, plain).decrypt_into(
+                bytes(record[2:14]), record[14:], aad, packed
+            )
             data = self._decompressor.decompress(packed, max_output_size=plain) if codec == _ZSTD else packed
         except (InvalidTag, zstandard.ZstdError) as error:
             raise ValueError(f"does not open: {type(error).__name__}") from error

@@ -1,7 +1,8 @@
 """A writer at work: chunks in, packs and index runs out, and one object whose creation commits it all.
 
-W1 announce the session, W2 take the dedup view (`state`), W3 upload packs and, behind them, index runs, W4 create the point.
-Everything a run speaks of is durable before the run is put; everything a point needs is durable before the point is put.
+W1 announce the session, W2 take the dedup view (`state`), W3 upload packs and, behind them, index runs, W4 create the
+point. Everything a run speaks of is durable before the run is put; everything a point needs is durable before the
+point is put.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ HEARTBEAT = 3600.0
 
 _RUN_SECONDS = 120.0
 _RUN_PACKS = 256
-"""A run is put at the latest after this much time or this many packs, and sooner at the start of a session (see `_run_due`)."""
+"""A run is put at the latest after this much time or this many packs, and sooner at the start of a session (see
+`_run_due`).
+"""
 
 _COMMIT_TRIES = 8
 _COMMIT_WAIT = 1.0
-"""Seconds before the second attempt to commit; doubled each time. Together about two minutes, then the run fails and can be repeated."""
+"""Seconds before the second attempt to commit; doubled each time. Together about two minutes, then the run fails and
+can be repeated.
+"""
 
 _SLACK = 1024 * 1024
 """Room behind a pack's target size for the table of contents."""
@@ -56,7 +61,9 @@ HOT = "hot"
 
 @dataclass
 class SessionTotals:
-    """What a session added, in bytes: `new` plaintext, `stored` in the vault (packs, metadata and runs), and counts of both."""
+    """What a session added, in bytes: `new` plaintext, `stored` in the vault (packs, metadata and runs), and counts
+    of both.
+    """
 
     new: int = 0
     stored: int = 0
@@ -65,7 +72,9 @@ class SessionTotals:
 
 
 class Session:
-    """One backup's connection to the vault. Use as a context manager: leaving it without `commit` leaves no point behind."""
+    """One backup's connection to the vault. Use as a context manager: leaving it without `commit` leaves no point
+    behind.
+    """
 
     def __init__(
         self,
@@ -78,7 +87,8 @@ class Session:
         ctx: Context,
         lanes: int,
     ) -> None:
-        """`direct` is the same store without retries: a commit may be tried again only after the session was seen to exist.
+        """`direct` is the same store without retries: a commit may be tried again only after the session was seen to
+        exist.
 
         At most `lanes` threads hand in chunks at once; each may hold a data pack and a metadata pack open.
         """
@@ -129,7 +139,9 @@ class Session:
         self._heart.start()
 
     def use(self, index: ChunkIndex, runs: frozenset[str]) -> None:
-        """W2: the dedup view, taken after `announce`, and the names of the runs in it; no chunk can be handed in before."""
+        """W2: the dedup view, taken after `announce`, and the names of the runs in it; no chunk can be handed in
+        before.
+        """
         self._index = index
         self.view_runs = runs
 
@@ -170,7 +182,9 @@ class Session:
     # -- called by lanes ---------------------------------------------------------------------------------------------
 
     def claim(self, identities: Sequence[bytes]) -> list[bool]:
-        """For each id, whether the caller is to store it: true once for an id that is neither in the view nor claimed yet."""
+        """For each id, whether the caller is to store it: true once for an id that is neither in the view nor
+        claimed yet.
+        """
         self._raise_failure()
         with self._claiming:
             # One lock over both: an uploaded chunk enters the index before it leaves the claims, so it is always in one of them.
@@ -239,7 +253,9 @@ class Session:
             self._put_run()
 
     def _run_due(self) -> bool:
-        """True when the packs since the last run are as many as all before them (so little is lost when a young session dies)."""
+        """True when the packs since the last run are as many as all before them (so little is lost when a young
+        session dies).
+        """
         waited = self._ctx.clock.monotonic() - self._last_run
         return len(self._pending) >= min(_RUN_PACKS, max(1, len(self._own_packs) // 2)) or waited >= _RUN_SECONDS
 
@@ -274,7 +290,9 @@ class Session:
             raise self._failure
 
     def flush(self) -> None:
-        """Upload every open pack, wait for all of them, and put the last run: all that was handed in is durable and found by others."""
+        """Upload every open pack, wait for all of them, and put the last run: all that was handed in is durable and
+        found by others.
+        """
         with self._lock:
             builders = [b for group in self._open.values() for b in group]
             for group in self._open.values():
@@ -289,7 +307,9 @@ class Session:
     # -- commit ------------------------------------------------------------------------------------------------------
 
     def commit(self, body: PointBody) -> str:
-        """W4: create the point; returns its object name. FencedError where somebody ended this session in the meantime."""
+        """W4: create the point; returns its object name. FencedError where somebody ended this session in the
+        meantime.
+        """
         self.flush()
         name = commit_name(self._writer.wid, self.sid)
         sealed = seal_body(self._secret.session_key, self._vault, name, encode(body))
@@ -335,7 +355,9 @@ class Lane:
         self._dedup_key = session._secret.dedup_key
 
     def put(self, kind: Kind, pieces: Sequence[memoryview]) -> list[bytes]:
-        """Store chunks that the vault does not hold yet; returns the id of each. The buffers are free again when it returns."""
+        """Store chunks that the vault does not hold yet; returns the id of each. The buffers are free again when it
+        returns.
+        """
         identities = [chunk_id(self._dedup_key, piece) for piece in pieces]
         self.put_known(kind, identities, pieces)
         return identities

@@ -48,7 +48,9 @@ class Unlocker(Protocol):
 
 
 def _passphrase_cipher(kdf: PassphraseKdf, passphrase: bytes) -> AESGCM:
-    derived = Argon2id(salt=kdf.salt, length=32, iterations=kdf.iterations, lanes=kdf.lanes, memory_cost=kdf.memory).derive(passphrase)
+    derived = Argon2id(
+        salt=kdf.salt, length=32, iterations=kdf.iterations, lanes=kdf.lanes, memory_cost=kdf.memory
+    ).derive(passphrase)
     return AESGCM(blake3(derived, derive_key_context="safehold 1 passphrase slot").digest())
 
 
@@ -78,7 +80,9 @@ class Passphrase:
         if not within or not 8 * kdf.lanes <= kdf.memory <= _MAX_MEMORY or len(kdf.salt) < 8:
             raise DamageError("key slot asks for an unreasonable key derivation", on=key_name(slot))
         try:
-            plain = _passphrase_cipher(kdf, self._passphrase).decrypt(record.sealed[:12], record.sealed[12:], _aad(record.vault, slot))
+            plain = _passphrase_cipher(kdf, self._passphrase).decrypt(
+                record.sealed[:12], record.sealed[12:], _aad(record.vault, slot)
+            )
         except (InvalidTag, ValueError):
             return None
         return decode(plain, KeyPayload, key_name(slot))

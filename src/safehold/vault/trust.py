@@ -21,7 +21,9 @@ KNOWN_FEATURES: frozenset[str] = frozenset()
 
 
 class OwnerTrust:
-    """The owner's public signing keys that are believed, by generation; grows along rotations that are signed by a believed one."""
+    """The owner's public signing keys that are believed, by generation; grows along rotations that are signed by a
+    believed one.
+    """
 
     def __init__(self, keyring: Keyring | None, pinned: OwnerPublic | None) -> None:
         known = [keyring.get(g.number).public for g in keyring.generations] if keyring else []
@@ -48,7 +50,9 @@ class OwnerTrust:
 
 @dataclass(frozen=True)
 class Chain:
-    """The newest record of the gc chain and the BLAKE3 of its stored bytes; `record` is None where the whole chain is gone."""
+    """The newest record of the gc chain and the BLAKE3 of its stored bytes; `record` is None where the whole chain
+    is gone.
+    """
 
     record: GcRecord | None = None
     digest: bytes = b""
@@ -86,14 +90,20 @@ def _read(store: Store, name: str) -> tuple[GcRecord, bytes, Opened]:
 def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, bytes] | None = None) -> Chain:
     """The newest gc record, checked back to where trust starts.
 
-    `seen` is the number and digest of the newest record this machine has met: a chain that ends before it, or holds another record
-    under that number, is a RollbackError.
+    `seen` is the number and digest of the newest record this machine has met: a chain that ends before it, or holds
+    another record under that number, is a RollbackError.
     """
     numbers = [gc_number(stamp.name) for stamp in store.list(Kind.GC.prefix + "/")]
     if not numbers:
         if seen:
-            raise RollbackError("the vault's gc chain is gone, and this machine has seen one", on=store.url, remedy="see runbook: damaged vault")
-        return Chain(problems=[DamageError("the gc chain is missing", on="gc/", remedy="pruning is refused; restores work")])
+            raise RollbackError(
+                "the vault's gc chain is gone, and this machine has seen one",
+                on=store.url,
+                remedy="see runbook: damaged vault",
+            )
+        return Chain(
+            problems=[DamageError("the gc chain is missing", on="gc/", remedy="pruning is refused; restores work")]
+        )
     newest = max(numbers)
     if seen and newest < seen[0]:
         raise RollbackError(

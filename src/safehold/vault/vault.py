@@ -80,7 +80,9 @@ class Vault:
         return cls(store, direct, unlocked.document, unlocked.keyring, None, places, ctx)
 
     @classmethod
-    def for_writer(cls, store: Store, direct: Store, document: VaultDocument, writer: WriterKey, places: Places, ctx: Context) -> Vault:
+    def for_writer(
+        cls, store: Store, direct: Store, document: VaultDocument, writer: WriterKey, places: Places, ctx: Context
+    ) -> Vault:
         """Opened with a writer credential; VaultKeyError where the credential is of another vault."""
         if bytes.fromhex(document.id) != writer.vault:
             raise VaultKeyError("the writer credential is of another vault", on=store.url)
@@ -103,7 +105,9 @@ class Vault:
 
     @property
     def owner_key(self) -> OwnerKey:
-        """The owner's private keys in force; VaultKeyError for a mere writer, or where the key at hand was rotated away."""
+        """The owner's private keys in force; VaultKeyError for a mere writer, or where the key at hand was rotated
+        away.
+        """
         return self._require_keyring().get(self.owner.generation)
 
     def _require_keyring(self) -> Keyring:
@@ -125,7 +129,9 @@ class Vault:
             if not certificate.exported:
                 secret = open_certificate(self.id, keyring, certificate)
                 return writer_from_secret(self.id, self.owner, certificate, secret)
-        self.ctx.progress.warn("the owner's own writer certificate is missing or damaged: a new one is made, and the next backups are full")
+        self.ctx.progress.warn(
+            "the owner's own writer certificate is missing or damaged: a new one is made, and the next backups are full"
+        )
         fresh = new_writer(self.id, self.owner, "owner", ("*",))
         self.store.put(writer_name(fresh.wid), [store_certificate(fresh, self.owner_key, exported=False)])
         self.writers, _ = read_writers(self.store, self.id, self.trust)
@@ -157,7 +163,9 @@ class Vault:
         return PointCache(self._places.cache / self.id.hex() / "points", self.id, key)
 
     def points(self, *, fresh: bool = False) -> tuple[list[Point], list[Rejected]]:
-        """Every point, oldest first, and what claims to be one and is not; `fresh` reads all of them from the store itself."""
+        """Every point, oldest first, and what claims to be one and is not; `fresh` reads all of them from the store
+        itself.
+        """
         return self.catalogue(None if fresh else self._point_cache()).read()
 
     @property
@@ -217,7 +225,9 @@ class Vault:
             yield session
 
     def stored_twice(self, session: Session) -> int:
-        """Bytes of this session's records that other sessions of the domain stored as well, in runs that came after its view."""
+        """Bytes of this session's records that other sessions of the domain stored as well, in runs that came after
+        its view.
+        """
         writer = self.writer()
         locator = self._locator(writer.domain, writer.index_key)
         mine = run_name(writer.wid, session.sid, 0).rpartition("-")[0]

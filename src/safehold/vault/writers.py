@@ -15,7 +15,15 @@ from safehold.vault.keys import Keyring, OwnerKey, seal_to, unseal_with
 from safehold.vault.names import writer_name
 from safehold.vault.records import Certificate, CertificateSecret, OwnerPublic
 
-__all__ = ["WriterKey", "allows", "new_writer", "open_certificate", "read_certificate", "store_certificate", "writer_from_secret"]
+__all__ = [
+    "WriterKey",
+    "allows",
+    "new_writer",
+    "open_certificate",
+    "read_certificate",
+    "store_certificate",
+    "writer_from_secret",
+]
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,10 @@ class WriterKey:
 
     def export(self, url: str) -> bytes:
         """The credential file: JSON, secret, with the vault's location as a hint."""
-        return msgspec.json.format(msgspec.json.encode({"safehold": "writer credential", "url": url, **_plain(self)})) + b"\n"
+        return (
+            msgspec.json.format(msgspec.json.encode({"safehold": "writer credential", "url": url, **_plain(self)}))
+            + b"\n"
+        )
 
     @classmethod
     def load(cls, text: bytes, *, on: str) -> WriterKey:
@@ -54,7 +65,9 @@ class WriterKey:
         try:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-            raise VaultKeyError(f"not a writer credential ({error})", on=on, remedy="give a file made by `safehold key writer`") from error
+            raise VaultKeyError(
+                f"not a writer credential ({error})", on=on, remedy="give a file made by `safehold key writer`"
+            ) from error
 
 
 def _plain(writer: WriterKey) -> dict[str, object]:
@@ -87,7 +100,9 @@ def _info(vault: bytes, wid: bytes) -> bytes:
 
 
 def store_certificate(writer: WriterKey, owner: OwnerKey, *, exported: bool) -> bytes:
-    """The stored bytes of the writer's certificate. Only the owner's own writer leaves its signing key in it (sealed to the owner)."""
+    """The stored bytes of the writer's certificate. Only the owner's own writer leaves its signing key in it (sealed
+    to the owner).
+    """
     secret = CertificateSecret(
         writer.label, writer.resources, writer.dedup_key, writer.index_key, b"" if exported else writer.sign_seed
     )
@@ -103,7 +118,9 @@ def store_certificate(writer: WriterKey, owner: OwnerKey, *, exported: bool) -> 
 
 
 def read_certificate(opened: Opened) -> Certificate:
-    """The certificate in an object whose signature the caller checks; DamageError where the name is of another writer."""
+    """The certificate in an object whose signature the caller checks; DamageError where the name is of another
+    writer.
+    """
     record = decode(opened.payload, Certificate, opened.name)
     if writer_name(record.wid) != opened.name or len(record.domain) != 16:
         raise DamageError("certificate is of another writer than its name says", on=opened.name)

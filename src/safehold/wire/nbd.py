@@ -1,6 +1,7 @@
 """The client side of the Network Block Device protocol, as far as reading a disk needs it.
 
-Source: the NBD protocol document of the reference implementation (fixed newstyle negotiation, NBD_OPT_GO, structured replies, block status).
+Source: the NBD protocol document of the reference implementation (fixed newstyle negotiation, NBD_OPT_GO, structured
+replies, block status).
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class NbdClient:
     """One connection to a server on a unix socket. Thread-safe: one request at a time."""
 
     def __init__(self, path: str, export: str = "", timeout: float = 60.0) -> None:
-        """SourceError where the server cannot be reached or speaks something else; `timeout` in seconds, for each answer."""
+        """SourceError where the server cannot be reached or speaks something else; `timeout` in seconds, for each
+        answer.
+        """
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout)
         self._lock = threading.Lock()

@@ -33,7 +33,9 @@ def _device_holders(numbers: set[str]) -> Iterator[Holder]:
         numbers.update(_partitions(Path("/sys/dev/block") / number))
     for where, number, read_only, superblock_read_only in _mounts():
         if number in numbers:
-            yield Holder(f"mounted on {where}" + (" (read-only)" if read_only else ""), not (read_only and superblock_read_only))
+            yield Holder(
+                f"mounted on {where}" + (" (read-only)" if read_only else ""), not (read_only and superblock_read_only)
+            )
     for number in sorted(numbers):
         base = Path("/sys/dev/block") / number
         for holder in sorted((base / "holders").glob("*")):
@@ -91,7 +93,9 @@ def _loops(path: str) -> Iterator[Holder]:
         read_only = (block / "ro").read_text().strip() == "1"
         mounts = list(_device_holders({(block / "dev").read_text().strip()}))
         if mounts:
-            yield from (Holder(f"/dev/{block.name}, {holder.who}", holder.writes and not read_only) for holder in mounts)
+            yield from (
+                Holder(f"/dev/{block.name}, {holder.who}", holder.writes and not read_only) for holder in mounts
+            )
         elif not read_only:
             yield Holder(f"loop device /dev/{block.name}", True)
 
@@ -104,7 +108,9 @@ def _writers(path: str) -> Iterator[Holder]:
         try:
             for fd in (entry / "fd").iterdir():
                 there = os.stat(fd)
-                if (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino) and _writable(entry / "fdinfo" / fd.name):
+                if (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino) and _writable(
+                    entry / "fdinfo" / fd.name
+                ):
                     yield Holder(f"process {entry.name} ({(entry / 'comm').read_text().strip()})", True)
                     break
         except OSError:
@@ -121,8 +127,8 @@ def _writable(fdinfo: Path) -> bool:
 def open_for_writing(fd: int) -> bool | None:
     """Whether anybody at all has a regular file open for writing; None where this file system or user cannot tell.
 
-    The kernel grants a read lease only on a file that nobody has open for writing. The lease is given back at once: holding it would make
-    the next writer wait.
+    The kernel grants a read lease only on a file that nobody has open for writing. The lease is given back at once:
+    holding it would make the next writer wait.
     """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return None

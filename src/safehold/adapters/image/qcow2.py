@@ -32,7 +32,9 @@ def is_qcow2(head: bytes) -> bool:
 
 
 class Qcow2Blocks:
-    """The guest's view of a qcow2 image; one connection for each reading thread would not be faster, as the server decodes one at a time."""
+    """The guest's view of a qcow2 image; one connection for each reading thread would not be faster, as the server
+    decodes one at a time.
+    """
 
     def __init__(self, client: NbdClient) -> None:
         self._client = client
@@ -60,13 +62,19 @@ def serve_qcow2(path: str, *, shared: bool) -> Iterator[Qcow2Blocks]:
     """
     program = shutil.which("qemu-nbd")
     if program is None:
-        raise SourceError("qemu-nbd is needed to read qcow2 images", on=path, remedy="install it: apt-get install qemu-utils")
+        raise SourceError(
+            "qemu-nbd is needed to read qcow2 images", on=path, remedy="install it: apt-get install qemu-utils"
+        )
     with tempfile.TemporaryDirectory(prefix="safehold-") as directory:
         socket = os.path.join(directory, "nbd")
-        options = f"driver=qcow2,file.driver=file,file.filename={path.replace(',', ',,')}" + (",force-share=on" if shared else "")
+        options = f"driver=qcow2,file.driver=file,file.filename={path.replace(',', ',,')}" + (
+            ",force-share=on" if shared else ""
+        )
         command = [program, "--read-only", "--persistent", "--shared=8", f"--socket={socket}", "--image-opts", options]
         with open(os.path.join(directory, "errors"), "w+b") as errors:
-            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, preexec_fn=_die_with_parent)  # noqa: PLW1509
+            server = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, preexec_fn=_die_with_parent
+            )
             try:
                 _await(server, Path(socket), Path(errors.name), path)
                 client = NbdClient(socket)
@@ -88,5 +96,7 @@ def _await(server: subprocess.Popen[bytes], socket: Path, errors: Path, path: st
     while not socket.exists():
         if server.poll() is not None or time.monotonic() > deadline:
             said = errors.read_text(errors="replace").strip().removeprefix("qemu-nbd: ") or "no answer"
-            raise SourceError(f"qemu-nbd does not open the image ({said})", on=path, remedy="check the image: qemu-img check")
+            raise SourceError(
+                f"qemu-nbd does not open the image ({said})", on=path, remedy="check the image: qemu-img check"
+            )
         time.sleep(0.01)

@@ -22,7 +22,9 @@ def open_for_reading(path: str) -> int:
         except PermissionError:
             return os.open(path, flags)
     except OSError as error:
-        raise SourceError(f"cannot be opened ({error.strerror})", on=path, remedy="check the path and the permissions") from error
+        raise SourceError(
+            f"cannot be opened ({error.strerror})", on=path, remedy="check the path and the permissions"
+        ) from error
 
 
 class RawBlocks:
@@ -62,7 +64,9 @@ class RawBlocks:
             try:
                 got = os.preadv(self._fd, [buf[done:]], offset + done)
             except OSError as error:
-                raise SourceError(f"bytes from {offset + done} cannot be read ({error.strerror})", on=self._path) from error
+                raise SourceError(
+                    f"bytes from {offset + done} cannot be read ({error.strerror})", on=self._path
+                ) from error
             if not got:
                 raise SourceError(f"became shorter while it was read: it ends at {offset + done}", on=self._path)
             done += got

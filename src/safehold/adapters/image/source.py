@@ -25,7 +25,9 @@ __all__ = ["ImageSource"]
 KIND = "volume"
 _PREFIX = "volume:"
 _TICK_NS = 20_000_000
-"""A file changed less than this long ago may change again without its time moving: file times have a granularity of some milliseconds."""
+"""A file changed less than this long ago may change again without its time moving: file times have a granularity of
+some milliseconds.
+"""
 
 
 class ImageSource:
@@ -39,14 +41,20 @@ class ImageSource:
             mode = path.stat().st_mode
         except OSError as error:
             if forced:
-                raise UsageError(f"cannot be backed up ({error.strerror})", on=str(path), remedy="check the path") from error
+                raise UsageError(
+                    f"cannot be backed up ({error.strerror})", on=str(path), remedy="check the path"
+                ) from error
             return None
         if stat.S_ISBLK(mode):
             return ResourceRef(KIND, str(path).strip("/").replace("/", "-"), os.path.abspath(path))
         if stat.S_ISREG(mode):
             return ResourceRef(KIND, path.stem or path.name, os.path.abspath(path))
         if forced:
-            raise UsageError("neither an image file nor a block device", on=str(path), remedy="give a raw or qcow2 image or a block device")
+            raise UsageError(
+                "neither an image file nor a block device",
+                on=str(path),
+                remedy="give a raw or qcow2 image or a block device",
+            )
         return None
 
     @contextlib.contextmanager

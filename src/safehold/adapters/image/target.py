@@ -42,7 +42,9 @@ class DiskTarget:
             try:
                 got = os.preadv(self._fd, [buf[done:]], offset + done)
             except OSError as error:
-                raise TargetError(f"cannot be read at byte {offset + done} ({error.strerror})", on=self._path) from error
+                raise TargetError(
+                    f"cannot be read at byte {offset + done} ({error.strerror})", on=self._path
+                ) from error
             if not got:
                 raise TargetError(f"ends at byte {offset + done}", on=self._path)
             done += got
@@ -57,7 +59,9 @@ class DiskTarget:
                 raise self._failed(error, offset + done) from error
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """See `ports.blocks.MutableBlocks`: holes in files, zeroed or discarded-to-zero blocks on devices, zeros where neither works."""
+        """See `ports.blocks.MutableBlocks`: holes in files, zeroed or discarded-to-zero blocks on devices, zeros
+        where neither works.
+        """
         if self._blank or not length:
             return
         if self._device and not (offset | length) % 512:
@@ -82,7 +86,8 @@ class DiskTarget:
 
 @contextlib.contextmanager
 def open_new(path: str, size: int) -> Iterator[DiskTarget]:
-    """A sparse file of `size` bytes that takes its name only when the block ends well; mode 0600. TargetError where the name is taken.
+    """A sparse file of `size` bytes that takes its name only when the block ends well; mode 0600. TargetError where
+    the name is taken.
 
     A restore that is killed or fails leaves no file that could be taken for a whole one.
     """
@@ -125,7 +130,9 @@ def open_existing(path: str, size: int) -> Iterator[DiskTarget]:
         device = stat.S_ISBLK(os.stat(path).st_mode)
         holders = device_holders(path) if device else file_holders(path)
         if holders:
-            raise TargetError(f"in use: {'; '.join(h.who for h in holders)}", on=path, remedy="unmount or detach it first")
+            raise TargetError(
+                f"in use: {'; '.join(h.who for h in holders)}", on=path, remedy="unmount or detach it first"
+            )
         # An exclusive open of a block device fails where anything in the kernel holds it.
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if device else 0))
     except OSError as error:

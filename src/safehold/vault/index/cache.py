@@ -1,4 +1,6 @@
-"""The tables of one dedup domain on this machine: every index run is fetched and opened once, and tables of like size are merged."""
+"""The tables of one dedup domain on this machine: every index run is fetched and opened once, and tables of like
+size are merged.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from safehold.vault.index.view import ChunkIndex
 __all__ = ["IndexCache"]
 
 _RATIO = 4
-"""A table is merged into the one before it unless that one is this many times as large: about ten tables for 100 million rows."""
+"""A table is merged into the one before it unless that one is this many times as large: about ten tables for 100
+million rows.
+"""
 
 _SUFFIX = ".table"
 
@@ -95,7 +99,9 @@ class IndexCache:
             self._tables.append(merged)
 
     def index(self) -> ChunkIndex:
-        """Everything absorbed. The tables stay open after the cache's lock is given back, whatever happens to their names."""
+        """Everything absorbed. The tables stay open after the cache's lock is given back, whatever happens to their
+        names.
+        """
         return ChunkIndex(self._tables, self._spill)
 
 

@@ -13,7 +13,9 @@ PLAIN_BITS = 28
 
 
 class Location(NamedTuple):
-    """Where one copy of a chunk lies: the pack's object name, the record's offset and length, the plain length, the codec."""
+    """Where one copy of a chunk lies: the pack's object name, the record's offset and length, the plain length, the
+    codec.
+    """
 
     pack: str
     offset: int

@@ -4,8 +4,8 @@
     packs  = u16 number of the prefix in the header ‖ 32-byte digest, for each pack
     rows   = 48-byte rows in ascending order
 
-Rows themselves carry no checksum: the id in a row is 32 bytes of a keyed hash, so a damaged one is never taken for another chunk's, and
-whoever reads a chunk hashes it again.
+Rows themselves carry no checksum: the id in a row is 32 bytes of a keyed hash, so a damaged one is never taken for
+another chunk's, and whoever reads a chunk hashes it again.
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ def write_table(
             prefix, digest = name.rsplit("/", 2)[0], name.rsplit("/", 1)[1]
             pack_bytes += _PACK.pack(prefixes.setdefault(prefix, len(prefixes)), bytes.fromhex(digest))
         bits = _bits_for(count)
-        header = msgspec.msgpack.encode(_Header(tuple(runs), tuple(prefixes), len(pack_bytes) // _PACK.size, count, bits))
+        header = msgspec.msgpack.encode(
+            _Header(tuple(runs), tuple(prefixes), len(pack_bytes) // _PACK.size, count, bits)
+        )
         fan = array("I", bytes(4 * ((1 << bits) + 1)))
         fan_at = len(_MAGIC) + 4 + len(header) + 32
         rows_at = fan_at + len(fan) * 4 + len(pack_bytes)
@@ -169,7 +171,9 @@ def write_table(
         hasher = blake3(header)
         hasher.update(fan.tobytes())
         hasher.update(pack_bytes)
-        os.pwrite(fd, _MAGIC + struct.pack("<I", len(header)) + header + hasher.digest() + fan.tobytes() + pack_bytes, 0)
+        os.pwrite(
+            fd, _MAGIC + struct.pack("<I", len(header)) + header + hasher.digest() + fan.tobytes() + pack_bytes, 0
+        )
         os.ftruncate(fd, rows_at + count * ROW.size)
         if keep is not None:
             os.replace(temporary, directory / keep)

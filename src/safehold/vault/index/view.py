@@ -38,7 +38,9 @@ class ChunkIndex:
     """Locations of chunks. Thread-safe."""
 
     def __init__(self, tables: Sequence[SortedTable], directory: Path) -> None:
-        """`directory` takes the tables that recent rows spill into; they have no names there and vanish with the process."""
+        """`directory` takes the tables that recent rows spill into; they have no names there and vanish with the
+        process.
+        """
         self._tables = list(tables)
         self._directory = directory
         self._recent: dict[bytes, Location] = {}

@@ -42,7 +42,8 @@ class Stamp:
 class Store(Protocol):
     """Named immutable byte strings under one location.
 
-    Names are relative, `/`-separated, of `[a-z0-9._-]` segments that do not start with a dot. All methods may be
+    Names are relative, `/`-separated, of `[a-z0-9._-]` segments that do not start with a dot. No
+    directory's name may be the beginning of a sibling's followed by `-` or `.`: servers sort such names differently. All methods may be
     called from several threads at once. Failures are the StoreError family of `safehold.model.errors` and nothing
     else: StoreUnavailable where retrying may help, ObjectNotFound, ObjectExists, StorePermission, StoreFull,
     ShortRead.

@@ -62,7 +62,7 @@ _PATTERNS = {
     Kind.KEY: re.compile(rf"keys/{_HEX32}"),
     Kind.WRITER: re.compile(rf"writers/{_HEX32}"),
     Kind.SESSION: re.compile(rf"sessions/{_HEX32}/{_HEX32}(\.[0-9]{{6}})?"),
-    Kind.PACK: re.compile(rf"packs/[a-z0-9-]+/[0-9a-f]{{2}}/{_HEX64}"),
+    Kind.PACK: re.compile(rf"packs/[a-z0-9]+/[0-9a-f]{{2}}/{_HEX64}"),
     Kind.META: re.compile(rf"meta/[0-9a-f]{{2}}/{_HEX64}"),
     Kind.INDEX: re.compile(rf"index/{_HEX32}/{_HEX32}-[0-9]{{6}}"),
     Kind.POINT: re.compile(rf"points/{_HEX32}/{_HEX32}"),

@@ -59,7 +59,11 @@ class BackupOutcome:
 
 
 def this_host(state: Path) -> Host:
-    """This machine. The id is the operating system's where there is one, else one made up once and kept in `state`."""
+    """This machine.
+
+    Its id is what the file `host-id` in `state` says (a rebuilt host that got its state back goes on as the same one), else the
+    operating system's machine id, else one that is made up once and kept.
+    """
     return Host(socket.gethostname(), _host_id(state), _read(Path("/proc/sys/kernel/random/boot_id")))
 
 
@@ -71,7 +75,7 @@ def _read(path: Path) -> str:
 
 
 def _host_id(state: Path) -> str:
-    known = _read(Path("/etc/machine-id")) or _read(state / "host-id")
+    known = _read(state / "host-id") or _read(Path("/etc/machine-id"))
     if not known:
         known = os.urandom(16).hex()
         state.mkdir(parents=True, exist_ok=True, mode=0o700)

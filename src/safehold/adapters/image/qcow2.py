@@ -76,8 +76,7 @@ def serve_qcow2(path: str, *, shared: bool) -> Iterator[Qcow2Blocks]:
                 command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, preexec_fn=_die_with_parent
             )
             try:
-                _await(server, Path(socket), Path(errors.name), path)
-                client = NbdClient(socket)
+                client = _connect(server, socket, Path(errors.name), path)
                 try:
                     yield Qcow2Blocks(client)
                 finally:
@@ -91,12 +90,16 @@ def serve_qcow2(path: str, *, shared: bool) -> Iterator[Qcow2Blocks]:
                     server.wait()
 
 
-def _await(server: subprocess.Popen[bytes], socket: Path, errors: Path, path: str) -> None:
+def _connect(server: subprocess.Popen[bytes], socket: str, errors: Path, path: str) -> NbdClient:
+    """Wait until the server answers; SourceError with its words where it ends instead. Its socket is there before it has opened the image."""
     deadline = time.monotonic() + _START
-    while not socket.exists():
-        if server.poll() is not None or time.monotonic() > deadline:
-            said = errors.read_text(errors="replace").strip().removeprefix("qemu-nbd: ") or "no answer"
-            raise SourceError(
-                f"qemu-nbd does not open the image ({said})", on=path, remedy="check the image: qemu-img check"
-            )
+    while True:
+        try:
+            return NbdClient(socket)
+        except SourceError as error:
+            if server.poll() is not None or time.monotonic() > deadline:
+                said = errors.read_text(errors="replace").strip().removeprefix("qemu-nbd: ") or str(error)
+                raise SourceError(
+                    f"qemu-nbd does not open the image ({said})", on=path, remedy="check the image: qemu-img check"
+                ) from error
         time.sleep(0.01)

@@ -1,0 +1,222 @@
+"""The main job, judged by cmp, sha256sum, qemu-img and fsck."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from safehold.testing.program import Program
+from tests.disks import BLOCK, make_disk, make_ext4, same
+
+
+def stored(vault: Path) -> int:
+    return sum(p.stat().st_size for p in vault.rglob("*") if p.is_file())
+
+
+def test_generations_of_a_disk(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "ab.0tc....dd")
+    first = program.json("backup", disk, "--tag", "env=prod")["points"][0]
+    assert first["size"] == 12 * BLOCK
+    assert first["new"] < 5.1 * BLOCK, "a, b, t, c and one d, beside metadata"
+    make_disk(tmp_path / "second.img", "ab.0tx....dd")
+    os.replace(tmp_path / "second.img", disk)
+    second = program.json("backup", disk)["points"][0]
+    assert BLOCK <= second["stored"] <= 1.1 * BLOCK, "only the changed block, and little more"
+    assert program.json("diff", "disk@" + first["point"], "disk@latest")["ranges"] == [[5 * BLOCK, 6 * BLOCK]]
+
+    program.run("restore", "disk@latest", "--to", tmp_path / "new.img")
+    same(disk, tmp_path / "new.img")
+    program.run("restore", f"disk@{first['point'][:8]}", "--to", tmp_path / "old.img")
+    same(make_disk(tmp_path / "expected.img", "ab.0tc....dd"), tmp_path / "old.img")
+    assert (tmp_path / "old.img").stat().st_blocks * 512 < 8 * BLOCK, "sparse where zero"
+    listed = program.json("points", "disk")["points"]
+    assert [p["id"] for p in listed] == [first["point"], second["point"]]
+    assert listed[0]["tags"] == {"env": "prod"}
+    for how in ("--structure", "--data", "--stored"):
+        assert program.json("verify", how)["ok"]
+
+
+def test_unchanged_disk_costs_nothing(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc..t")
+    program.run("backup", disk)
+    before = stored(vault)
+    again = program.json("backup", disk)["points"][0]
+    assert again["new"] == again["stored"] == 0
+    assert stored(vault) - before < 4096, "a session and a point"
+
+
+def test_odd_sizes_and_empty_disks(program: Program, vault: Path, tmp_path: Path) -> None:
+    for name, size in (("empty", 0), ("one", 1), ("odd", BLOCK + 511), ("hole", 5 * BLOCK + 7)):
+        disk = tmp_path / f"{name}.img"
+        with disk.open("wb") as file:
+            if name != "hole":
+                file.write(os.urandom(size))
+            file.truncate(size)
+        program.run("backup", disk)
+        program.run("restore", f"{name}@latest", "--to", tmp_path / f"{name}.back")
+        same(disk, tmp_path / f"{name}.back")
+    assert program.json("verify", "--data")["ok"]
+
+
+def test_ext4_survives_the_round_trip(program: Program, vault: Path, tmp_path: Path) -> None:
+    content = tmp_path / "content"
+    content.mkdir()
+    for n in range(50):
+        (content / f"file-{n}").write_bytes(os.urandom(10_000 * n % 70_000))
+    disk = make_ext4(tmp_path / "disk.img", "24", content)
+    program.run("backup", disk)
+    shown = program.json("point", "show", "disk@latest")["members"][0]
+    assert shown["consistency"] == "filesystem"
+    assert shown["contents"][0]["type"] == "ext4"
+    uuid = subprocess.run(
+        ["/usr/sbin/blkid", "-s", "UUID", "-o", "value", disk], capture_output=True, text=True, check=True
+    )
+    assert shown["contents"][0]["uuid"] == uuid.stdout.strip()
+    program.run("restore", "disk@latest", "--to", tmp_path / "back.img")
+    subprocess.run(["/usr/sbin/e2fsck", "-f", "-n", tmp_path / "back.img"], check=True, capture_output=True)
+    sums = [
+        subprocess.run(["sha256sum", p], capture_output=True, check=True).stdout.split()[0]
+        for p in (disk, tmp_path / "back.img")
+    ]
+    assert sums[0] == sums[1] == hashlib.sha256(disk.read_bytes()).hexdigest().encode()
+
+
+def test_qcow2(program: Program, vault: Path, tmp_path: Path) -> None:
+    raw = make_disk(tmp_path / "raw.img", "a..0bt...c")
+    image = tmp_path / "guest.qcow2"
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", "-c", raw, image], check=True)
+    done = program.json("backup", image)["points"][0]
+    assert done["size"] == 10 * BLOCK
+    program.run("restore", "guest@latest", "--to", tmp_path / "back.img")
+    subprocess.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, tmp_path / "back.img"], check=True)
+    assert program.json("point", "show", "guest@latest")["members"][0]["format"] == "qcow2"
+
+
+def test_qcow2_that_qemu_refuses(program: Program, vault: Path, tmp_path: Path) -> None:
+    image = tmp_path / "broken.qcow2"
+    image.write_bytes(b"QFI\xfb" + bytes(600))
+    said = program.run("backup", image, code=1).stderr
+    assert "qemu-nbd does not open the image" in said
+    assert "qemu-img check" in said
+
+
+def test_qcow2_without_qemu(program: Program, vault: Path, tmp_path: Path) -> None:
+    image = tmp_path / "guest.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    assert "apt-get install qemu-utils" in program.run("backup", image, code=1, PATH="/nonexistent").stderr
+
+
+def test_overwrite_and_delta(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc.0t")
+    program.run("backup", disk)
+    target = make_disk(tmp_path / "target.img", "abxyzt")
+    assert "--overwrite" in program.run("restore", "disk@latest", "--to", target, code=1).stderr
+    same(target, make_disk(tmp_path / "untouched.img", "abxyzt"))
+    done = program.json("restore", "disk@latest", "--to", target, "--delta")
+    same(disk, target)
+    assert (done["written"], done["zeroed"], done["kept"]) == (BLOCK, 2 * BLOCK, 3 * BLOCK)
+    make_disk(target, "zzzzzzzzz")
+    program.run("restore", "disk@latest", "--to", target, "--overwrite")
+    same(disk, target)
+    assert program.json("restore", "disk@latest", "--to", target, "--delta")["kept"] == 6 * BLOCK
+
+
+def test_a_write_during_the_backup_is_noticed(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abcdefgh" * 40)
+    with disk.open("r+b") as writer:
+        writer.write(b"x")
+        writer.flush()
+        said = program.run("backup", disk, code=7).stderr
+        assert f"process {os.getpid()}" in said
+        assert "--require none" in said
+        done = program.json("backup", disk, "--require", "none")["points"][0]
+        assert done["consistency"] == "none"
+    assert [p["members"][0]["consistency"] for p in program.json("points")["points"]] == ["none"]
+    # Nobody has it open at the start; somebody writes while it is read.
+    running = program.start("backup", disk)
+    while running.poll() is None:
+        with disk.open("r+b") as writer:
+            writer.seek(100)
+            writer.write(os.urandom(8))
+    said = running.communicate()[1]
+    assert running.returncode == 7, said
+    assert len(program.json("points")["points"]) == 1
+
+
+@pytest.fixture
+def loop(tmp_path: Path):  # type: ignore[no-untyped-def]
+    content = tmp_path / "content"
+    content.mkdir()
+    (content / "hello").write_text("hello")
+    image = make_ext4(tmp_path / "backing.img", "16", content)
+    device = subprocess.run(
+        ["losetup", "-f", "--show", image], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    yield Path(device)
+    subprocess.run(["umount", device], check=False, capture_output=True)
+    subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_block_devices(program: Program, vault: Path, tmp_path: Path, loop: Path) -> None:
+    where = tmp_path / "mounted"
+    where.mkdir()
+    program.run("backup", loop, "--name", "data")
+    program.run("restore", "data@latest", "--to", tmp_path / "back.img")
+    same(loop, tmp_path / "back.img")
+    subprocess.run(["mount", loop, where], check=True)
+    said = program.run("backup", loop, "--name", "data", code=7).stderr
+    assert f"mounted on {where}" in said
+    assert program.json("backup", loop, "--name", "data", "--require", "none")["points"][0]["consistency"] == "none"
+    for option in ("--overwrite", "--delta"):
+        assert "mounted on" in program.run("restore", "data@latest", "--to", loop, option, code=1).stderr
+    subprocess.run(["umount", where], check=True)
+    subprocess.run(
+        ["dd", "if=/dev/urandom", f"of={loop}", "bs=1M", "count=16", "conv=fsync", "status=none"], check=True
+    )
+    first = program.json("points", "data")["points"][0]["id"]
+    program.run("restore", f"data@{first}", "--to", loop, "--overwrite")
+    same(loop, tmp_path / "back.img")
+    subprocess.run(["/usr/sbin/e2fsck", "-f", "-n", loop], check=True, capture_output=True)
+    large = make_disk(tmp_path / "large.img", "." * 40)
+    program.run("backup", large)
+    assert "the point needs" in program.run("restore", "large@latest", "--to", loop, "--overwrite", code=1).stderr
+
+
+def test_several_sources(program: Program, vault: Path, tmp_path: Path) -> None:
+    good = make_disk(tmp_path / "good.img", "ab")
+    other = make_disk(tmp_path / "other.img", "cd")
+    done = program.run("backup", good, tmp_path / "missing.img", other, code=2)
+    assert "2 of 3 sources backed up" in done.stdout
+    assert [p["members"][0]["name"] for p in program.json("points")["points"]] == ["good", "other"]
+
+
+def test_two_at_once(program: Program, vault: Path, tmp_path: Path) -> None:
+    one, two = make_disk(tmp_path / "one.img", "abcdefgh"), make_disk(tmp_path / "two.img", "abcdxyz0")
+    running = [
+        program.start("backup", disk, "--name", name)
+        for disk, name in ((one, "one"), (two, "two"), (one, "same"), (one, "same"))
+    ]
+    for process in running:
+        said = process.communicate()
+        assert process.returncode == 0, said
+    assert len(program.json("points")["points"]) == 4
+    for name, disk in (("one", one), ("two", two), ("same", one)):
+        program.run("restore", f"{name}@latest", "--to", tmp_path / f"{name}.back")
+        same(disk, tmp_path / f"{name}.back")
+    assert program.json("verify", "--data")["ok"]
+
+
+def test_two_hosts_do_not_share_a_name(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "ab")
+    program.run("backup", disk)
+    other = Program(tmp_path / "other-home", {"SAFEHOLD_VAULT": str(vault)})
+    (other.home / "state").mkdir(parents=True)
+    (other.home / "state/host-id").write_text("another machine\n")
+    assert "--adopt" in other.run("backup", disk, code=2).stderr
+    other.run("backup", disk, "--adopt")
+    other.run("backup", disk)
+    assert len(program.json("points", "disk")["points"]) == 3

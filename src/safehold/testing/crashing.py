@@ -120,10 +120,10 @@ def main(arguments: Sequence[str]) -> int:
     def opened(url: str) -> Store:
         if "://" not in url:
             return LocalStore(url, _KillingCalls(trigger))
-        store: Store = _KillingStore(open_store(url), trigger)  # type: ignore[assignment]
+        store: Store = _KillingStore(open_store(url), trigger)
         return store
 
-    wiring.open_store = opened
+    vars(wiring)["open_store"] = opened
     code = run(rest)
     Path(report).write_text(str(trigger.count))
     return code

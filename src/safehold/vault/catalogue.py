@@ -11,9 +11,10 @@ from safehold.model.errors import DamageError, UsageError
 from safehold.ports.store import Stamp, Store
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.fetch import SecretCache
-from safehold.vault.names import Kind, commit_name, kind_of
+from safehold.vault.names import Kind, commit_name, kind_of, writer_name
 from safehold.vault.records import Certificate, PointBody, PointObject
 from safehold.vault.sealing import SessionSecret, open_body, seal_body
+from safehold.vault.trust import Writers
 from safehold.vault.writers import allows
 
 __all__ = ["Catalogue", "Point", "PointCache", "Rejected", "choose"]
@@ -92,7 +93,7 @@ class Catalogue:
         store: Store,
         vault: bytes,
         secrets: SecretCache,
-        writers: dict[bytes, Certificate],
+        writers: Writers,
         allowed: Callable[[Certificate], tuple[str, ...]],
         revoked: dict[bytes, float],
         cache: PointCache | None,
@@ -115,9 +116,13 @@ class Catalogue:
         for stamp in self._store.list(Kind.POINT.prefix + "/"):
             if stamp.size == 0:
                 continue
+            if kind_of(stamp.name) is not Kind.POINT:
+                rejected.append(Rejected(stamp.name, "not the name of a point"))
+                continue
             try:
                 entry = cached.get(stamp.name)
-                if entry is None or entry.size != stamp.size:
+                known = bytes.fromhex(stamp.name.split("/")[1]) in self._writers.certificates
+                if entry is None or entry.size != stamp.size or not known:
                     entry = self._open(stamp)
                 entries[stamp.name] = entry
                 points.append(self._accept(stamp, entry))
@@ -127,21 +132,14 @@ class Catalogue:
             self._cache.store(entries)
         return sorted(points, key=lambda p: (p.time, p.name)), rejected
 
-    def load(self, stamp: Stamp) -> Point:
-        """One point read from the store itself, not from the cache; DamageError where it is none."""
-        return self._accept(stamp, self._open(stamp))
-
     def _open(self, stamp: Stamp) -> _Cached:
-        if kind_of(stamp.name) is not Kind.POINT:
-            raise DamageError("not the name of a point", on=stamp.name)
         wid = bytes.fromhex(stamp.name.split("/")[1])
-        certificate = self._writers.get(wid)
-        if certificate is None:
-            raise DamageError("point is of a writer that the owner did not certify", on=stamp.name)
         stored = self._store.get(stamp.name)
         opened = open_object(stamp.name, stored)
-        opened.check(self._vault, certificate.verify)
         record = decode(opened.payload, PointObject, stamp.name)
+        # A certificate that was lost is taken from the point itself: it is the owner's signature on it that counts.
+        certificate = self._writers.certificates.get(wid) or self._writers.learn(writer_name(wid), record.certificate)
+        opened.check(self._vault, certificate.verify)
         if commit_name(record.key.wid, record.key.sid) != stamp.name:
             raise DamageError("point carries the key of another session", on=stamp.name)
         secret: SessionSecret = self._secrets.open(record.key, on=stamp.name)
@@ -151,9 +149,7 @@ class Catalogue:
     def _accept(self, stamp: Stamp, entry: _Cached) -> Point:
         _, wid_text, sid_text = stamp.name.split("/")
         wid = bytes.fromhex(wid_text)
-        certificate = self._writers.get(wid)
-        if certificate is None:
-            raise DamageError("point is of a writer that the owner did not certify", on=stamp.name)
+        certificate = self._writers.certificates[wid]
         if wid in self._revoked and stamp.time >= self._revoked[wid]:
             raise DamageError("point was made after its writer was revoked", on=stamp.name)
         patterns = self._allowed(certificate)

@@ -256,10 +256,14 @@ class PointBody(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PointObject(msgspec.Struct, frozen=True):
-    """`points/<wid>/<sid>`, signed by the writer."""
+    """`points/<wid>/<sid>`, signed by the writer.
+
+    `certificate` are the stored bytes of the writer's certificate, so that the point can be believed should that be lost.
+    """
 
     key: SealedKey
     sealed: bytes
+    certificate: bytes
 
 
 class NoteBody(msgspec.Struct, frozen=True, omit_defaults=True):

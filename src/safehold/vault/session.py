@@ -82,6 +82,7 @@ class Session:
         direct: Store,
         vault: bytes,
         writer: WriterKey,
+        certificate: bytes,
         parameters: Parameters,
         info: SessionInfo,
         ctx: Context,
@@ -93,7 +94,7 @@ class Session:
         At most `lanes` threads hand in chunks at once; each may hold a data pack and a metadata pack open.
         """
         self._store, self._direct = store, direct
-        self._vault, self._writer = vault, writer
+        self._vault, self._writer, self._certificate = vault, writer, certificate
         self._parameters = parameters
         self._index: ChunkIndex | None = None
         self._info = info
@@ -313,7 +314,7 @@ class Session:
         self.flush()
         name = commit_name(self._writer.wid, self.sid)
         sealed = seal_body(self._secret.session_key, self._vault, name, encode(body))
-        stored = close(self._vault, name, encode(PointObject(self._key, sealed)), self._writer.sign)
+        stored = close(self._vault, name, encode(PointObject(self._key, sealed, self._certificate)), self._writer.sign)
         self._commit_object(name, stored)
         return name
 

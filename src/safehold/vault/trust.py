@@ -14,7 +14,7 @@ from safehold.vault.names import Kind, gc_name, gc_number
 from safehold.vault.records import Certificate, Features, GcRecord, OwnerPublic
 from safehold.vault.writers import read_certificate
 
-__all__ = ["Chain", "OwnerTrust", "read_chain", "read_writers"]
+__all__ = ["Chain", "OwnerTrust", "Writers", "read_chain", "read_writers"]
 
 KNOWN_FEATURES: frozenset[str] = frozenset()
 """Names of optional features that this program implements. Version 1 of the format has none."""
@@ -132,19 +132,33 @@ def _learn_rotations(store: Store, vault: bytes, trust: OwnerTrust, numbers: lis
             trust.learn(record.owner)
 
 
-def read_writers(store: Store, vault: bytes, trust: OwnerTrust) -> tuple[dict[bytes, Certificate], list[DamageError]]:
-    """Every writer's certificate that the owner signed, by writer id, and what is wrong with the others."""
-    writers: dict[bytes, Certificate] = {}
-    problems: list[DamageError] = []
+class Writers:
+    """The certified writers of a vault by their ids; `stored` are the stored bytes of each certificate."""
+
+    def __init__(self, vault: bytes, trust: OwnerTrust) -> None:
+        self._vault, self._trust = vault, trust
+        self.certificates: dict[bytes, Certificate] = {}
+        self.stored: dict[bytes, bytes] = {}
+        self.problems: list[DamageError] = []
+
+    def learn(self, name: str, stored: bytes) -> Certificate:
+        """Add a writer by the stored bytes of its certificate. DamageError unless the owner signed it under that name."""
+        opened = open_object(name, stored)
+        record = read_certificate(opened)
+        self._trust.check(self._vault, opened, record.generation)
+        self.certificates[record.wid] = record
+        self.stored[record.wid] = stored
+        return record
+
+
+def read_writers(store: Store, vault: bytes, trust: OwnerTrust) -> Writers:
+    """Every writer whose certificate is in its place; what is wrong with the others is in `problems`."""
+    writers = Writers(vault, trust)
     for stamp in store.list(Kind.WRITER.prefix + "/"):
         try:
-            opened = open_object(stamp.name, store.get(stamp.name))
-            record = read_certificate(opened)
-            trust.check(vault, opened, record.generation)
+            writers.learn(stamp.name, store.get(stamp.name))
         except DamageError as error:
-            problems.append(error)
+            writers.problems.append(error)
         except ObjectNotFound:
             continue
-        else:
-            writers[record.wid] = record
-    return writers, problems
+    return writers

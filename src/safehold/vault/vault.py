@@ -63,8 +63,8 @@ class Vault:
         seen = (head.gc, bytes.fromhex(head.digest)) if head.gc >= 0 else None
         self.chain: Chain = read_chain(store, self.id, self.trust, seen)
         self.chain.require("read")
-        self.writers, self.problems = read_writers(store, self.id, self.trust)
-        self.problems = [*self.chain.problems, *self.problems]
+        self._writers = read_writers(store, self.id, self.trust)
+        self.problems = [*self.chain.problems, *self._writers.problems]
         if self.chain.record:
             self._remember(Head(self.chain.record.number, self.chain.digest.hex(), head.point))
         self._writer = writer
@@ -90,6 +90,11 @@ class Vault:
 
     def _remember(self, head: Head) -> None:
         self._heads.store(self.id, head)
+
+    @property
+    def writers(self) -> dict[bytes, Certificate]:
+        """The certified writers by their ids."""
+        return self._writers.certificates
 
     # -- who we are --------------------------------------------------------------------------------------------------
 
@@ -134,7 +139,7 @@ class Vault:
         )
         fresh = new_writer(self.id, self.owner, "owner", ("*",))
         self.store.put(writer_name(fresh.wid), [store_certificate(fresh, self.owner_key, exported=False)])
-        self.writers, _ = read_writers(self.store, self.id, self.trust)
+        self._writers = read_writers(self.store, self.id, self.trust)
         return fresh
 
     def notes(self) -> Notes:
@@ -151,7 +156,7 @@ class Vault:
             self.store,
             self.id,
             secrets,
-            self.writers,
+            self._writers,
             lambda certificate: open_certificate(self.id, keyring, certificate).resources,
             self.notes().revocations(),
             cache,
@@ -214,7 +219,14 @@ class Vault:
         self.chain.require("write")
         writer = self.writer()
         locator = self._locator(writer.domain, writer.index_key)
-        session = Session(self.store, self.direct, self.id, writer, self.parameters, info, self.ctx, lanes)
+        certificate = self._writers.stored.get(writer.wid)
+        if certificate is None:
+            raise VaultKeyError(
+                "the credential's certificate is not in the vault",
+                on=writer.label,
+                remedy="have the owner make a new one",
+            )
+        session = Session(self.store, self.direct, self.id, writer, certificate, self.parameters, info, self.ctx, lanes)
         with session:
             session.announce()
             # The view is taken after the session is visible: whoever condemns a pack later than that waits for this session.

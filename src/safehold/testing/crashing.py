@@ -1,10 +1,11 @@
 """Runs the command line and kills it (SIGKILL, to itself) at a chosen moment of a chosen change of the store.
 
-    python -m safehold.testing.crashing NUMBER WHEN REPORT ARGUMENT...
+    python -m safehold.testing.crashing WHICH WHEN REPORT ARGUMENT...
 
-NUMBER counts changes from 1. WHEN is before, during or after. With a local store a change is one file-system call (half of a file's bytes
-are written in `during`), with any other store one put or delete (the request is under way in `during`). REPORT is a file that takes the
-number of changes of a run that came to its end.
+WHICH is the number of a change, from 1, or a text: then it is the first change whose path or name holds that text. WHEN is before, during
+or after. With a local store a change is one file-system call (half of a file's bytes are written in `during`), with any other store one
+put or delete (the request is under way in `during`). REPORT is a file that takes a line for each change of a run that came to its end:
+`whole`, or `parts` for a change that can be half done.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ __all__ = ["main"]
 class _Trigger:
     """Counts changes and kills the process at the chosen one."""
 
-    def __init__(self, number: int, when: str) -> None:
-        self.number, self.when = number, when
-        self.count = 0
+    def __init__(self, which: str, when: str) -> None:
+        self._which, self._when = which, when
+        self.changes: list[str] = []
         self._lock = threading.Lock()
 
-    def change(self, act: Callable[[], Any], half: Callable[[], Any]) -> Any:
+    def change(self, name: str, act: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
         """Carry out a change, or die before, after, or having carried out half of it."""
         with self._lock:
-            self.count += 1
-            chosen = self.count == self.number
-            if chosen and self.when == "before":
+            self.changes.append("parts" if half else "whole")
+            chosen = len(self.changes) == int(self._which) if self._which.isdigit() else self._which in name
+            if chosen and self._when == "before":
                 _die()
-            if chosen and self.when == "during":
+            if chosen and self._when == "during" and half:
                 half()
                 _die()
             result = act()
@@ -70,19 +71,19 @@ class _KillingCalls(SystemFileCalls):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(fd, data[: len(data) // 2])
 
-        self._trigger.change(lambda: super(_KillingCalls, self).write_file(path, parts), half)
+        self._trigger.change(path, lambda: super(_KillingCalls, self).write_file(path, parts), half)
 
     def link(self, source: str, target: str) -> None:
-        self._trigger.change(lambda: super(_KillingCalls, self).link(source, target), lambda: None)
+        self._trigger.change(target, lambda: super(_KillingCalls, self).link(source, target))
 
     def unlink(self, path: str) -> None:
-        self._trigger.change(lambda: super(_KillingCalls, self).unlink(path), lambda: None)
+        self._trigger.change(path, lambda: super(_KillingCalls, self).unlink(path))
 
     def mkdir(self, path: str) -> None:
-        self._trigger.change(lambda: super(_KillingCalls, self).mkdir(path), lambda: None)
+        self._trigger.change(path, lambda: super(_KillingCalls, self).mkdir(path))
 
     def sync_directory(self, path: str) -> None:
-        self._trigger.change(lambda: super(_KillingCalls, self).sync_directory(path), lambda: None)
+        self._trigger.change(path, lambda: super(_KillingCalls, self).sync_directory(path))
 
 
 class _KillingStore:
@@ -103,19 +104,19 @@ class _KillingStore:
         def act() -> Any:
             return self._inner.put(name, parts, create_only=create_only)
 
-        return self._trigger.change(act, lambda: self._under_way(act))
+        return self._trigger.change(name, act, lambda: self._under_way(act))
 
     def delete(self, name: str, version: str | None = None) -> None:
         def act() -> None:
             self._inner.delete(name, version)
 
-        self._trigger.change(act, lambda: self._under_way(act))
+        self._trigger.change(name, act, lambda: self._under_way(act))
 
 
 def main(arguments: Sequence[str]) -> int:
     """See the module."""
-    number, when, report, *rest = arguments
-    trigger = _Trigger(int(number), when)
+    which, when, report, *rest = arguments
+    trigger = _Trigger(which, when)
 
     def opened(url: str) -> Store:
         if "://" not in url:
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
 
     vars(wiring)["open_store"] = opened
     code = run(rest)
-    Path(report).write_text(str(trigger.count))
+    Path(report).write_text("\n".join(trigger.changes))
     return code
 
 

@@ -32,13 +32,13 @@ class Program:
         command = [str(Path(sys.executable).parent / "safehold"), *map(str, arguments)]
         return self._finish(command, code, environment)
 
-    def crash(self, number: int, when: str, report: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def crash(self, which: int | str, when: str, report: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run one command line under `testing.crashing`; the exit code is -9 where it was killed."""
         command = [
             sys.executable,
             "-m",
             "safehold.testing.crashing",
-            str(number),
+            str(which),
             when,
             str(report),
             *map(str, arguments),

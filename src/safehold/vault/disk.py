@@ -18,11 +18,17 @@ from safehold.vault.fetch import Fetcher, Finder, Lost
 from safehold.vault.names import ZERO_ID
 from safehold.vault.node import Node, decode_node
 from safehold.vault.records import Member
+from safehold.vault.sealing import MAX_PLAIN
 
 __all__ = ["DiskTree", "DiskTreeBuilder", "StoredDisk", "changed_blocks"]
 
 LEAF, INNER = "disk.leaf", "disk.inner"
 _ID = 32
+_LARGEST_DISK = 1 << 60
+_SMALLEST_BLOCK = 512
+_MOST_REFS = 1 << 16
+"""What no writer of ours exceeds. Points come from writers that may be hostile, so a reader checks before it computes with them."""
+
 _CACHED_PAGES = 64
 """Pages kept by a reader: 64 of 512 ids are 1 MiB and span 16 GiB of disk."""
 
@@ -102,6 +108,14 @@ class DiskTree:
 
     def __init__(self, member: Member, page_refs: int, load: Callable[[bytes], bytes]) -> None:
         """`load` gives a metadata chunk's plaintext."""
+        possible = (
+            0 <= member.size <= _LARGEST_DISK
+            and _SMALLEST_BLOCK <= member.block_size <= MAX_PLAIN
+            and 2 <= page_refs <= _MOST_REFS
+            and len(member.root) == _ID
+        )
+        if not possible:
+            raise DamageError("point describes a disk that cannot be", on=member.name)
         self.root, self.levels = member.root, member.levels
         self.blocks = -(-member.size // member.block_size) if member.size else 0
         self.page_refs = page_refs

@@ -1,0 +1,283 @@
+"""SIGKILL to the real program around every change of the store: nothing committed is lost, nothing half-done is visible."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from safehold.app.opening import Credentials, open_vault
+from safehold.app.verify import Depth, verify_points
+from safehold.compose.wiring import open_stores
+from safehold.model.context import Context
+from safehold.recovery.verify import verify_stored
+from safehold.testing.program import Program
+from safehold.vault.slots import Passphrase
+from safehold.vault.vault import Places
+from tests.disks import make_disk, same
+from tests.worlds import read_back
+
+KILLED = -9
+BLOCK = "4K"
+
+
+@dataclass
+class Scene:
+    """A place for a vault and a program whose default it is."""
+
+    program: Program
+    place: str
+    tmp: Path
+    remote: bool
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    def disk(self, number: int) -> Path:
+        """A small disk of content number `number`; some of it in every disk, some in this one alone."""
+        path = self.tmp / "disk.img"
+        data = random.Random(0).randbytes(24_000) + bytes(8192) + random.Random(number + 1).randbytes(24_100)
+        path.write_bytes(data)
+        self.contents[str(number)] = data
+        return path
+
+    def backup(self, number: int) -> list[object]:
+        """The arguments that back that disk up."""
+        return ["backup", self.disk(number), "--tag", f"content={number}"]
+
+    def remember(self) -> Callable[[], None]:
+        """Of a local vault: calling the result brings the vault and the home back to how they are now."""
+        copies = [(self.program.home, self.tmp / "saved-home"), (Path(self.place), self.tmp / "saved-vault")]
+        for source, copy in copies:
+            shutil.copytree(source, copy)
+
+        def back() -> None:
+            for source, copy in copies:
+                shutil.rmtree(source)
+                shutil.copytree(copy, source)
+
+        return back
+
+    def settled(self, passphrase: str = "correct horse") -> int:
+        """The vault opens on a machine that knows nothing, is clean, and every point is bit for bit right. Returns how many there are."""
+        ctx = Context()
+        stores = open_stores(self.place, ctx.clock)
+        with tempfile.TemporaryDirectory() as fresh:
+            places = Places(Path(fresh), Path(fresh))
+            vault = open_vault(stores, Credentials(unlocker=Passphrase(passphrase)), places, ctx)
+            assert verify_points(vault, None, Depth.DATA, [], ctx).found == []
+            assert verify_stored(stores.store, ctx).found == []
+            points, rejected = vault.points()
+            assert rejected == []
+            for point in points:
+                assert read_back(vault, point) == self.contents[point.body.tags["content"]]
+        return len(points)
+
+
+@pytest.fixture(params=["local", "s3"])
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
+    remote = request.param == "s3"
+    place = str(request.getfixturevalue("s3")) if remote else str(tmp_path / "vault")
+    program = Program(tmp_path / "home", {"SAFEHOLD_VAULT": place, "SAFEHOLD_NEW_PASSPHRASE": "new words"})
+    return Scene(program, place, tmp_path, remote)
+
+
+def every_crash(scene: Scene, prepare: Callable[[], list[object]], check: Callable[[bool], None]) -> None:
+    """Kill a command at each of its changes: before it, in the middle of it, and after the last. `check(finished)` follows each.
+
+    `prepare` makes the scene ready for another run and gives the command line.
+    """
+    report = scene.tmp / "report"
+    assert scene.program.crash(0, "before", report, *prepare()).returncode == 0
+    changes = report.read_text().split()
+    check(True)
+    moments = [(n, "before") for n in range(1, len(changes) + 1)]
+    moments += [(n, "during") for n, kind in enumerate(changes, 1) if kind == "parts"]
+    killed = 0
+    for number, when in [*moments, (len(changes), "after")]:
+        code = scene.program.crash(number, when, report, *prepare()).returncode
+        # Uploads run side by side, so a run may have a change more or less than the first one had.
+        assert code in (0, KILLED)
+        killed += code == KILLED
+        check(code == 0)
+    print(f"killed {killed} times at {len(changes)} changes")
+    assert killed >= len(moments) - 2 > 0
+
+
+def test_init(scene: Scene) -> None:
+    numbers = iter(range(10_000))
+    base = scene.place
+
+    def prepare() -> list[object]:
+        scene.place = f"{base}/{next(numbers)}"
+        scene.program.environment["SAFEHOLD_VAULT"] = scene.place
+        return ["vault", "init", scene.place, "--block-size", BLOCK]
+
+    def check(finished: bool) -> None:
+        again = scene.program.run("vault", "init", scene.place, code=None)
+        assert again.returncode == (2 if "there is a vault here already" in again.stderr else 0)
+        assert scene.settled() == 0
+
+    every_crash(scene, prepare, check)
+    scene.program.run(*scene.backup(0))
+    assert scene.settled() == 1
+
+
+def test_backup(scene: Scene) -> None:
+    scene.program.run("vault", "init", scene.place, "--block-size", BLOCK)
+    scene.program.run(*scene.backup(0))
+    numbers = iter(range(1, 10_000))
+    committed = 1
+
+    def check(finished: bool) -> None:
+        nonlocal committed
+        points = scene.settled()
+        assert points in ((committed + 1,) if finished else (committed, committed + 1))
+        committed = points
+
+    every_crash(scene, lambda: scene.backup(next(numbers)), check)
+    scene.program.run("restore", "disk@latest", "--to", scene.tmp / "back.img")
+    assert (scene.tmp / "back.img").read_bytes() in scene.contents.values()
+
+
+def test_rotate(scene: Scene) -> None:
+    numbers = iter(range(10_000))
+    base, kit = scene.place, scene.tmp / "kit"
+    back: Callable[[], None] = lambda: None  # noqa: E731
+
+    def prepare() -> list[object]:
+        nonlocal back
+        kit.unlink(missing_ok=True)
+        if scene.remote or not Path(scene.place).exists():
+            scene.place = f"{base}/{next(numbers)}"
+            scene.program.environment["SAFEHOLD_VAULT"] = scene.place
+            scene.program.run("vault", "init", scene.place, "--block-size", BLOCK)
+            scene.program.run(*scene.backup(0))
+            if not scene.remote:
+                back = scene.remember()
+        else:
+            back()
+        return ["key", "rotate", "--yes", "--kit-file", kit]
+
+    def check(finished: bool) -> None:
+        def opens(passphrase: str) -> bool:
+            return scene.program.run("key", "check", code=None, SAFEHOLD_PASSPHRASE=passphrase).returncode == 0
+
+        works = [passphrase for passphrase in ("correct horse", "new words") if opens(passphrase)]
+        assert works, "one of the passphrases opens the vault"
+        assert not finished or works == ["new words"]
+        for passphrase in works:
+            scene.program.run(*scene.backup(1), SAFEHOLD_PASSPHRASE=passphrase)
+            scene.settled(passphrase)
+
+    every_crash(scene, prepare, check)
+
+
+def test_writer_and_slots(scene: Scene) -> None:
+    scene.program.run("vault", "init", scene.place, "--block-size", BLOCK)
+    scene.program.run(*scene.backup(0))
+    credential = scene.tmp / "credential"
+
+    def writer() -> list[object]:
+        credential.unlink(missing_ok=True)
+        return ["key", "writer", credential, "--resource", "x"]
+
+    def check(finished: bool) -> None:
+        assert scene.settled() == 1
+
+    every_crash(scene, writer, check)
+    every_crash(scene, lambda: ["key", "add", "--label", "second"], check)
+    assert scene.settled("new words") == 1
+
+    def remove() -> list[object]:
+        scene.program.run("key", "add", "--label", "spare")
+        slots = scene.program.json("key", "list")["slots"]
+        return ["key", "remove", "--yes", next(slot["id"] for slot in slots if slot["label"] == "spare")]
+
+    every_crash(scene, remove, check)
+
+
+def test_a_killed_backup_is_reused(scene: Scene) -> None:
+    """Killed when everything is uploaded and nothing committed: no point, and the next run uploads next to nothing."""
+    scene.program.run("vault", "init", scene.place)
+    disk = make_disk(scene.tmp / "disk.img", "".join(chr(0x4E00 + n) for n in range(192)))
+    assert scene.program.crash("points/", "before", scene.tmp / "report", "backup", disk).returncode == KILLED
+    assert scene.program.json("points")["points"] == []
+    done = scene.program.json("backup", disk)["points"][0]
+    assert done["new"] < disk.stat().st_size / 100
+    scene.program.run("restore", "disk@latest", "--to", scene.tmp / "back.img")
+    same(disk, scene.tmp / "back.img")
+
+
+def test_a_backup_killed_half_way_is_reused(scene: Scene) -> None:
+    scene.program.run("vault", "init", scene.place)
+    disk = make_disk(scene.tmp / "disk.img", "".join(chr(0x4E00 + n) for n in range(320)))
+    report = scene.tmp / "report"
+    assert scene.program.crash("-000003", "after", report, "backup", disk).returncode == KILLED
+    done = scene.program.json("backup", disk)["points"][0]
+    assert done["new"] < 0.75 * disk.stat().st_size
+
+
+def test_writers_report_what_they_store_twice(scene: Scene) -> None:
+    """Two runs on the same content at once: whatever was stored twice is in the report, and both restore."""
+    scene.program.run("vault", "init", scene.place)
+    disk = make_disk(scene.tmp / "disk.img", "".join(chr(0x4E00 + n) for n in range(96)))
+    running = [scene.program.start("backup", disk, "--name", name, "--json") for name in ("one", "two")]
+    for process in running:
+        said = process.communicate()
+        assert process.returncode == 0, said
+    points = scene.program.json("points")["points"]
+    new = sum(p["new"] for p in points)
+    twice = max(p["stored_twice"] for p in points)
+    if new > 1.01 * disk.stat().st_size:
+        assert twice > 0
+    assert scene.program.json("verify", "--data")["ok"]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """A vault on a file system that runs full: the run says so, and what was committed before stays whole."""
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", mounted], check=True)
+    try:
+        program = Program(tmp_path / "home")
+        program.run("vault", "init", mounted / "vault")
+        small, large = (
+            make_disk(tmp_path / "small.img", "ab"),
+            make_disk(tmp_path / "large.img", "".join(map(chr, range(0x4E00, 0x4E30)))),
+        )
+        program.run("backup", small)
+        said = program.run("backup", large, code=5).stderr
+        assert "the store is full" in said
+        assert "make room" in said
+        assert not list((mounted / "vault").rglob(".new-*")), "no temporary files stay behind"
+        assert [p["members"][0]["name"] for p in program.json("points")["points"]] == ["small"]
+        assert program.json("verify", "--data")["ok"]
+        program.run("restore", "small@latest", "--to", tmp_path / "back.img")
+        same(small, tmp_path / "back.img")
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    program = Program(tmp_path / "home")
+    program.run("vault", "init", tmp_path / "vault")
+    disk = make_disk(tmp_path / "disk.img", "ab")
+    target = tmp_path / "vault" / "sessions"
+    target.write_text("in the way of a directory")
+    said = program.run("backup", disk, code=5).stderr
+    assert "sessions" in said
+    target.unlink()
+    if os.geteuid() == 0:
+        subprocess.run(["mount", "--bind", tmp_path / "vault", tmp_path / "vault"], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path / "vault"], check=True)
+            assert "refuses access" in program.run("backup", disk, code=5).stderr
+        finally:
+            subprocess.run(["umount", tmp_path / "vault"], check=True)
+    program.run("backup", disk)

@@ -1,0 +1,55 @@
+"""Runs a command and tells its wall time and the most anonymous memory it had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Measured", "measure"]
+
+_POLL = 0.01
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of wall time, peak RssAnon in MiB (sampled every 10 ms), and what the command printed."""
+
+    seconds: float
+    anonymous: float
+    output: str
+
+
+def measure(command: Sequence[str], environment: Mapping[str, str], directory: Path) -> Measured:
+    """RuntimeError with what it said where the command fails."""
+    peak = 0
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(_POLL):
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                return
+            for line in status.splitlines():
+                if line.startswith("RssAnon:"):
+                    peak = max(peak, int(line.split()[1]))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output = process.communicate()[0]
+    seconds = time.perf_counter() - began
+    done.set()
+    watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{output}")
+    return Measured(seconds, peak / 1024, output)

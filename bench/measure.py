@@ -29,7 +29,13 @@ def measure(command: Sequence[str], environment: Mapping[str, str], directory: P
     peak = 0
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, env={**os.environ, **environment}, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env={**os.environ, **environment},
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     done = threading.Event()
 

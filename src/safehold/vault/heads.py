@@ -33,7 +33,7 @@ class Heads:
         """What is remembered; an unreadable file counts as nothing."""
         try:
             return msgspec.json.decode(self._path(vault).read_bytes(), type=Head)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return Head()
 
     def store(self, vault: bytes, head: Head) -> None:

@@ -59,21 +59,27 @@ class SortedTable:
 
     def __init__(self, fd: int) -> None:
         """Takes over `fd`. BrokenTable where the file is not whole."""
-        self._fd = fd
+        # Only a table that turns out to be whole takes the descriptor over.
+        self._fd = -1
+        size = os.fstat(fd).st_size
         start = os.pread(fd, len(_MAGIC) + 4, 0)
         if start[: len(_MAGIC)] != _MAGIC or len(start) < len(_MAGIC) + 4:
             raise BrokenTable("no table")
         length = int.from_bytes(start[len(_MAGIC) :], "little")
         at = len(start)
+        if length > size:
+            raise BrokenTable("header longer than the file")
         raw = os.pread(fd, length, at)
         digest = os.pread(fd, 32, at + length)
         at += length + 32
         try:
             header = msgspec.msgpack.decode(raw, type=_Header)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BrokenTable(str(error)) from error
+        if not 0 < header.bits <= _MAX_BITS or header.packs < 0 or header.rows < 0:
+            raise BrokenTable("impossible header")
         fan_size, pack_size = ((1 << header.bits) + 1) * 4, header.packs * _PACK.size
-        if header.bits > _MAX_BITS or os.fstat(fd).st_size != at + fan_size + pack_size + header.rows * ROW.size:
+        if size != at + fan_size + pack_size + header.rows * ROW.size:
             raise BrokenTable("wrong size")
         fan = os.pread(fd, fan_size, at)
         hasher = blake3(raw)
@@ -83,6 +89,7 @@ class SortedTable:
             hasher.update(os.pread(fd, min(_BLOCK, pack_size - offset), self._packs_at + offset))
         if hasher.digest() != digest:
             raise BrokenTable("checksum")
+        self._fd = fd
         self._fan = array("I", fan)
         self._rows_at = self._packs_at + pack_size
         self._shift = _PREFIX_BITS - header.bits

@@ -44,7 +44,8 @@ class ChunkIndex:
         self._tables = list(tables)
         self._directory = directory
         self._recent: dict[bytes, Location] = {}
-        self._more: list[tuple[bytes, Location]] = []
+        self._more: dict[bytes, list[Location]] = {}
+        self._rows = 0
         self._excluded: frozenset[str] = frozenset()
         self._lock = threading.Lock()
 
@@ -58,8 +59,10 @@ class ChunkIndex:
 
     def _first(self, identity: bytes) -> Location | None:
         found = self._recent.get(identity)
-        if found is not None and found.pack not in self._excluded:
-            return found
+        if found is not None:
+            for location in (found, *self._more.get(identity, ())):
+                if location.pack not in self._excluded:
+                    return location
         for table in reversed(self._tables):
             for location in table.find(identity):
                 if location.pack not in self._excluded:
@@ -69,7 +72,7 @@ class ChunkIndex:
     def locations(self, identity: bytes) -> list[Location]:
         """Every location that is not excluded."""
         recent = [self._recent[identity]] if identity in self._recent else []
-        recent += [location for other, location in self._more if other == identity]
+        recent += self._more.get(identity, ())
         stored = [location for table in self._tables for location in table.find(identity)]
         return [location for location in dict.fromkeys(recent + stored) if location.pack not in self._excluded]
 
@@ -79,17 +82,19 @@ class ChunkIndex:
             for row in rows:
                 location = Location(pack.name, row.offset, row.stored, row.plain, row.codec)
                 if self._recent.setdefault(row.identity, location) != location:
-                    self._more.append((row.identity, location))
-            if len(self._recent) + len(self._more) >= _RECENT:
+                    self._more.setdefault(row.identity, []).append(location)
+                self._rows += 1
+            if self._rows >= _RECENT:
                 self._spill()
 
     def _spill(self) -> None:
         """Readers see a row in the dict until it is in a table: the table is added first."""
         packs: dict[str, int] = {}
         rows = []
-        for identity, location in [*self._recent.items(), *self._more]:
+        more = [(identity, location) for identity, found in self._more.items() for location in found]
+        for identity, location in [*self._recent.items(), *more]:
             number = packs.setdefault(location.pack, len(packs))
             rows.append(pack_row(identity, number, location.offset, location.stored, location.plain, location.codec))
         rows.sort()
         self._tables.append(write_table(self._directory, (), packs, rows, len(rows), None))
-        self._recent, self._more = {}, []
+        self._recent, self._more, self._rows = {}, {}, 0

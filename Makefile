@@ -17,6 +17,7 @@ $(STAMP): requirements/lock.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(BIN)/python -m compileall -q src
 	touch $@
 
 demo: setup ## Back up a disk twice, destroy it, restore both generations, prove it (no root needed)

@@ -59,9 +59,14 @@ def make_image(work: Path, mib: int) -> Path:
     return image
 
 
-def settle() -> None:
-    """Let no command pay for the writes of the one before."""
+def settle(*warm: Path) -> None:
+    """Let no command pay for the writes of the one before, nor for reading what the last one happened to leave in the page cache."""
     os.sync()
+    for place in warm:
+        for path in [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file()):
+            with path.open("rb", buffering=0) as file:
+                while file.read(8 << 20):
+                    pass
     time.sleep(0.5)
 
 
@@ -125,7 +130,7 @@ class Peers:
                 )
                 command = ["borg", "extract", "--sparse", f"{self.work / 'borg'}::{listed.stdout.strip()}"]
                 directory = self.work / "back"
-        settle()
+        settle(self.image if verb == "backup" else self.work / program)
         done = measure(command, self.environment, directory)
         if verb == "restore":
             restored = next((self.work / "back").rglob("disk.img"))
@@ -218,10 +223,10 @@ def s3_ratio(peers: Peers, rounds: int) -> tuple[list[float], list[float]]:
                 environment,
                 peers.work,
             )
-            settle()
+            settle(peers.image)
             done = measure([SAFEHOLD, "backup", "disk.img", "--json"], environment, peers.work)
             ours.append(json.loads(done.output[done.output.index("{") :])["points"][0]["seconds"])
-            settle()
+            settle(peers.work / "safehold")
             plain.append(plain_uploads(server.environment, peers.work / "safehold", f"plain-{number}"))
     return ours, plain
 
@@ -301,7 +306,7 @@ def write(
         "",
         f"Written by `make bench`. Machine: {os.cpu_count()} × {cpu}, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}.",
         f"Input: an ext4 image of {mib} MiB filled from /usr, {data / 2**20:.0f} MiB of it data. Programs: restic {version(['restic', 'version'])}, "
-        f"borg {version(['borg', '--version'])} (fixed 4 MiB chunks, zstd 1). Whole processes, key derivation included, in turn, page cache warm, "
+        f"borg {version(['borg', '--version'])} (fixed 4 MiB chunks, zstd 1). Whole processes, key derivation included, in turn, their input in the page cache, "
         f"medians of {len(verify)} rounds; every restore was compared with cmp. Ratios travel, seconds do not.",
         "",
         "| job | safehold | restic | borg | restic ÷ safehold | borg ÷ safehold |",

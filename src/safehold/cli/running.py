@@ -17,6 +17,7 @@ import click
 from safehold.app.opening import Credentials, Stores, open_vault, unlock_for
 from safehold.cli.terminal import LineProgress
 from safehold.compose.credentials import find_credentials, find_passphrase
+from safehold.compose.memory import keep_freed_memory
 from safehold.compose.paths import Paths, find_paths
 from safehold.compose.wiring import open_stores, places, vault_address
 from safehold.model.clock import SystemClock
@@ -81,6 +82,7 @@ class Run:
     @contextlib.contextmanager
     def begin(cls) -> Iterator[Run]:
         """Interrupts ask the run to stop at the next safe place; a second one stops it at once."""
+        keep_freed_memory()
         clock = SystemClock()
         base = Context(clock=clock)
         ctx = Context(clock=clock, progress=LineProgress(clock, base.run_id), cancel=base.cancel, run_id=base.run_id)

@@ -58,21 +58,22 @@ class ChunkIndex:
         return [self._first(identity) for identity in identities]
 
     def _first(self, identity: bytes) -> Location | None:
-        found = self._recent.get(identity)
-        if found is not None:
-            for location in (found, *self._more.get(identity, ())):
-                if location.pack not in self._excluded:
-                    return location
+        if identity in self._recent:
+            for found in self._added(identity):
+                if found.pack not in self._excluded:
+                    return found
         for table in reversed(self._tables):
             for location in table.find(identity):
                 if location.pack not in self._excluded:
                     return location
         return None
 
+    def _added(self, identity: bytes) -> list[Location]:
+        return [self._recent[identity], *self._more.get(identity, [])] if identity in self._recent else []
+
     def locations(self, identity: bytes) -> list[Location]:
         """Every location that is not excluded."""
-        recent = [self._recent[identity]] if identity in self._recent else []
-        recent += self._more.get(identity, ())
+        recent = self._added(identity)
         stored = [location for table in self._tables for location in table.find(identity)]
         return [location for location in dict.fromkeys(recent + stored) if location.pack not in self._excluded]
 

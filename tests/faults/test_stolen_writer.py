@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from pathlib import Path
 
@@ -136,7 +137,7 @@ class Thief:
 
     def pack(self, chunks: list[tuple[bytes, bytes]], kind: Kind = Kind.PACK) -> tuple[RunPack, list[PackRow]]:
         """A pack of (claimed id, content)."""
-        builder = PackBuilder(kind, self.who.vault, self.key, self.secret.session_key, bytearray(1 << 20), 1 << 20)
+        builder = PackBuilder(kind, self.who.vault, self.key, self.secret.session_key, mmap.mmap(-1, 1 << 20), 1 << 20)
         for identity, content in chunks:
             builder.add(ChunkSealer(self.who.vault, self.secret.session_key, 1), identity, memoryview(content))
         data = bytes(builder.finish())

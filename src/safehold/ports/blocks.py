@@ -56,8 +56,9 @@ class MutableBlocks(Protocol):
         ...
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at byte `offset`; safe from several threads for ranges that do not overlap.
-        TargetError.
+        """Write all of `data` at byte `offset`; safe from several threads for ranges that do not overlap. TargetError.
+
+        Cheapest for data that starts on a page of memory, at an offset that is a multiple of 4,096.
         """
         ...
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from safehold.model.context import Context
@@ -57,18 +59,23 @@ class Losses:
 
     def spelled(self) -> str:
         """The ranges as text, in order and joined."""
-        joined: list[tuple[int, int]] = []
-        for start, end in sorted(self.ranges):
-            if joined and joined[-1][1] >= start:
-                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-            else:
-                joined.append((start, end))
-        return ", ".join(f"{start}-{end - 1}" for start, end in joined)
+        return ", ".join(f"{start}-{end - 1}" for start, end in _joined(self.ranges))
 
     @property
     def total(self) -> int:
         """Bytes lost."""
         return sum(end - start for start, end in self.ranges)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges in order, with neighbours made one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and joined[-1][1] >= start:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,44 +101,85 @@ def _windows(disk: StoredDisk) -> Iterator[tuple[int, int, bool]]:
             yield at, min(step, first + count - at), True
 
 
+class _WindowWriter:
+    """Fills one window while the one before is being written, so that neither the processor nor the disk waits for the other.
+
+    One for each thread. Its buffers are anonymous maps: they start on a page, so the disk can take them without a copy.
+    """
+
+    def __init__(self, disk: StoredDisk, target: MutableBlocks, losses: Losses) -> None:
+        self._disk, self._target, self._losses = disk, target, losses
+        size = max(_WINDOW, disk.block_size)
+        self._buffers = [memoryview(mmap.mmap(-1, size)) for _ in range(2)]
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> _WindowWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._writer.shutdown(wait=True)
+
+    def write(self, first: int, count: int) -> int:
+        """Fetch blocks and begin to write them; returns the bytes of data among them. Raises what the write before failed with."""
+        disk = self._disk
+        base = first * disk.block_size
+        buffer = self._buffers[0]
+        lost: list[Lost] = []
+        good: list[tuple[int, int]] = []
+        wrote = 0
+        for piece in disk.pieces(first, count):
+            if isinstance(piece, Lost):
+                lost.append(piece)
+                continue
+            offset, data = piece
+            length = min(disk.block_size, disk.size - offset)
+            if data is None:
+                self._target.write_zeroes(offset, length)
+                continue
+            buffer[offset - base : offset - base + length] = data
+            good.append((offset, offset + length))
+            wrote += length
+        self._losses.add(disk, lost)
+        self.wait()
+        self._buffers.reverse()
+        self._writing = self._writer.submit(self._write, base, buffer, _joined(good))
+        return wrote
+
+    def _write(self, base: int, buffer: memoryview, ranges: list[tuple[int, int]]) -> None:
+        for start, end in ranges:
+            self._target.write(start, buffer[start - base : end - base])
+
+    def wait(self) -> None:
+        """Return when everything begun is written."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+
 def write_disk(disk: StoredDisk, target: MutableBlocks, losses: Losses, ctx: Context) -> Written:
     """Write every byte of the disk; holes are zeroed on the target, whatever was there. Durable when it returns."""
     totals = []
 
     def work(share: Iterator[tuple[int, int, bool]]) -> None:
         wrote = zeroed = 0
-        for first, count, data in share:
-            ctx.cancel.check()
-            start = first * disk.block_size
-            length = min(count * disk.block_size, disk.size - start)
-            if data:
-                wrote += _write_blocks(disk, target, losses, first, count)
-            else:
-                target.write_zeroes(start, length)
-                zeroed += length
-            ctx.progress.advance(length)
+        with _WindowWriter(disk, target, losses) as writer:
+            for first, count, data in share:
+                ctx.cancel.check()
+                start = first * disk.block_size
+                length = min(count * disk.block_size, disk.size - start)
+                if data:
+                    wrote += writer.write(first, count)
+                else:
+                    target.write_zeroes(start, length)
+                    zeroed += length
+                ctx.progress.advance(length)
+            writer.wait()
         totals.append((wrote, zeroed))
 
     spread(_windows(disk), work, _threads(disk))
     target.flush()
     return Written(sum(w for w, _ in totals), sum(z for _, z in totals), 0)
-
-
-def _write_blocks(disk: StoredDisk, target: MutableBlocks, losses: Losses, first: int, count: int) -> int:
-    wrote = 0
-    lost: list[Lost] = []
-    for piece in disk.pieces(first, count):
-        if isinstance(piece, Lost):
-            lost.append(piece)
-            continue
-        offset, data = piece
-        if data is None:
-            target.write_zeroes(offset, min(disk.block_size, disk.size - offset))
-        else:
-            target.write(offset, memoryview(data))
-            wrote += len(data)
-    losses.add(disk, lost)
-    return wrote
 
 
 def write_differences(disk: StoredDisk, target: MutableBlocks, losses: Losses, ctx: Context) -> Written:
@@ -144,20 +192,22 @@ def write_differences(disk: StoredDisk, target: MutableBlocks, losses: Losses, c
     def work(share: Iterator[int]) -> None:
         buffer = bytearray(step * disk.block_size)
         wrote = zeroed = kept = 0
-        for first in share:
-            ctx.cancel.check()
-            count = min(step, disk.tree.blocks - first)
-            start = first * disk.block_size
-            length = min(count * disk.block_size, disk.size - start)
-            view = memoryview(buffer)[:length]
-            target.read_into(start, view)
-            wrong = [n for n, same in enumerate(_same(disk, first, view)) if not same]
-            kept += length
-            for at, many in _runs(wrong):
-                size = min(many * disk.block_size, length - at * disk.block_size)
-                done = _write_blocks(disk, target, losses, first + at, many)
-                wrote, zeroed, kept = wrote + done, zeroed + size - done, kept - size
-            ctx.progress.advance(length)
+        with _WindowWriter(disk, target, losses) as writer:
+            for first in share:
+                ctx.cancel.check()
+                count = min(step, disk.tree.blocks - first)
+                start = first * disk.block_size
+                length = min(count * disk.block_size, disk.size - start)
+                view = memoryview(buffer)[:length]
+                target.read_into(start, view)
+                wrong = [n for n, same in enumerate(_same(disk, first, view)) if not same]
+                kept += length
+                for at, many in _runs(wrong):
+                    size = min(many * disk.block_size, length - at * disk.block_size)
+                    done = writer.write(first + at, many)
+                    wrote, zeroed, kept = wrote + done, zeroed + size - done, kept - size
+                ctx.progress.advance(length)
+            writer.wait()
         totals.append((wrote, zeroed, kept))
 
     spread(iter(range(0, disk.tree.blocks, step)), work, _threads(disk))

@@ -21,10 +21,13 @@ class Program:
 
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
+    passphrase: bool = True
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SAFEHOLD_")}
-        mine = {"SAFEHOLD_HOME": str(self.home), "SAFEHOLD_PASSPHRASE": "correct horse", "PYTHONWARNINGS": "error"}
+        mine = {"SAFEHOLD_HOME": str(self.home), "PYTHONWARNINGS": "error"}
+        if self.passphrase:
+            mine["SAFEHOLD_PASSPHRASE"] = "correct horse"
         return kept | mine | self.environment | more
 
     def run(self, *arguments: object, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:

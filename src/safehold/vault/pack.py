@@ -11,6 +11,7 @@ Integers are little-endian.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ class PackBuilder:
     """Fills one pack in a buffer of its own. Not thread-safe: one thread has it at a time."""
 
     def __init__(
-        self, kind: Kind, vault: bytes, key: SealedKey, session_key: bytes, buffer: bytearray, target: int
+        self, kind: Kind, vault: bytes, key: SealedKey, session_key: bytes, buffer: mmap.mmap, target: int
     ) -> None:
         self.kind = kind
         self.buffer = buffer

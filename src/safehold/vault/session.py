@@ -7,6 +7,7 @@ point is put.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections import deque
@@ -382,26 +383,29 @@ class Lane:
 
 
 class _Buffers:
-    """Pack buffers, made when first needed and then reused: their number bounds the memory of a session."""
+    """Pack buffers, made when first needed and then reused: their number bounds the memory of a session.
+
+    They are anonymous maps, not byte arrays, because those start on a page and can be written to disk without a copy.
+    """
 
     def __init__(self, count: int, size: int) -> None:
         self._size = size
         self._left = count
-        self._free: list[bytearray] = []
+        self._free: list[mmap.mmap] = []
         self._changed = threading.Condition()
 
-    def take(self, check: Callable[[], None]) -> bytearray:
+    def take(self, check: Callable[[], None]) -> mmap.mmap:
         """A buffer, waiting for one; `check` is called while waiting and may raise."""
         with self._changed:
             while not self._free:
                 check()
                 if self._left:
                     self._left -= 1
-                    return bytearray(self._size)
+                    return mmap.mmap(-1, self._size)
                 self._changed.wait()
             return self._free.pop()
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: mmap.mmap) -> None:
         with self._changed:
             self._free.append(buffer)
             self._changed.notify()

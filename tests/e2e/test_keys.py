@@ -1,0 +1,165 @@
+"""Keys, kits, writers and recovery, with the installed program."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+from safehold.testing.program import Program
+from tests.disks import make_disk, same
+
+
+def test_recovery_rehearsal(program: Program, vault: Path, tmp_path: Path) -> None:
+    """A bare directory, the vault's address and the printed kit, nothing else."""
+    one, two = make_disk(tmp_path / "one.img", "ab.c"), make_disk(tmp_path / "two.img", "t0x")
+    program.run("backup", one, two)
+    page = (tmp_path / "kit.txt").read_text()
+    assert stat.S_IMODE((tmp_path / "kit.txt").stat().st_mode) == 0o600
+    shutil.rmtree(program.home)
+    for lost in ((), ("keys",), ("keys", "vault.json", "index", "sessions", "writers")):
+        for name in lost:
+            path = vault / name
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        bare = tmp_path / f"bare-{len(lost)}"
+        bare.mkdir()
+        (bare / "page.txt").write_text("> copied from paper\n" + page)
+        rescue = Program(bare / "home", {"SAFEHOLD_PASSPHRASE": "", "SAFEHOLD_VAULT": str(vault)})
+        points = rescue.json("points", "--kit", bare / "page.txt")["points"]
+        assert len(points) == 2
+        for disk in (one, two):
+            rescue.run("restore", f"{disk.stem}@latest", "--to", bare / disk.name, "--kit", bare / "page.txt")
+            same(disk, bare / disk.name)
+        secret = page[page.index("SHK1-") :].split("To restore")[0]
+        typed = Program(bare / "typed", {"SAFEHOLD_PASSPHRASE": secret, "SAFEHOLD_VAULT": str(vault)})
+        assert len(typed.json("points")["points"]) == 2
+
+
+def test_slots(program: Program, vault: Path, tmp_path: Path) -> None:
+    program.run("key", "add", "--label", "second", SAFEHOLD_NEW_PASSPHRASE="two")
+    assert "owner" in program.run("key", "check", SAFEHOLD_PASSPHRASE="two").stdout
+    assert "wrong passphrase" in program.run("key", "check", code=6, SAFEHOLD_PASSPHRASE="three").stderr
+    slots = program.json("key", "list")["slots"]
+    assert sorted(s["label"] for s in slots) == ["first", "second"]
+    first, second = sorted(slots, key=lambda s: str(s["label"]))
+    assert "would remove" in program.run("key", "remove", first["id"], "--dry-run").stdout
+    program.run("key", "remove", first["id"][:10], "--yes")
+    assert program.run("key", "check", code=6).stdout == ""
+    program.run("key", "check", SAFEHOLD_PASSPHRASE="two")
+    said = program.run("key", "remove", second["id"], "--yes", code=2, SAFEHOLD_PASSPHRASE="two").stderr
+    assert "last key slot" in said
+
+
+def test_recipient(program: Program, vault: Path, tmp_path: Path) -> None:
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "x25519", "-out", private], check=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    program.run("key", "add", "--recipient", public, "--label", "yubi")
+    assert "owner" in program.run("key", "check", "--identity", private, SAFEHOLD_PASSPHRASE="").stdout
+    assert "not an X25519" in _other_key(program, tmp_path)
+
+
+def _other_key(program: Program, tmp_path: Path) -> str:
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "ed.pem"], check=True)
+    return program.run("key", "check", "--identity", tmp_path / "ed.pem", code=6).stderr
+
+
+def test_rotation(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    program.run("backup", disk)
+    writer = tmp_path / "writer.json"
+    program.run("key", "writer", writer, "--resource", "remote")
+    program.run("key", "rotate", "--yes", "--kit-file", tmp_path / "new-kit.txt", SAFEHOLD_NEW_PASSPHRASE="new")
+    assert program.run("key", "check", code=6).stdout == ""
+    program.environment["SAFEHOLD_PASSPHRASE"] = "new"
+    again = program.json("backup", disk)["points"][0]
+    assert again["new"] == 0, "the dedup domain goes on"
+    # A credential made before the rotation goes on working, along the signed chain.
+    program.run("backup", disk, "--name", "remote", "--writer", writer)
+    assert len(program.json("points")["points"]) == 3
+    for n, point in enumerate(program.json("points")["points"]):
+        program.run("restore", f"{point['members'][0]['name']}@{point['id']}", "--to", tmp_path / f"{n}.back")
+        same(disk, tmp_path / f"{n}.back")
+    # The old kit reads what was sealed to the old key, and is told about the rest.
+    said = program.run("key", "check", "--kit", tmp_path / "kit.txt", code=6).stderr
+    assert "rotated away" in said
+    fresh = Program(tmp_path / "fresh", {"SAFEHOLD_VAULT": str(vault)})
+    assert len(fresh.json("points", "--kit", tmp_path / "new-kit.txt")["points"]) == 3
+    assert program.json("verify", "--data")["ok"]
+    assert program.json("verify", "--stored")["ok"]
+
+
+def test_writer_credentials(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    credential = tmp_path / "writer.json"
+    program.run("key", "writer", credential, "--resource", "web*", "--label", "web servers")
+    assert stat.S_IMODE(credential.stat().st_mode) == 0o600
+    assert json.loads(credential.read_text())["url"] == str(vault)
+    host = Program(
+        tmp_path / "host", {"SAFEHOLD_VAULT": str(vault), "SAFEHOLD_WRITER": str(credential), "SAFEHOLD_PASSPHRASE": ""}
+    )
+    assert "reads nothing" in host.run("key", "check").stdout
+    assert host.json("backup", disk, "--name", "web1")["points"][0]["new"] > 0
+    assert host.json("backup", disk, "--name", "web1")["points"][0]["new"] == 0
+    assert "may not write" in host.run("backup", disk, "--name", "db", code=6).stderr
+    for arguments in (["points"], ["restore", "web1@latest", "--to", tmp_path / "x"], ["verify", "--data"], ["status"]):
+        assert "can add points and nothing else" in host.run(*arguments, code=6).stderr
+    assert "cannot" in host.run("key", "add", code=6).stderr
+    writers = [w for w in program.json("key", "list")["writers"] if w["exported"]]
+    assert [(w["label"], w["resources"], w["revoked"]) for w in writers] == [("web servers", ["web*"], False)]
+    program.run("restore", "web1@latest", "--to", tmp_path / "back.img")
+    same(disk, tmp_path / "back.img")
+    program.run("key", "revoke", writers[0]["id"][:8])
+    host.run("backup", disk, "--name", "web1")
+    assert len(program.json("points", "web1")["points"]) == 2
+    assert "after its writer was revoked" in program.run("points").stderr
+    assert "after its writer was revoked" in program.run("verify", code=4).stdout
+
+
+def test_store_policy_names_no_more_than_the_writers_own(program: Program, s3: str, tmp_path: Path) -> None:
+    program.environment["SAFEHOLD_VAULT"] = s3
+    program.run("vault", "init", s3)
+    said = program.run("key", "writer", tmp_path / "w.json", "--resource", "x").stdout
+    policy = json.loads(said[said.index("{") :])
+    put = next(s for s in policy["Statement"] if s["Action"] == "s3:PutObject")
+    wid = json.loads((tmp_path / "w.json").read_text())["wid"]
+    assert "s3:if-none-match" in json.dumps(put["Condition"])
+    assert not any("Delete" in json.dumps(s["Action"]) for s in policy["Statement"])
+    assert wid
+    assert all("points/" not in r or r.count("*") == 1 for r in put["Resource"])
+
+
+def test_passphrase_sources(program: Program, vault: Path, tmp_path: Path) -> None:
+    (tmp_path / "words").write_text("correct horse\n")
+    program.passphrase = False
+    program.run("points", SAFEHOLD_PASSPHRASE_FILE=str(tmp_path / "words"))
+    program.run("points", SAFEHOLD_PASSPHRASE_COMMAND=f"cat {tmp_path / 'words'}")
+    assert "no passphrase" in program.run("points", code=6).stderr
+    assert "exit code 3" in program.run("points", code=6, SAFEHOLD_PASSPHRASE_COMMAND="exit 3").stderr
+    assert "cannot be read" in program.run("points", code=6, SAFEHOLD_PASSPHRASE_FILE=str(tmp_path / "none")).stderr
+    assert "is empty" in program.run("points", code=6, SAFEHOLD_PASSPHRASE="").stderr
+
+
+def test_on_s3(program: Program, s3: str, tmp_path: Path) -> None:
+    program.environment["SAFEHOLD_VAULT"] = s3
+    assert "16 creators" in program.run("vault", "check-store", s3).stdout
+    program.run("vault", "init", s3, "--kit-file", tmp_path / "kit.txt")
+    assert "there is a vault here already" in program.run("vault", "init", s3, code=2).stderr
+    disk = make_disk(tmp_path / "disk.img", "abc..defgh" * 6)
+    program.run("backup", disk)
+    assert program.json("backup", disk)["points"][0]["stored"] == 0
+    program.run("restore", "disk@latest", "--to", tmp_path / "back.img")
+    same(disk, tmp_path / "back.img")
+    for how in ("--structure", "--data", "--stored"):
+        assert program.json("verify", how)["ok"]
+    assert len(program.json("points", "--kit", tmp_path / "kit.txt", SAFEHOLD_PASSPHRASE="")["points"]) == 2
+    said = program.run("vault", "check-store", s3, code=5, AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    assert "does not answer" in said.stdout + said.stderr
+
+
+def test_plain_http_elsewhere_is_refused(program: Program) -> None:
+    said = program.run("points", "--vault", "s3://bucket/x", code=2, AWS_ENDPOINT_URL="http://example.com").stderr
+    assert "not encrypted" in said

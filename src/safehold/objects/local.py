@@ -196,7 +196,9 @@ class LocalStore:
                 self._calls.mkdir(path)
             except FileExistsError:
                 if not os.path.isdir(path):
-                    raise
+                    raise StoreError(
+                        "something that is no directory is in the way", on=path, remedy="move it away"
+                    ) from None
         # Also where another process made it: its own sync may still be under way.
         while at != os.path.dirname(at) and len(at) >= len(self._root):
             missing.append(at)

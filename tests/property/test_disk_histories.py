@@ -33,6 +33,17 @@ steps = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(steps, min_size=3, max_size=14))
 def test_histories(history: list[tuple[str, int, int, int]]) -> None:
+    play(history)
+
+
+@pytest.mark.soak
+@settings(max_examples=3000, deadline=None)
+@given(st.lists(steps, min_size=3, max_size=40))
+def test_long_histories(history: list[tuple[str, int, int, int]]) -> None:
+    play(history)
+
+
+def play(history: list[tuple[str, int, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
         disk = bytearray(SIZE)

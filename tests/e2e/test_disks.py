@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -220,3 +222,73 @@ def test_two_hosts_do_not_share_a_name(program: Program, vault: Path, tmp_path: 
     other.run("backup", disk, "--adopt")
     other.run("backup", disk)
     assert len(program.json("points", "disk")["points"]) == 3
+
+
+def test_what_is_there(program: Program, vault: Path, tmp_path: Path) -> None:
+    assert "no points yet" in program.run().stdout
+    disk = make_disk(tmp_path / "disk.img", "ab")
+    assert "would back up disk" in program.run("backup", disk, "--dry-run").stdout
+    assert program.json("points")["points"] == []
+    program.run("backup", disk, "--name", "data", "--keep-until-deleted")
+    for arguments in ([], ["status"]):
+        assert "data" in program.run(*arguments).stdout
+    assert program.json("status")["resources"]["data"]["consistency"] == "crash"
+    assert program.json("point", "list", "data")["points"][0]["keep_until_deleted"] is True
+    assert "kept until deleted" in program.run("point", "show", "data@latest").stdout
+    info = program.json("vault", "info")
+    assert (info["points"], info["resources"], info["problems"]) == (1, ["data"], [])
+    assert "would write data" in program.run("restore", "data@latest", "--to", tmp_path / "x", "--dry-run").stdout
+    assert not (tmp_path / "x").exists()
+    assert program.json("points", "--vault", tmp_path / "nothing", code=2)["error"]["code"] == 2
+
+
+def test_interrupted(program: Program, vault: Path, tmp_path: Path) -> None:
+    """SIGINT and SIGTERM stop a backup and a restore at a safe place, and leave nothing that looks whole."""
+    disk = make_disk(tmp_path / "disk.img", "".join(chr(0x4E00 + n) for n in range(600)))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        running = program.start("backup", disk)
+        time.sleep(0.6)
+        running.send_signal(number)
+        said = running.communicate()[1]
+        assert running.returncode == 1, said
+        assert "the run was stopped" in said
+    assert program.json("points")["points"] == []
+    program.run("backup", disk)
+    running = program.start("restore", "disk@latest", "--to", tmp_path / "back.img")
+    time.sleep(0.5)
+    running.send_signal(signal.SIGTERM)
+    running.communicate()
+    if running.returncode != 0:
+        assert not (tmp_path / "back.img").exists()
+        assert [p.name for p in tmp_path.iterdir() if "restoring" in p.name] == []
+        program.run("restore", "disk@latest", "--to", tmp_path / "back.img")
+    same(disk, tmp_path / "back.img")
+
+
+def test_salvage(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(
+        tmp_path / "disk.img", "abcdefghij" * 4 + "klmnopqrst" + "".join(chr(0x4E00 + n) for n in range(40))
+    )
+    program.run("backup", disk)
+    pack = max((vault / "packs").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.write_bytes(data)
+    said = program.run("verify", "--stored", code=4).stdout
+    assert pack.name in said
+    said = program.run("verify", "--data", code=4).stdout
+    assert pack.name in said
+    refused = program.run("restore", "disk@latest", "--to", tmp_path / "back.img", code=4).stderr
+    assert pack.name in refused
+    assert "--salvage" in refused
+    assert not (tmp_path / "back.img").exists()
+    done = program.json("restore", "disk@latest", "--to", tmp_path / "back.img", "--salvage", code=3)
+    lost = sum(end - start for start, end in done["lost"])
+    assert 0 < lost < disk.stat().st_size / 10
+    original, back = disk.read_bytes(), (tmp_path / "back.img").read_bytes()
+    differing = {
+        n
+        for n in range(len(original) // BLOCK)
+        if original[n * BLOCK : (n + 1) * BLOCK] != back[n * BLOCK : (n + 1) * BLOCK]
+    }
+    assert differing == {n for start, end in done["lost"] for n in range(start // BLOCK, end // BLOCK)}

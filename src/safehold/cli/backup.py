@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from safehold.app.backup import BackupOptions, BackupOutcome, back_up, this_host
-from safehold.cli.running import Run, json_option, print_json, vault_options
+from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.compose.wiring import resolve_source
 from safehold.model.consistency import Consistency
 from safehold.model.errors import SafeholdError, UsageError
@@ -41,10 +39,7 @@ def backup(
     keep: bool,
     adopt: bool,
     dry_run: bool,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
     as_json: bool,
 ) -> int:
     """Back up each SOURCE: a raw or qcow2 image or a block device (volume:PATH forces that).
@@ -57,7 +52,7 @@ def backup(
     outcomes: list[BackupOutcome] = []
     failures: list[tuple[str, SafeholdError]] = []
     with Run.begin() as run:
-        opened = None if dry_run else run.open(vault_url, kit, identity, writer)
+        opened = None if dry_run else run.open(access)
         for spec in sources:
             try:
                 source, ref = resolve_source(spec)

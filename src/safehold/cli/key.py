@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from safehold.app import keys
-from safehold.cli.running import Run, json_option, print_json, print_table, vault_options
+from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.cli.vault import write_private
 from safehold.compose.credentials import load_recipient
 from safehold.model.errors import UsageError
@@ -26,12 +26,10 @@ def key() -> None:
 @key.command("list")
 @vault_options
 @json_option
-def list_verb(
-    vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool
-) -> None:
+def list_verb(access: Access, as_json: bool) -> None:
     """The ways into the vault, and the writers."""
     with Run.begin() as run:
-        opened = run.open(vault_url, kit, identity, writer)
+        opened = run.open(access)
         slots, writers = keys.list_keys(opened), keys.list_writers(opened)
     if as_json:
         print_json({"slots": [vars(slot) for slot in slots], "writers": [vars(w) for w in writers]})
@@ -52,24 +50,15 @@ def list_verb(
 def add(
     recipient: Path | None,
     label: str,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
     as_json: bool,
 ) -> None:
     """One more way into the vault: a new passphrase (SAFEHOLD_NEW_PASSPHRASE…, or asked for), or a public key."""
-    _no_writer(writer)
     with Run.begin() as run:
         wrapper = load_recipient(recipient) if recipient else None
-        opened, unlocked = run.open_owner(vault_url, kit, identity)
+        opened, unlocked = run.open_owner(access)
         slot = keys.add_key(opened, unlocked, wrapper or Passphrase(run.new_passphrase()), label)
     print_json(vars(slot)) if as_json else print(f"key slot {slot.id[:8]} added")
-
-
-def _no_writer(writer: Path | None) -> None:
-    if writer:
-        raise UsageError("a writer credential cannot manage keys", remedy="open the vault with the owner's passphrase")
 
 
 @key.command()
@@ -81,17 +70,13 @@ def remove(
     slot: str,
     yes: bool,
     dry_run: bool,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
 ) -> None:
     """Remove a key slot by its id. Whoever opened the vault with it before may have kept the owner's secret: then
     rotate.
     """
-    _no_writer(writer)
     with Run.begin() as run:
-        opened, _ = run.open_owner(vault_url, kit, identity)
+        opened, _ = run.open_owner(access)
         chosen = keys.find_slot(opened, slot)
         if dry_run:
             print(f"would remove key slot {chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})")
@@ -115,20 +100,16 @@ def rotate(
     kit_file: Path | None,
     label: str,
     yes: bool,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
 ) -> None:
     """Make a new owner key and one slot for it (SAFEHOLD_NEW_PASSPHRASE…, or asked for); all other slots are removed.
 
     Backups from then on are sealed to the new key. What was stored before stays readable to whoever held the old one.
     """
-    _no_writer(writer)
     with Run.begin() as run:
         if kit_file is not None and kit_file.exists():
             raise UsageError("the kit's file exists already", on=str(kit_file), remedy="give another name")
-        opened, unlocked = run.open_owner(vault_url, kit, identity)
+        opened, unlocked = run.open_owner(access)
         passphrase = run.new_passphrase()
         if not yes:
             click.confirm("Rotate the owner's key and remove every other key slot?", abort=True, err=True)
@@ -153,15 +134,11 @@ def rotate(
 def export(
     paper: bool,
     kit_file: Path | None,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
 ) -> None:
     """Print the recovery kit again."""
-    _no_writer(writer)
     with Run.begin() as run:
-        opened, unlocked = run.open_owner(vault_url, kit, identity)
+        opened, unlocked = run.open_owner(access)
         text = keys.paper_kit(opened, unlocked)
         if kit_file is not None:
             write_private(kit_file, text)
@@ -175,10 +152,10 @@ def export(
 @key.command()
 @vault_options
 @json_option
-def check(vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool) -> None:
+def check(access: Access, as_json: bool) -> None:
     """Prove that this passphrase, key, kit or credential opens the vault as it is now, and say what it can do."""
     with Run.begin() as run:
-        checked = keys.check_key(run.open(vault_url, kit, identity, writer))
+        checked = keys.check_key(run.open(access))
     if as_json:
         print_json(vars(checked))
         return
@@ -201,19 +178,15 @@ def writer(
     file: Path,
     resources: tuple[str, ...],
     label: str,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
 ) -> None:
     """Write a credential to FILE that can add points and nothing else: it cannot read, and cannot harm what others
     wrote.
     """
-    _no_writer(writer)
     with Run.begin() as run:
         if file.exists():
             raise UsageError("the credential's file exists already", on=str(file), remedy="give another name")
-        opened, _ = run.open_owner(vault_url, kit, identity)
+        opened, _ = run.open_owner(access)
         made = keys.export_writer(opened, label or file.stem, resources)
         write_private(file, made.export(opened.store.url).decode())
         policy = keys.store_policy(opened.store.url, made)
@@ -226,11 +199,10 @@ def writer(
 @key.command()
 @click.argument("wid", metavar="WRITER")
 @vault_options
-def revoke(wid: str, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None) -> None:
+def revoke(wid: str, access: Access) -> None:
     """From now on no point of that writer counts; what it wrote before stays."""
-    _no_writer(writer)
     with Run.begin() as run:
-        opened, _ = run.open_owner(vault_url, kit, identity)
+        opened, _ = run.open_owner(access)
         done = keys.revoke_writer(opened, wid)
     print(
         f"writer {done[:8]} is revoked: points it makes from now on do not count. Also take its access to the store away."

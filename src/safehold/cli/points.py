@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from safehold.app.points import diff_points, select
-from safehold.cli.running import Run, json_option, print_json, print_table, vault_options
+from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.model.context import Context
 from safehold.model.units import format_duration, format_size, format_time
 from safehold.vault.catalogue import Point
@@ -31,15 +29,12 @@ def read_points(opened: Vault, ctx: Context) -> list[Point]:
 @json_option
 def points(
     resource: str | None,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
     as_json: bool,
 ) -> None:
     """List the points, oldest first: all of them, or those of one RESOURCE."""
     with Run.begin() as run:
-        found = read_points(run.open(vault_url, kit, identity, writer), run.ctx)
+        found = read_points(run.open(access), run.ctx)
     found = [p for p in found if resource is None or resource in p.resources]
     if as_json:
         print_json({"points": [point_document(p) for p in found]})
@@ -115,12 +110,10 @@ point.add_command(points, "list")
 @click.argument("selector", metavar="RESOURCE@WHEN")
 @vault_options
 @json_option
-def show(
-    selector: str, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool
-) -> None:
+def show(selector: str, access: Access, as_json: bool) -> None:
     """Everything that is known of one point."""
     with Run.begin() as run:
-        p = select(read_points(run.open(vault_url, kit, identity, writer), run.ctx), selector)
+        p = select(read_points(run.open(access), run.ctx), selector)
     if as_json:
         print_json(point_document(p))
         return
@@ -149,15 +142,12 @@ def show(
 def diff(
     old: str,
     new: str,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
     as_json: bool,
 ) -> None:
     """What changed from point OLD to point NEW, in whole blocks; no data is read."""
     with Run.begin() as run:
-        opened = run.open(vault_url, kit, identity, writer)
+        opened = run.open(access)
         difference = diff_points(opened, read_points(opened, run.ctx), old, new)
     if as_json:
         print_json(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from safehold.app.restore import RestoreMode, RestoreOutcome, plan_restore
 from safehold.app.restore import restore as carry_out
-from safehold.cli.running import Run, json_option, print_json, vault_options
+from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.compose.wiring import open_target
 from safehold.model.errors import PartialError, UsageError
 from safehold.model.units import format_duration, format_rate, format_size, format_time
@@ -38,26 +36,25 @@ def restore(
     delta: bool,
     salvage: bool,
     dry_run: bool,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
     as_json: bool,
-) -> None:
+) -> int:
     """Write a point back: RESOURCE@latest, RESOURCE@TIME or RESOURCE@ID onto DEST."""
     if overwrite and delta:
         raise UsageError("--overwrite and --delta exclude each other", remedy="give one of them")
     mode = RestoreMode.DELTA if delta else RestoreMode.OVERWRITE if overwrite else RestoreMode.NEW
     with Run.begin() as run:
-        opened = run.open(vault_url, kit, identity, writer)
+        opened = run.open(access)
         plan = plan_restore(opened, selector, target, mode)
         if dry_run:
             told = f"would write {plan.resource} of {format_time(plan.point.time)} ({format_size(plan.size)}) to {target} ({mode.value})"
             print_json({"plan": told}) if as_json else print(told)
-            return
+            return 0
         outcome = carry_out(opened, plan, open_target, salvage=salvage, ctx=run.ctx)
     if as_json:
+        # The document says what is lost; an error beside it would make two documents.
         print_json(_document(outcome))
+        return PartialError.exit_code if outcome.lost else 0
     else:
         print(
             f"{plan.resource}@{plan.point.id[:8]} → {target}: {format_size(outcome.data)} written, {format_size(outcome.zeroed)} zero, "
@@ -71,6 +68,7 @@ def restore(
             on=target,
             remedy="they are not what was backed up; take them from another point",
         )
+    return 0
 
 
 def _document(outcome: RestoreOutcome) -> dict[str, object]:

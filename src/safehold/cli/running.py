@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -26,7 +27,16 @@ from safehold.model.errors import VaultKeyError
 from safehold.vault.access import Unlocked
 from safehold.vault.vault import Vault
 
-__all__ = ["Run", "ask_new_passphrase", "ask_passphrase", "json_option", "print_json", "print_table", "vault_options"]
+__all__ = [
+    "Access",
+    "Run",
+    "ask_new_passphrase",
+    "ask_passphrase",
+    "json_option",
+    "print_json",
+    "print_table",
+    "vault_options",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -36,8 +46,26 @@ def json_option(function: _F) -> _F:
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
 
 
-def vault_options(function: _F) -> _F:
-    """Where the vault is and what opens it."""
+@dataclass(frozen=True)
+class Access:
+    """Where the vault is and what opens it, as the options say it; what they leave out is in the environment or asked for."""
+
+    vault: str | None = None
+    kit: Path | None = None
+    identity: Path | None = None
+    writer: Path | None = None
+
+
+def vault_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `Access`, handed to the verb as one argument named `access`."""
+
+    @functools.wraps(function)
+    def gathered(
+        *args: Any, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, **kwargs: Any
+    ) -> Any:
+        return function(*args, access=Access(vault_url, kit, identity, writer), **kwargs)
+
+    decorated: Callable[..., Any] = gathered
     path = click.Path(path_type=Path, dir_okay=False)
     for option in (
         click.option("--writer", type=path, help="Open with a writer credential (or SAFEHOLD_WRITER)."),
@@ -50,8 +78,8 @@ def vault_options(function: _F) -> _F:
             help="The vault: a directory or s3://bucket/prefix (or SAFEHOLD_VAULT).",
         ),
     ):
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return decorated
 
 
 def ask_passphrase() -> str:
@@ -98,23 +126,21 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def stores(self, vault_url: str | None) -> Stores:
+    def stores(self, access: Access) -> Stores:
         """The store of the vault that is meant."""
-        return open_stores(vault_address(vault_url, os.environ, self.paths), self.ctx.clock)
+        return open_stores(vault_address(access.vault, os.environ, self.paths), self.ctx.clock)
 
-    def credentials(self, kit: Path | None, identity: Path | None, writer: Path | None) -> Credentials:
-        """What the options, the environment or the user at the terminal give."""
-        return find_credentials(os.environ, kit, identity, writer, ask_passphrase)
+    def _credentials(self, access: Access) -> Credentials:
+        return find_credentials(os.environ, access.kit, access.identity, access.writer, ask_passphrase)
 
-    def open(self, vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None) -> Vault:
+    def open(self, access: Access) -> Vault:
         """The vault, opened."""
-        stores = self.stores(vault_url)
-        return open_vault(stores, self.credentials(kit, identity, writer), places(self.paths), self.ctx)
+        return open_vault(self.stores(access), self._credentials(access), places(self.paths), self.ctx)
 
-    def open_owner(self, vault_url: str | None, kit: Path | None, identity: Path | None) -> tuple[Vault, Unlocked]:
-        """The vault opened by its owner, and the opened key itself."""
-        stores = self.stores(vault_url)
-        unlocked = unlock_for(stores, self.credentials(kit, identity, None))
+    def open_owner(self, access: Access) -> tuple[Vault, Unlocked]:
+        """The vault opened by its owner, and the opened key itself; VaultKeyError for a writer credential."""
+        stores = self.stores(access)
+        unlocked = unlock_for(stores, self._credentials(access))
         return Vault.for_owner(stores.store, stores.direct, unlocked, places(self.paths), self.ctx), unlocked
 
     def new_passphrase(self) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from safehold.cli.points import read_points
-from safehold.cli.running import Run, json_option, print_json, print_table, vault_options
+from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.model.units import format_duration, format_size, format_time
 
 __all__ = ["status"]
@@ -16,16 +14,10 @@ __all__ = ["status"]
 @click.command()
 @vault_options
 @json_option
-def status(
-    vault_url: str | None = None,
-    kit: Path | None = None,
-    identity: Path | None = None,
-    writer: Path | None = None,
-    as_json: bool = False,
-) -> None:
+def status(access: Access, as_json: bool) -> None:
     """Each resource with its newest point; problems first."""
     with Run.begin() as run:
-        opened = run.open(vault_url, kit, identity, writer)
+        opened = run.open(access)
         newest = {member.name: (p, member) for p in read_points(opened, run.ctx) for member in p.body.members}
         now = run.ctx.clock.now()
     problems = [str(problem) for problem in opened.problems]

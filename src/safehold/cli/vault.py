@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from safehold.app.making import make_vault
-from safehold.cli.running import Run, ask_new_passphrase, json_option, print_json, vault_options
+from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, print_json, vault_options
 from safehold.compose.credentials import find_passphrase
 from safehold.compose.wiring import open_stores, record_default_vault
 from safehold.model.errors import StoreError, UsageError
@@ -78,10 +78,10 @@ def write_private(path: Path, text: str) -> None:
 @vault.command()
 @vault_options
 @json_option
-def info(vault_url: str | None, kit: Path | None, identity: Path | None, writer: Path | None, as_json: bool) -> None:
+def info(access: Access, as_json: bool) -> None:
     """What the vault is and what is in it."""
     with Run.begin() as run:
-        opened = run.open(vault_url, kit, identity, writer)
+        opened = run.open(access)
         points, rejected = opened.points() if opened.keyring else ([], [])
         sizes = [stamp.size for stamp in opened.store.list("")]
         parameters = opened.parameters
@@ -118,19 +118,21 @@ def info(vault_url: str | None, kit: Path | None, identity: Path | None, writer:
 @vault.command("check-store")
 @click.argument("place")
 @json_option
-def check_store_verb(place: str, as_json: bool) -> None:
+def check_store_verb(place: str, as_json: bool) -> int:
     """Try whether the store at PLACE keeps the promises that a vault rests on."""
     with Run.begin() as run:
         probes = check_store(open_stores(place, run.ctx.clock).direct, run.ctx.clock)
+    broken = [probe.name for probe in probes if not probe.ok]
     if as_json:
         print_json({"store": place, "probes": [{"name": p.name, "ok": p.ok, "detail": p.detail} for p in probes]})
+        return StoreError.exit_code if broken else 0
     else:
         for probe in probes:
             print(f"{'ok  ' if probe.ok else 'FAIL'}  {probe.name:<16} {probe.detail}")
-    broken = [probe.name for probe in probes if not probe.ok]
     if broken:
         raise StoreError(
             f"the store breaks {len(broken)} of its promises ({', '.join(broken)})",
             on=place,
             remedy="do not keep a vault there",
         )
+    return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from safehold.app.verify import Depth, parse_expected, verify_points
-from safehold.cli.running import Run, json_option, print_json, vault_options
+from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.model.errors import DamageError, UsageError
 from safehold.model.units import format_duration, format_rate, format_size
 from safehold.recovery.verify import Findings, verify_stored
@@ -39,30 +39,28 @@ def verify(
     selector: str | None,
     how: str,
     expect: Path | None,
-    vault_url: str | None,
-    kit: Path | None,
-    identity: Path | None,
-    writer: Path | None,
+    access: Access,
     as_json: bool,
-) -> None:
+) -> int:
     """Prove that the vault holds what its points need. Exit code 4 where it does not."""
     if how == "stored" and (selector or expect):
         raise UsageError("--stored looks at all objects and at nothing else", remedy="leave the point and --expect out")
     with Run.begin() as run:
         began = run.ctx.clock.monotonic()
         if how == "stored":
-            store = run.stores(vault_url).store
+            store = run.stores(access).store
             run.ctx.progress.start("verify", None)
             findings = verify_stored(store, run.ctx)
             run.ctx.progress.done()
         else:
             expected = parse_expected(_read(expect), on=str(expect)) if expect else []
-            opened = run.open(vault_url, kit, identity, writer)
+            opened = run.open(access)
             findings = verify_points(opened, selector, Depth(how), expected, run.ctx)
             store = opened.store
         seconds = run.ctx.clock.monotonic() - began
     if as_json:
         print_json(_document(how, findings, seconds))
+        return DamageError.exit_code if findings.found else 0
     else:
         for finding in findings.found:
             print(f"DAMAGED  {finding.on}: {finding.what}" + (f" (point {finding.point[:8]})" if finding.point else ""))
@@ -73,6 +71,7 @@ def verify(
             on=store.url,
             remedy='see the runbook, "Damaged vault"; restores say what they cannot read',
         )
+    return 0
 
 
 def _read(path: Path) -> bytes:

@@ -110,7 +110,8 @@ class _WindowWriter:
     def __init__(self, disk: StoredDisk, target: MutableBlocks, losses: Losses) -> None:
         self._disk, self._target, self._losses = disk, target, losses
         size = max(_WINDOW, disk.block_size)
-        self._buffers = [memoryview(mmap.mmap(-1, size)) for _ in range(2)]
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._buffers = [memoryview(mmap.mmap(-1, size, flags=flags)) for _ in range(2)]
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._writing: Future[None] | None = None
 

@@ -401,7 +401,7 @@ class _Buffers:
                 check()
                 if self._left:
                     self._left -= 1
-                    return mmap.mmap(-1, self._size)
+                    return mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 self._changed.wait()
             return self._free.pop()
 

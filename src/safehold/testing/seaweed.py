@@ -47,9 +47,12 @@ class S3Server:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports free now whose number plus 10,000 is free too: the server puts its gRPC services there."""
+    """Ports free now whose number plus 10,000 is free too, as the server puts its gRPC services there.
+
+    All of them lie below the range that the kernel gives to outgoing connections.
+    """
     found: list[int] = []
-    port = 20_000 + os.getpid() % 97 * 200
+    port = 10_000 + os.getpid() % 97 * 100
     while len(found) < count:
         port += 1
         if all(_is_free(candidate) for candidate in (port, port + 10_000)):

@@ -38,6 +38,17 @@ def test_recovery_rehearsal(program: Program, vault: Path, tmp_path: Path) -> No
         assert len(typed.json("points")["points"]) == 2
 
 
+def test_a_lost_gc_chain_is_warned_of(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "ab")
+    program.run("backup", disk)
+    shutil.rmtree(vault / "gc")
+    assert "this machine has seen one" in program.run("points", code=4).stderr
+    fresh = Program(tmp_path / "fresh", {"SAFEHOLD_VAULT": str(vault)})
+    for arguments in (["points"], ["restore", "disk@latest", "--to", tmp_path / "back.img"]):
+        assert "warning: the gc chain is missing" in fresh.run(*arguments).stderr
+    same(disk, tmp_path / "back.img")
+
+
 def test_slots(program: Program, vault: Path, tmp_path: Path) -> None:
     program.run("key", "add", "--label", "second", SAFEHOLD_NEW_PASSPHRASE="two")
     assert "owner" in program.run("key", "check", SAFEHOLD_PASSPHRASE="two").stdout

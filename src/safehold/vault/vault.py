@@ -65,6 +65,8 @@ class Vault:
         self.chain.require("read")
         self._writers = read_writers(store, self.id, self.trust)
         self.problems = [*self.chain.problems, *self._writers.problems]
+        for problem in self.problems:
+            ctx.progress.warn(f"{problem}" + (f" ({problem.remedy})" if problem.remedy else ""))
         if self.chain.record:
             self._remember(Head(self.chain.record.number, self.chain.digest.hex(), head.point))
         self._writer = writer

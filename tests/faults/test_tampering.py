@@ -261,3 +261,19 @@ def test_lost_certificates_cost_nothing_for_reading(world: World) -> None:
     vault = world.fresh(store)
     world.back_up(disk(9), "again", vault)
     assert never_wrong(world, store) == 5
+
+
+@pytest.mark.parametrize("depth", list(Depth))
+def test_a_bad_block_is_told_of_every_point_that_has_it(tmp_path: Path, depth: Depth) -> None:
+    world = World(tmp_path)
+    data = random_disk(5)
+    world.back_up(data)
+    packs = names(world, Kind.PACK)
+    world.back_up(bytes(reversed(data[: 4 * BLOCK])) + data[4 * BLOCK :])
+    whole = world.store.get(packs[0])
+    world.store.delete(packs[0])
+    if depth is Depth.DATA:
+        world.store.put(packs[0], [bytes(b ^ 1 for b in whole)])
+    findings = verify_points(world.fresh(), None, depth, [], world.ctx).found
+    hurt = {finding.point for finding in findings}
+    assert len(hurt) == 2 == len(world.expected)

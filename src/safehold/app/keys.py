@@ -128,9 +128,9 @@ class Checked:
     can: str
 
 
-def check_key(vault: Vault) -> Checked:
+def check_key(vault: Vault, *, by_kit: bool) -> Checked:
     """Prove that the credential at hand works on the vault as it is now. DamageError or VaultKeyError where it does
-    not.
+    not. That a recovery kit opened it is remembered in the vault: a second copy of the key is known.
     """
     if vault.keyring is None:
         writer = vault.writer()
@@ -147,6 +147,8 @@ def check_key(vault: Vault) -> Checked:
             "adds points of " + ", ".join(writer.resources) + "; reads nothing",
         )
     owner = vault.owner_key
+    if by_kit:
+        vault.notes().remember_kit()
     return Checked(
         vault.document.id, f"owner, key generation {owner.generation}", "reads everything, adds points, manages keys"
     )

@@ -71,11 +71,20 @@ def verify_points(
     ctx.progress.done()
     if selector is None:
         for one in rejected:
-            findings.add(Finding(one.reason, one.name))
-        for problem in (*vault.problems, *read_slots(vault.store)[1]):
+            if one.void:
+                vault.ctx.progress.warn(f"does not count: {one.name}: {one.reason}")
+            else:
+                findings.add(Finding(one.reason, one.name))
+        slots, unreadable = read_slots(vault.store)
+        for problem in (*vault.problems, *unreadable):
             findings.add(Finding(problem.what, problem.on))
+        if len(slots) < 2 and not vault.notes().kit_known():
+            vault.ctx.progress.warn(
+                "no second copy of the key is known: print the recovery kit (safehold key export --paper) and prove that it "
+                "works (safehold key check --kit FILE)"
+            )
         remembered = vault.remembered_point
-        if remembered and remembered not in {point.name for point in points}:
+        if remembered and remembered not in {p.name for p in points} | {r.name for r in rejected}:
             findings.add(
                 Finding("a point that this machine made is gone, and nobody said that it was expired", remembered)
             )

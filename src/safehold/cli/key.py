@@ -155,7 +155,8 @@ def export(
 def check(access: Access, as_json: bool) -> None:
     """Prove that this passphrase, key, kit or credential opens the vault as it is now, and say what it can do."""
     with Run.begin() as run:
-        checked = keys.check_key(run.open(access))
+        credentials = run.credentials(access)
+        checked = keys.check_key(run.open(access, credentials), by_kit=credentials.kit is not None)
     if as_json:
         print_json(vars(checked))
         return

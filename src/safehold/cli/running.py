@@ -130,17 +130,18 @@ class Run:
         """The store of the vault that is meant."""
         return open_stores(vault_address(access.vault, os.environ, self.paths), self.ctx.clock)
 
-    def _credentials(self, access: Access) -> Credentials:
+    def credentials(self, access: Access) -> Credentials:
+        """What opens the vault; asks for a passphrase where nothing else is given."""
         return find_credentials(os.environ, access.kit, access.identity, access.writer, ask_passphrase)
 
-    def open(self, access: Access) -> Vault:
+    def open(self, access: Access, credentials: Credentials | None = None) -> Vault:
         """The vault, opened."""
-        return open_vault(self.stores(access), self._credentials(access), places(self.paths), self.ctx)
+        return open_vault(self.stores(access), credentials or self.credentials(access), places(self.paths), self.ctx)
 
     def open_owner(self, access: Access) -> tuple[Vault, Unlocked]:
         """The vault opened by its owner, and the opened key itself; VaultKeyError for a writer credential."""
         stores = self.stores(access)
-        unlocked = unlock_for(stores, self._credentials(access))
+        unlocked = unlock_for(stores, self.credentials(access))
         return Vault.for_owner(stores.store, stores.direct, unlocked, places(self.paths), self.ctx), unlocked
 
     def new_passphrase(self) -> str:

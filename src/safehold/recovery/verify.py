@@ -68,11 +68,12 @@ def verify_structure(vault: Vault, points: Iterable[Point], ctx: Context) -> Fin
     should have.
     """
     findings = Findings()
+    gone: dict[bytes, str] = {}
     sizes = {s.name: s.size for prefix in (Kind.PACK, Kind.META) for s in vault.store.list(prefix.prefix + "/")}
     seen: set[bytes] = set()
     for point in points:
         for disk in _disks(vault, point, findings):
-            _structure(vault, point, disk, sizes, seen, findings, ctx)
+            _structure(point, disk, sizes, seen, gone, findings, ctx)
     return findings
 
 
@@ -85,11 +86,11 @@ def _disks(vault: Vault, point: Point, findings: Findings) -> Iterator[StoredDis
 
 
 def _structure(
-    vault: Vault,
     point: Point,
     disk: StoredDisk,
     sizes: dict[str, int],
     seen: set[bytes],
+    gone: dict[bytes, str],
     findings: Findings,
     ctx: Context,
 ) -> None:
@@ -107,10 +108,11 @@ def _structure(
                     if not any(_present(place.pack, place.offset + place.stored, sizes) for place in places if place):
                         places = disk.finder.locations(identity)
                     if not any(_present(place.pack, place.offset + place.stored, sizes) for place in places if place):
-                        packs = ", ".join(sorted({place.pack for place in places if place})) or "no pack"
-                        findings.add(
-                            Finding(f"chunk {identity.hex()[:16]} is gone: {packs}", disk.member.name, point.id)
-                        )
+                        gone[identity] = ", ".join(sorted({place.pack for place in places if place})) or "no pack"
+                for identity in dict.fromkeys(ids) if gone else ():
+                    if identity in gone:
+                        what = f"chunk {identity.hex()[:16]} is gone: {gone[identity]}"
+                        findings.add(Finding(what, disk.member.name, point.id))
                 if len(seen) < _SEEN:
                     seen.update(fresh)
                 findings.count(len(ids), len(ids) * disk.block_size, 0)
@@ -126,16 +128,19 @@ def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings
     """Every block of every point is fetched, decrypted and hashed; blocks that points share are read once."""
     findings = Findings()
     seen: set[bytes] = set()
+    bad: dict[bytes, str] = {}
     for point in points:
         for disk in _disks(vault, point, findings):
             try:
-                _data(point, disk, seen, findings, ctx)
+                _data(point, disk, seen, bad, findings, ctx)
             except DamageError as error:
                 findings.add(Finding(error.what, error.on, point.id))
     return findings
 
 
-def _data(point: Point, disk: StoredDisk, seen: set[bytes], findings: Findings, ctx: Context) -> None:
+def _data(
+    point: Point, disk: StoredDisk, seen: set[bytes], bad: dict[bytes, str], findings: Findings, ctx: Context
+) -> None:
     step = max(1, 8 * 1024 * 1024 // disk.block_size)
     lock = threading.Lock()
 
@@ -158,8 +163,13 @@ def _data(point: Point, disk: StoredDisk, seen: set[bytes], findings: Findings, 
                 if len(seen) < _SEEN:
                     seen.update(identity for _, identity in fresh)
             for lost in disk.check([identity for _, identity in fresh]):
-                start = fresh[lost.position][0] * disk.block_size
-                findings.add(Finding(f"bytes from {start} cannot be read: {lost.reason}", disk.member.name, point.id))
+                bad[lost.identity] = lost.reason
+            if bad:
+                # A bad block hurts every point that has it, not only the one in which it was read.
+                for block, identity in window:
+                    if identity in bad:
+                        what = f"bytes from {block * disk.block_size} cannot be read: {bad[identity]}"
+                        findings.add(Finding(what, disk.member.name, point.id))
             findings.count(len(fresh), len(window) * disk.block_size, len(fresh) * disk.block_size)
             ctx.progress.advance(len(window) * disk.block_size)
 

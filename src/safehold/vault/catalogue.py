@@ -43,10 +43,18 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it."""
+    """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it.
+
+    `void` marks a sound one that does not count because the owner said so: nothing is damaged.
+    """
 
     name: str
     reason: str
+    void: bool = False
+
+
+class _Void(Exception):
+    """A sound point that the owner decided not to count."""
 
 
 class _Cached(msgspec.Struct, frozen=True):
@@ -126,6 +134,8 @@ class Catalogue:
                     entry = self._open(stamp)
                 entries[stamp.name] = entry
                 points.append(self._accept(stamp, entry))
+            except _Void as error:
+                rejected.append(Rejected(stamp.name, str(error), void=True))
             except DamageError as error:
                 rejected.append(Rejected(stamp.name, str(error)))
         if self._cache and entries.keys() != cached.keys():
@@ -151,7 +161,7 @@ class Catalogue:
         wid = bytes.fromhex(wid_text)
         certificate = self._writers.certificates[wid]
         if wid in self._revoked and stamp.time >= self._revoked[wid]:
-            raise DamageError("point was made after its writer was revoked", on=stamp.name)
+            raise _Void("point was made after its writer was revoked")
         patterns = self._allowed(certificate)
         for member in entry.body.members:
             if not allows(patterns, member.name):

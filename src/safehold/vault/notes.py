@@ -56,6 +56,17 @@ class Notes:
                 revoked[subject] = min(time, revoked.get(subject, time))
         return revoked
 
+    def remember_kit(self) -> None:
+        """Note that a recovery kit of the owner's generation in force opened the vault."""
+        if not self.kit_known():
+            self.add(self._vault, "kit", {"generation": self._owner.generation})
+
+    def kit_known(self) -> bool:
+        """True where a recovery kit of the generation in force was seen to open the vault."""
+        return any(
+            n.kind == "kit" and n.data.get("generation") == self._owner.generation for n in self.about(self._vault)
+        )
+
     def _read(self, prefix: str) -> Iterator[tuple[bytes, float, NoteBody]]:
         for stamp in self._store.list(prefix):
             try:

@@ -29,6 +29,13 @@ _TICK_NS = 20_000_000
 some milliseconds.
 """
 
+_LESS = {
+    Consistency.APPLICATION: "a disk by itself cannot tell whether its applications had written everything: ask for filesystem or crash",
+    Consistency.FILESYSTEM: "unmount its file system cleanly first, or ask for less with --require crash",
+    Consistency.CRASH: "stop what writes to it, or accept what comes with --require none",
+}
+"""What to do where the level that was required is not reached."""
+
 
 class ImageSource:
     """Raw images, qcow2 images and block devices."""
@@ -79,7 +86,7 @@ class ImageSource:
                     raise ConsistencyError(
                         f"{ref.name} is only {capture.still.label}-consistent as it lies there, {require.label} was asked for",
                         on=ref.location,
-                        remedy="unmount its file system cleanly first, or ask for less with --require crash",
+                        remedy=_LESS[require],
                     )
                 yield capture
         finally:

@@ -11,17 +11,27 @@ from pathlib import Path
 
 import safehold
 from safehold.backup.disk import LANES, store_disk
+from safehold.backup.stored import StoredContent
+from safehold.backup.stream import store_stream
+from safehold.backup.tree import store_tree
+from safehold.backup.tree_cache import TreeCache
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, UsageError, VaultKeyError
+from safehold.model.files import printable
 from safehold.model.resource import ResourceRef
+from safehold.ports.blocks import Blocks
 from safehold.ports.source import Capture, Source
+from safehold.ports.tree import ByteStream, Tree
 from safehold.vault.catalogue import Point
 from safehold.vault.records import Member, PointBody, SessionInfo
 from safehold.vault.session import Session
 from safehold.vault.vault import Vault
 
 __all__ = ["BackupOptions", "BackupOutcome", "Host", "back_up", "this_host"]
+
+_MOST_PROBLEMS = 1000
+"""Lines about what is missing that a point carries."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +47,21 @@ class Host:
 class BackupOptions:
     """What the user asked for. `adopt` lets this host go on with a history that another host began."""
 
-    require: Consistency = Consistency.CRASH
+    require: Consistency | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     keep: bool = False
     adopt: bool = False
 
+    def least(self, kind: str) -> Consistency:
+        """The least consistency that will do: what was asked for, else crash for disks, and for what is read piece by piece none."""
+        if self.require is not None:
+            return self.require
+        return Consistency.CRASH if kind == "volume" else Consistency.NONE
+
 
 @dataclass(frozen=True)
 class BackupOutcome:
-    """A committed point and what it cost. Sizes in bytes, `seconds` of wall time, `pause` of quiet."""
+    """A committed point and what it cost. Sizes in bytes, `seconds` of wall time. `partial` says what is missing in it."""
 
     resource: str
     point: str
@@ -56,6 +72,8 @@ class BackupOutcome:
     twice: int
     achieved: Consistency
     seconds: float
+    entries: int = 0
+    partial: tuple[str, ...] = ()
 
 
 def this_host(state: Path) -> Host:
@@ -115,20 +133,20 @@ def back_up(
     started, began = ctx.clock.now(), ctx.clock.monotonic()
     program = f"safehold {safehold.__version__} python {platform.python_version()}"
     info = SessionInfo(host.id, host.boot, os.getpid(), _process_start(), program, started, ctx.run_id)
-    with source.capture(ref, options.require, ctx) as capture, vault.session(info, LANES + 1) as session:
-        ctx.progress.start(f"backup {ref.name}", capture.content.size)
-        tree = store_disk(session, capture.content, writer.dedup_key, vault.parameters, ctx)
+    require = options.least(ref.kind)
+    with source.capture(ref, require, ctx) as capture, vault.session(info, LANES + 1) as session:
+        stored = _store(vault, session, capture, writer.dedup_key, ctx)
         session.flush()
         achieved = capture.achieved
-        if achieved < options.require:
+        if achieved < require:
             raise ConsistencyError(
-                f"{ref.name} was being written during the backup: {achieved.label} reached, {options.require.label} asked for",
+                f"{ref.name} was being written during the backup: {achieved.label} reached, {require.label} asked for",
                 on=ref.location,
                 remedy="stop what writes to it, or accept it with --require none; what was uploaded is reused",
             )
-        member = _member(vault, capture, tree.root, tree.levels, options, achieved, previous)
+        member = _member(vault, capture, stored, options, achieved, previous)
         body = PointBody(
-            nodes=(tree.root,),
+            nodes=(stored.root,),
             members=(member,),
             host=host.name,
             host_id=host.id,
@@ -138,7 +156,7 @@ def back_up(
             finished=ctx.clock.now(),
             tags=dict(options.tags),
             keep=options.keep,
-            read=tree.read,
+            read=stored.read,
             new=session.totals.new,
             stored=session.totals.stored,
             twice=vault.stored_twice(session),
@@ -147,6 +165,28 @@ def back_up(
         ctx.progress.done()
         vault.committed(name)
         return _outcome(ref, session, body, member, ctx.clock.monotonic() - began)
+
+
+def _store(vault: Vault, session: Session, capture: Capture, dedup_key: bytes, ctx: Context) -> StoredContent:
+    content, name = capture.content, capture.resource.name
+    if isinstance(content, Tree):
+        cache = TreeCache(vault.tree_cache(name), vault.id, dedup_key, name, ctx)
+        if cache.cold:
+            ctx.progress.note(f"{name}: nothing is remembered of an earlier backup on this machine: every file is read")
+        ctx.progress.start(f"backup {name}", None)
+        return store_tree(session, content, dedup_key, cache, ctx)
+    if isinstance(content, ByteStream):
+        ctx.progress.start(f"backup {name}", None)
+        return store_stream(session, content, dedup_key, ctx)
+    ctx.progress.start(f"backup {name}", content.size)
+    return store_disk(session, content, dedup_key, vault.parameters, ctx)
+
+
+def _problems(content: Blocks | Tree | ByteStream) -> tuple[str, ...]:
+    """What of the content could not be stored, one line each; the end of a long list is left out."""
+    problems = content.problems if isinstance(content, Tree) else []
+    told = tuple(problems[:_MOST_PROBLEMS])
+    return told if len(problems) == len(told) else (*told, f"and {len(problems) - len(told)} more")
 
 
 def _previous(vault: Vault, ref: ResourceRef) -> Point | None:
@@ -160,8 +200,7 @@ def _previous(vault: Vault, ref: ResourceRef) -> Point | None:
 def _member(
     vault: Vault,
     capture: Capture,
-    root: bytes,
-    levels: int,
+    stored: StoredContent,
     options: BackupOptions,
     achieved: Consistency,
     previous: Point | None,
@@ -169,17 +208,20 @@ def _member(
     return Member(
         kind=capture.resource.kind,
         name=capture.resource.name,
-        root=root,
-        levels=levels,
-        size=capture.content.size,
+        root=stored.root,
+        levels=stored.levels,
+        size=stored.size,
         block_size=vault.parameters.block_size,
         page_refs=vault.parameters.page_refs,
-        asked=options.require.label,
+        asked=options.least(capture.resource.kind).label,
         achieved=achieved.label,
         taken=(capture.taken.start, capture.taken.end),
         topology=capture.topology,
         lineage=previous.name.removeprefix("points/") if previous else "",
-        location=capture.resource.location,
+        location=printable(capture.resource.location),
+        more=tuple(printable(path) for path in capture.resource.more),
+        entries=stored.entries,
+        partial=_problems(capture.content),
     )
 
 
@@ -194,4 +236,6 @@ def _outcome(ref: ResourceRef, session: Session, body: PointBody, member: Member
         twice=body.twice,
         achieved=Consistency.parse(member.achieved),
         seconds=seconds,
+        entries=member.entries,
+        partial=member.partial,
     )

@@ -1,21 +1,27 @@
-"""Restoring a disk from a point onto a target."""
+"""Restoring a disk, files or a stream from a point."""
 
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from safehold.app.files import tree_path
 from safehold.app.points import member_of, parse_selector, select
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.ports.blocks import MutableBlocks
+from safehold.ports.tree import TreeTarget
 from safehold.recovery.disk import Losses, write_differences, write_disk
+from safehold.recovery.tree import FileLosses, Selection, stream_data, write_one, write_tree
 from safehold.vault.catalogue import Point
+from safehold.vault.fetch import ChunkReader
+from safehold.vault.tree import EntryAt
 from safehold.vault.vault import Vault
 
-__all__ = ["RestoreMode", "RestoreOutcome", "RestorePlan", "TargetOpener", "plan_restore", "restore"]
+__all__ = ["RestoreMode", "RestoreOutcome", "RestorePlan", "TargetOpener", "TreeOpener", "plan_restore", "restore"]
 
 
 class RestoreMode(enum.Enum):
@@ -27,59 +33,91 @@ class RestoreMode(enum.Enum):
 
 
 TargetOpener = Callable[[str, int, RestoreMode], AbstractContextManager[MutableBlocks]]
-"""Opens a target by path, size in bytes and mode."""
+"""Opens a target disk by path, size in bytes and mode."""
+
+TreeOpener = Callable[[str, RestoreMode], AbstractContextManager[TreeTarget]]
+"""Opens a target directory by path and mode."""
 
 
 @dataclass(frozen=True)
 class RestorePlan:
-    """What a restore would do: which member of which point, its size in bytes, and how it meets the target."""
+    """What a restore would do: which member of which point, its size in bytes, and how it meets the target.
+
+    `path` is what of a tree is meant, from its top; `include` takes paths below it.
+    """
 
     point: Point
     resource: str
+    kind: str
     size: int
     target: str
     mode: RestoreMode
+    path: bytes = b""
+    include: Callable[[bytes], bool] | None = None
 
 
 @dataclass(frozen=True)
 class RestoreOutcome:
-    """Bytes written as data, zeroed, and kept; ranges that were lost (only a salvage goes on past one), and why."""
+    """Bytes written as data, zeroed, and kept; entries of a tree, and files among them that were right already.
+
+    `lost` are byte ranges of a disk that could not be read (only a salvage goes on past one), `lost_text` the same or the files for
+    people, `reasons` why; `problems` is what could not be set on the target.
+    """
 
     plan: RestorePlan
     data: int
-    zeroed: int
-    kept: int
-    lost: list[tuple[int, int]]
-    lost_text: str
-    reasons: list[str]
     seconds: float
+    zeroed: int = 0
+    kept: int = 0
+    entries: int = 0
+    lost: list[tuple[int, int]] = field(default_factory=list)
+    lost_text: str = ""
+    reasons: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-def plan_restore(vault: Vault, selector: str, target: str, mode: RestoreMode) -> RestorePlan:
-    """UsageError where the selector names nothing that can be written onto a disk."""
+def plan_restore(
+    vault: Vault,
+    selector: str,
+    target: str,
+    mode: RestoreMode,
+    include: Callable[[bytes], bool] | None = None,
+) -> RestorePlan:
+    """UsageError where the selector names nothing that can be restored."""
     parsed = parse_selector(selector)
-    if parsed.path:
-        raise UsageError(
-            "paths inside of a disk cannot be restored by themselves",
-            on=selector,
-            remedy="restore the whole disk and mount it",
-        )
     points, rejected = vault.points()
     for one in rejected:
         vault.ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
     point = select(points, selector)
     member = member_of(point, parsed.resource)
-    if member.kind != "volume":
-        raise UsageError(f"a {member.kind} cannot be restored onto a disk", on=selector, remedy="use a newer safehold")
-    return RestorePlan(point, member.name, member.size, target, mode)
+    if member.kind not in ("volume", "tree", "stream"):
+        raise UsageError(f"a {member.kind} cannot be restored", on=selector, remedy="use a newer safehold")
+    if member.kind != "tree" and (parsed.path or include):
+        raise UsageError(
+            f"there are no paths in a {member.kind}",
+            on=selector,
+            remedy="restore all of it" + ("; then mount it" if member.kind == "volume" else ""),
+        )
+    path = tree_path(parsed.path)
+    if path and vault.tree(point, member).find(path) is None:
+        raise UsageError(
+            "no such file or directory in this point",
+            on=selector,
+            remedy=f"see what there is: safehold ls {parsed.resource}@{parsed.when}",
+        )
+    return RestorePlan(point, member.name, member.kind, member.size, target, mode, path, include)
 
 
 def restore(
-    vault: Vault, plan: RestorePlan, open_target: TargetOpener, *, salvage: bool, ctx: Context
+    vault: Vault, plan: RestorePlan, open_target: TargetOpener, open_tree: TreeOpener, *, salvage: bool, ctx: Context
 ) -> RestoreOutcome:
-    """Carry the plan out. DamageError, naming objects and byte ranges, where something cannot be read and this is no
+    """Carry the plan out. DamageError, naming objects and byte ranges or files, where something cannot be read and this is no
     salvage.
     """
+    if plan.kind == "tree":
+        return _restore_tree(vault, plan, open_tree, salvage=salvage, ctx=ctx)
+    if plan.kind == "stream":
+        return _restore_stream(vault, plan, open_target, salvage=salvage, ctx=ctx)
     began = ctx.clock.monotonic()
     losses = Losses(salvage)
     disk = vault.disk(plan.point, member_of(plan.point, plan.resource))
@@ -91,10 +129,98 @@ def restore(
     return RestoreOutcome(
         plan,
         written.data,
-        written.zeroed,
-        written.kept,
-        sorted(losses.ranges),
-        losses.spelled(),
-        losses.reasons,
         ctx.clock.monotonic() - began,
+        zeroed=written.zeroed,
+        kept=written.kept,
+        lost=sorted(losses.ranges),
+        lost_text=losses.spelled(),
+        reasons=losses.reasons,
+    )
+
+
+def _restore_tree(
+    vault: Vault, plan: RestorePlan, open_tree: TreeOpener, *, salvage: bool, ctx: Context
+) -> RestoreOutcome:
+    began = ctx.clock.monotonic()
+    losses = FileLosses(salvage)
+    tree = vault.tree(plan.point, member_of(plan.point, plan.resource))
+    chunks = vault.chunks(plan.point)
+    base, target, include = plan.path, plan.target, plan.include
+    found = tree.find(base) if base else None
+    if found is not None and not found.entry.is_directory:
+        # A single file goes to the place that was named, not below it.
+        target, name = os.path.split(os.path.abspath(target))
+        return _restore_file(plan, found, name, target, chunks, losses, open_tree, ctx)
+    with open_tree(target, plan.mode) as where:
+        ctx.progress.start(f"restore {plan.resource}", None if base or include else plan.size)
+        written = write_tree(
+            tree, chunks, Selection(base, include), where, losses, ctx, compare=plan.mode is RestoreMode.DELTA
+        )
+        ctx.progress.done()
+        problems = where.problems
+    return RestoreOutcome(
+        plan,
+        written.data,
+        ctx.clock.monotonic() - began,
+        kept=written.kept,
+        entries=written.entries,
+        lost_text=", ".join(one.partition(": ")[0] for one in losses.found),
+        reasons=losses.found,
+        problems=problems,
+    )
+
+
+def _restore_file(
+    plan: RestorePlan,
+    found: EntryAt,
+    name: str,
+    directory: str,
+    chunks: ChunkReader,
+    losses: FileLosses,
+    open_tree: TreeOpener,
+    ctx: Context,
+) -> RestoreOutcome:
+    began = ctx.clock.monotonic()
+    if plan.mode is RestoreMode.NEW and os.path.lexists(os.path.join(directory, name)):
+        raise UsageError("target exists", on=plan.target, remedy="say --overwrite, or restore elsewhere")
+    with open_tree(directory, RestoreMode.OVERWRITE) as where:
+        write_one(found, os.fsencode(name), where, chunks, losses)
+        problems = where.problems
+    return RestoreOutcome(
+        plan,
+        found.entry.size,
+        ctx.clock.monotonic() - began,
+        entries=1,
+        lost_text=", ".join(one.partition(": ")[0] for one in losses.found),
+        reasons=losses.found,
+        problems=problems,
+    )
+
+
+def _restore_stream(
+    vault: Vault, plan: RestorePlan, open_target: TargetOpener, *, salvage: bool, ctx: Context
+) -> RestoreOutcome:
+    began = ctx.clock.monotonic()
+    member = member_of(plan.point, plan.resource)
+    losses = FileLosses(salvage)
+    wrote = 0
+    with open_target(plan.target, plan.size, plan.mode) as target:
+        ctx.progress.start(f"restore {plan.resource}", plan.size)
+        if plan.mode is not RestoreMode.NEW:
+            target.write_zeroes(0, member.size)
+        for at, data in stream_data(
+            member, vault.chunks(plan.point), lambda reason: losses.add(plan.resource.encode(), reason)
+        ):
+            ctx.cancel.check()
+            target.write(at, memoryview(data))
+            wrote += len(data)
+            ctx.progress.advance(len(data))
+        target.flush()
+        ctx.progress.done()
+    return RestoreOutcome(
+        plan,
+        wrote,
+        ctx.clock.monotonic() - began,
+        lost_text="; ".join(losses.found),
+        reasons=losses.found,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from safehold.backup.stored import StoredContent
 from safehold.model.context import Context
 from safehold.model.extents import ExtentKind
 from safehold.model.spread import spread
@@ -15,22 +16,13 @@ from safehold.vault.records import Parameters
 from safehold.vault.sealing import chunk_id
 from safehold.vault.session import Session
 
-__all__ = ["LANES", "StoredTree", "Window", "store_disk", "windows"]
+__all__ = ["LANES", "Window", "store_disk", "windows"]
 
 LANES = 2
 """Threads that read and seal. All the heavy calls release the interpreter's lock, so two keep two cores busy."""
 
 WINDOW = 8 * 1024 * 1024
 """Bytes read at once by a thread: long enough for the disk, short enough for the memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTree:
-    """What a stored disk comes to: the tree's root and levels, and the bytes that were read."""
-
-    root: bytes
-    levels: int
-    read: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +52,9 @@ def windows(blocks: Blocks, block_size: int) -> Iterator[Window]:
         yield Window(done, total - done, data=False)
 
 
-def store_disk(session: Session, blocks: Blocks, dedup_key: bytes, parameters: Parameters, ctx: Context) -> StoredTree:
+def store_disk(
+    session: Session, blocks: Blocks, dedup_key: bytes, parameters: Parameters, ctx: Context
+) -> StoredContent:
     """Store the whole disk in the session; only blocks that the vault lacks are compressed, encrypted and uploaded."""
     size, block_size = blocks.size, parameters.block_size
     nodes = session.lane()
@@ -99,4 +93,4 @@ def store_disk(session: Session, blocks: Blocks, dedup_key: bytes, parameters: P
 
     spread(windows(blocks, block_size), work, LANES)
     root, levels = tree.finish()
-    return StoredTree(root, levels, sum(read))
+    return StoredContent(root, levels, size, sum(read))

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import click
 
 from safehold.app.backup import BackupOptions, BackupOutcome, back_up, this_host
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
-from safehold.compose.wiring import resolve_source
+from safehold.compose.wiring import Sources, TreeOptions
 from safehold.model.consistency import Consistency
-from safehold.model.errors import SafeholdError, UsageError
+from safehold.model.errors import PartialError, SafeholdError, UsageError
 from safehold.model.resource import ResourceRef
 from safehold.model.units import format_duration, format_rate, format_size
+from safehold.ports.source import Source
 
 __all__ = ["backup"]
 
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--name", help="Name of the resource: the identity its history hangs on. For a single source.")
+@click.option(
+    "--name",
+    help="Name of the resource: the identity its history hangs on. Several files and directories become one tree.",
+)
 @click.option("--tag", "tags", multiple=True, metavar="K=V", help="Tag the points.")
 @click.option(
     "--require",
     type=click.Choice([c.label for c in reversed(Consistency)]),
-    default=Consistency.CRASH.label,
-    show_default=True,
-    help="Least consistency to accept; anything less is a failure.",
+    help="Least consistency to accept; anything less is a failure. Without it: crash for disks, none for files and pipes.",
 )
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files that match: *.tmp, /srv/www/cache, **/node_modules.",
+)
+@click.option("--exclude-caches", is_flag=True, help="Leave out what is in directories with a CACHEDIR.TAG.")
+@click.option("--one-file-system", is_flag=True, help="Stay on the file system of each SOURCE.")
 @click.option("--keep-until-deleted", "keep", is_flag=True, help="No rule expires these points.")
-@click.option("--adopt", is_flag=True, help="Go on with a history that another host began.")
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Go on with a history that another host began, or with a tree in which a mount is gone for good.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be backed up, and stop.")
 @vault_options
 @json_option
@@ -35,44 +52,50 @@ def backup(
     sources: tuple[str, ...],
     name: str | None,
     tags: tuple[str, ...],
-    require: str,
+    require: str | None,
+    exclude: tuple[str, ...],
+    exclude_caches: bool,
+    one_file_system: bool,
     keep: bool,
     adopt: bool,
     dry_run: bool,
     access: Access,
     as_json: bool,
 ) -> int:
-    """Back up each SOURCE: a raw or qcow2 image or a block device (volume:PATH forces that).
+    """Back up each SOURCE: a directory (tree:PATH takes a single file too), a raw or qcow2 image or a block device (volume:PATH forces
+    that), or - for standard input, which needs a --name.
 
-    With several sources, one that fails does not stop the others; the worst exit code wins.
+    With several sources, one that fails does not stop the others; the worst exit code wins. Files that cannot be read are named, and the
+    point is partial (exit code 3).
     """
-    if name and len(sources) > 1:
-        raise UsageError("--name is for a single source", remedy="back the sources up one by one")
-    options = BackupOptions(Consistency.parse(require), _tags(tags), keep, adopt)
+    options = BackupOptions(Consistency.parse(require) if require else None, _tags(tags), keep, adopt)
+    tree_options = TreeOptions(exclude, exclude_caches, one_file_system, adopt)
     outcomes: list[BackupOutcome] = []
     failures: list[tuple[str, SafeholdError]] = []
     with Run.begin() as run:
+        found = Sources(tree_options, run.paths, run.address(access))
+        wanted = [" ".join(sources)] if name else list(sources)
         opened = None if dry_run else run.open(access)
-        for spec in sources:
+        for spec in wanted:
             try:
-                source, ref = resolve_source(spec)
-                if name:
-                    ref = ResourceRef(ref.kind, name, ref.location)
+                source, ref = _resolve(found, sources if name else [spec], name)
                 if opened is None:
-                    with source.capture(ref, options.require, run.ctx) as capture:
+                    with source.capture(ref, options.least(ref.kind), run.ctx) as capture:
                         print(
-                            f"would back up {ref.name} ({format_size(capture.content.size)}, {capture.achieved.label}) from {ref.location}"
+                            f"would back up {ref.name} ({ref.kind}, {capture.achieved.label}) from {' '.join((ref.location, *ref.more))}"
                         )
                     continue
                 outcome = back_up(opened, source, ref, this_host(run.paths.state), options, run.ctx)
             except SafeholdError as error:
-                if len(sources) == 1:
+                if len(wanted) == 1:
                     raise
                 run.ctx.cancel.check()
                 run.ctx.progress.warn(f"{spec}: {error}" + (f" → {error.remedy}" if error.remedy else ""))
                 failures.append((spec, error))
             else:
                 outcomes.append(outcome)
+                for problem in outcome.partial:
+                    run.ctx.progress.warn(f"{outcome.resource}: {problem}")
                 if not as_json:
                     print(_line(outcome))
     if as_json:
@@ -83,8 +106,18 @@ def backup(
             }
         )
     elif failures:
-        print(f"{len(outcomes)} of {len(sources)} sources backed up; failed: {', '.join(spec for spec, _ in failures)}")
-    return max((error.exit_code for _, error in failures), default=0)
+        print(f"{len(outcomes)} of {len(wanted)} sources backed up; failed: {', '.join(spec for spec, _ in failures)}")
+    codes = [error.exit_code for _, error in failures]
+    return max(codes + [PartialError.exit_code for outcome in outcomes if outcome.partial], default=0)
+
+
+def _resolve(found: Sources, specs: Sequence[str], name: str | None) -> tuple[Source, ResourceRef]:
+    source, ref = found.resolve(specs[0]) if len(specs) == 1 else found.join(specs, name or "")
+    if name:
+        ref = replace(ref, name=name)
+    if ref.name == "-":
+        raise UsageError("standard input has no name", on="-", remedy="give it one with --name")
+    return source, ref
 
 
 def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -98,13 +131,16 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _line(outcome: BackupOutcome) -> str:
+    what = f"{outcome.entries} files, {format_size(outcome.size)}" if outcome.entries else format_size(outcome.size)
     text = (
-        f"{outcome.resource}@{outcome.point[:8]}  {format_size(outcome.size)} disk, {format_size(outcome.read)} read, "
-        f"{format_size(outcome.new)} new, {format_size(outcome.stored)} stored; {outcome.achieved.label}-consistent; "
+        f"{outcome.resource}@{outcome.point[:8]}  {what}, {format_size(outcome.read)} read, "
+        f"{format_size(outcome.new)} new, {format_size(outcome.stored)} stored; consistency: {outcome.achieved.label}; "
         f"{format_duration(outcome.seconds)} ({format_rate(outcome.read, outcome.seconds)})"
     )
     if outcome.twice:
         text += f"; {format_size(outcome.twice)} stored twice, by another backup at the same time"
+    if outcome.partial:
+        text += f"; PARTIAL: {len(outcome.partial)} problems"
     return text
 
 
@@ -113,6 +149,8 @@ def _document(outcome: BackupOutcome) -> dict[str, object]:
         "resource": outcome.resource,
         "point": outcome.point,
         "size": outcome.size,
+        "entries": outcome.entries,
+        "partial": list(outcome.partial),
         "read": outcome.read,
         "new": outcome.new,
         "stored": outcome.stored,

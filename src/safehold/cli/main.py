@@ -17,8 +17,11 @@ __all__ = ["LazyGroup", "cli", "main", "run"]
 
 _VERBS = {
     "backup": "safehold.cli.backup:backup",
+    "cat": "safehold.cli.files:cat",
     "diff": "safehold.cli.points:diff",
+    "find": "safehold.cli.files:find",
     "key": "safehold.cli.key:key",
+    "ls": "safehold.cli.files:ls",
     "point": "safehold.cli.points:point",
     "points": "safehold.cli.points:points",
     "restore": "safehold.cli.restore:restore",

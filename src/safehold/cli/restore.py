@@ -7,7 +7,7 @@ import click
 from safehold.app.restore import RestoreMode, RestoreOutcome, plan_restore
 from safehold.app.restore import restore as carry_out
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
-from safehold.compose.wiring import open_target
+from safehold.compose.wiring import open_target, open_tree_target, path_matcher
 from safehold.model.errors import PartialError, UsageError
 from safehold.model.units import format_duration, format_rate, format_size, format_time
 
@@ -15,16 +15,17 @@ __all__ = ["restore"]
 
 
 @click.command()
-@click.argument("selector", metavar="RESOURCE@WHEN")
+@click.argument("selector", metavar="RESOURCE@WHEN[:PATH]")
 @click.option(
     "--to",
     "target",
     required=True,
     metavar="DEST",
-    help="A new file, or with --overwrite or --delta an existing file or device.",
+    help="A new file or directory, or with --overwrite or --delta an existing file, device or directory.",
 )
 @click.option("--overwrite", is_flag=True, help="Write over an existing file or device.")
 @click.option("--delta", is_flag=True, help="Compare with what is there, and write only what differs.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Of a tree, only what matches: img/**, *.conf.")
 @click.option("--salvage", is_flag=True, help="Go on past what cannot be read, and list it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @vault_options
@@ -34,34 +35,46 @@ def restore(
     target: str,
     overwrite: bool,
     delta: bool,
+    include: tuple[str, ...],
     salvage: bool,
     dry_run: bool,
     access: Access,
     as_json: bool,
 ) -> int:
-    """Write a point back: RESOURCE@latest, RESOURCE@TIME or RESOURCE@ID onto DEST."""
+    """Write a point back: RESOURCE@latest, RESOURCE@TIME or RESOURCE@ID onto DEST.
+
+    Disks and streams go onto a file or device. Files go below the directory DEST; with :PATH, what is in that directory of the point does.
+    """
     if overwrite and delta:
         raise UsageError("--overwrite and --delta exclude each other", remedy="give one of them")
     mode = RestoreMode.DELTA if delta else RestoreMode.OVERWRITE if overwrite else RestoreMode.NEW
     with Run.begin() as run:
         opened = run.open(access)
-        plan = plan_restore(opened, selector, target, mode)
+        plan = plan_restore(opened, selector, target, mode, path_matcher(include, "--include"))
         if dry_run:
             told = f"would write {plan.resource} of {format_time(plan.point.time)} ({format_size(plan.size)}) to {target} ({mode.value})"
             print_json({"plan": told}) if as_json else print(told)
             return 0
-        outcome = carry_out(opened, plan, open_target, salvage=salvage, ctx=run.ctx)
+        outcome = carry_out(opened, plan, open_target, open_tree_target, salvage=salvage, ctx=run.ctx)
     if as_json:
         # The document says what is lost; an error beside it would make two documents.
         print_json(_document(outcome))
-        return PartialError.exit_code if outcome.lost else 0
-    else:
-        print(
-            f"{plan.resource}@{plan.point.id[:8]} → {target}: {format_size(outcome.data)} written, {format_size(outcome.zeroed)} zero, "
-            f"{format_size(outcome.kept)} right already; {format_duration(outcome.seconds)} ({format_rate(plan.size, outcome.seconds)})"
+        return PartialError.exit_code if outcome.reasons or outcome.problems else 0
+    print(_line(outcome))
+    for start, end in outcome.lost:
+        print(f"lost: bytes {start}-{end - 1}")
+    for told in (*(outcome.reasons if plan.kind != "volume" else ()), *outcome.problems):
+        run.ctx.progress.warn(told)
+    if outcome.problems and not outcome.reasons:
+        raise PartialError(
+            f"{len(outcome.problems)} things could not be restored as they were",
+            on=target,
+            remedy="as root owners, devices and all attributes can be set",
         )
-        for start, end in outcome.lost:
-            print(f"lost: bytes {start}-{end - 1}")
+    if plan.kind != "volume" and outcome.reasons:
+        raise PartialError(
+            f"{len(outcome.reasons)} files could not be read whole", on=target, remedy="take them from another point"
+        )
     if outcome.lost:
         raise PartialError(
             f"bytes {outcome.lost_text} could not be read: {'; '.join(outcome.reasons[:3])}",
@@ -69,6 +82,19 @@ def restore(
             remedy="they are not what was backed up; take them from another point",
         )
     return 0
+
+
+def _line(outcome: RestoreOutcome) -> str:
+    plan, rate = outcome.plan, format_rate(outcome.data, outcome.seconds)
+    where = f"{plan.resource}@{plan.point.id[:8]} → {plan.target}: "
+    if plan.kind == "volume":
+        return where + (
+            f"{format_size(outcome.data)} written, {format_size(outcome.zeroed)} zero, {format_size(outcome.kept)} right already; "
+            f"{format_duration(outcome.seconds)} ({format_rate(plan.size, outcome.seconds)})"
+        )
+    if plan.kind == "tree":
+        where += f"{outcome.entries} files, {outcome.kept} right already, "
+    return where + f"{format_size(outcome.data)} written; {format_duration(outcome.seconds)} ({rate})"
 
 
 def _document(outcome: RestoreOutcome) -> dict[str, object]:
@@ -81,6 +107,8 @@ def _document(outcome: RestoreOutcome) -> dict[str, object]:
         "written": outcome.data,
         "zeroed": outcome.zeroed,
         "kept": outcome.kept,
+        "entries": outcome.entries,
+        "problems": outcome.problems,
         "lost": [list(r) for r in outcome.lost],
         "reasons": outcome.reasons,
         "seconds": round(outcome.seconds, 3),

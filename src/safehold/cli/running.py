@@ -126,9 +126,13 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def address(self, access: Access) -> str:
+        """Where the vault that is meant lies."""
+        return vault_address(access.vault, os.environ, self.paths)
+
     def stores(self, access: Access) -> Stores:
         """The store of the vault that is meant."""
-        return open_stores(vault_address(access.vault, os.environ, self.paths), self.ctx.clock)
+        return open_stores(self.address(access), self.ctx.clock)
 
     def credentials(self, access: Access) -> Credentials:
         """What opens the vault; asks for a passphrase where nothing else is given."""

@@ -85,9 +85,9 @@ def _summary(how: str, findings: Findings, seconds: float) -> str:
     if how == "stored":
         looked = f"{findings.checked} objects, {format_size(findings.stored)} ({format_rate(findings.stored, seconds)})"
     elif how == "data":
-        looked = f"{format_size(findings.logical)} of disks, {findings.checked} blocks read ({format_rate(findings.logical, seconds)})"
+        looked = f"{format_size(findings.logical)} of data, {findings.checked} chunks read ({format_rate(findings.logical, seconds)})"
     else:
-        looked = f"{format_size(findings.logical)} of disks, {findings.checked} blocks located"
+        looked = f"{format_size(findings.logical)} of data, {findings.checked} chunks located"
     return f"{'ok' if not findings.found else 'DAMAGED'}: {looked}; {format_duration(seconds)}"
 
 

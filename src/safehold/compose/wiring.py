@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
+from safehold.adapters.files.patterns import compile_patterns
+from safehold.adapters.files.source import FilesSource, MountMemory
+from safehold.adapters.files.stream import StreamSource
+from safehold.adapters.files.target import open_directory
+from safehold.adapters.files.walk import Rules
 from safehold.adapters.image.source import ImageSource
 from safehold.adapters.image.target import open_existing, open_new
 from safehold.app.opening import Stores
@@ -19,9 +26,20 @@ from safehold.objects.location import UPLOAD_BUDGET, open_store
 from safehold.objects.retry import RetryStore
 from safehold.ports.blocks import MutableBlocks
 from safehold.ports.source import Source
+from safehold.ports.tree import TreeTarget
 from safehold.vault.vault import Places
 
-__all__ = ["open_stores", "open_target", "places", "record_default_vault", "resolve_source", "vault_address"]
+__all__ = [
+    "Sources",
+    "TreeOptions",
+    "open_stores",
+    "open_target",
+    "open_tree_target",
+    "path_matcher",
+    "places",
+    "record_default_vault",
+    "vault_address",
+]
 
 
 def open_stores(url: str, clock: Clock) -> Stores:
@@ -58,18 +76,55 @@ def record_default_vault(paths: Paths, url: str) -> bool:
     return True
 
 
-def resolve_source(spec: str) -> tuple[Source, ResourceRef]:
-    """The source that takes `spec`; UsageError where none does."""
-    for source in (ImageSource(),):
-        ref = source.resolve(spec)
-        if ref is not None:
-            return source, ref
-    there = Path(spec).exists()
-    raise UsageError(
-        "this kind of thing cannot be backed up" if there else "no such file or device",
-        on=spec,
-        remedy="give a raw or qcow2 image or a block device",
-    )
+@dataclass(frozen=True)
+class TreeOptions:
+    """What the user wants left out of trees of files: shell patterns, the content of tagged cache directories, other file systems.
+    `accept_unmounted` takes a tree although something that was mounted in it no longer is.
+    """
+
+    exclude: tuple[str, ...] = ()
+    caches: bool = False
+    one_file_system: bool = False
+    accept_unmounted: bool = False
+
+
+class Sources:
+    """Finds the source for what the user names."""
+
+    def __init__(self, options: TreeOptions, paths: Paths, vault: str) -> None:
+        """`vault` is the vault's address: a tree that holds the vault does not go into it. UsageError for a broken pattern."""
+        exclude = path_matcher(options.exclude, "--exclude")
+        own = [paths.cache, paths.state, *([Path(vault)] if "://" not in vault else [])]
+        never = frozenset(os.path.realpath(os.fsencode(path)) for path in own)
+        rules = Rules(exclude, options.caches, options.one_file_system, never)
+        self._files = FilesSource(rules, MountMemory(paths.state / "mounts"), options.accept_unmounted)
+        self._all: tuple[Source, ...] = (StreamSource(), self._files, ImageSource())
+
+    def resolve(self, spec: str) -> tuple[Source, ResourceRef]:
+        """The source that takes `spec`; UsageError where none does."""
+        for source in self._all:
+            ref = source.resolve(spec)
+            if ref is not None:
+                return source, ref
+        there = Path(spec).exists()
+        raise UsageError(
+            "this kind of thing cannot be backed up" if there else "no such file, directory or device",
+            on=spec,
+            remedy="give a directory, a raw or qcow2 image, a block device, or - for standard input",
+        )
+
+    def join(self, specs: Sequence[str], name: str) -> tuple[Source, ResourceRef]:
+        """One tree of several files and directories."""
+        refs = []
+        for spec in specs:
+            source, ref = self.resolve(spec)
+            if source is not self._files:
+                forced = None if spec == "-" else self._files.resolve(f"tree:{spec}")
+                if forced is None:
+                    raise UsageError("only files and directories go together under one name", on=spec)
+                ref = forced
+            refs.append(ref)
+        return self._files, ResourceRef(refs[0].kind, name, refs[0].location, tuple(r.location for r in refs[1:]))
 
 
 def open_target(path: str, size: int, mode: RestoreMode) -> AbstractContextManager[MutableBlocks]:
@@ -79,3 +134,16 @@ def open_target(path: str, size: int, mode: RestoreMode) -> AbstractContextManag
     if mode is RestoreMode.NEW:
         return open_new(path, size)
     return open_existing(path, size)
+
+
+def open_tree_target(path: str, mode: RestoreMode) -> AbstractContextManager[TreeTarget]:
+    """A directory to restore files into: an empty or new one, unless the mode says otherwise."""
+    return open_directory(path, existing=mode is not RestoreMode.NEW)
+
+
+def path_matcher(patterns: Sequence[str], option: str) -> Callable[[bytes], bool] | None:
+    """Tells whether a path fits one of the shell patterns that `option` gave; None for none. UsageError."""
+    try:
+        return compile_patterns(patterns)
+    except ValueError as error:
+        raise UsageError(str(error), on=option) from error

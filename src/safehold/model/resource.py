@@ -11,9 +11,11 @@ __all__ = ["ResourceRef"]
 class ResourceRef:
     """A resource: its `kind` (volume, tree, …), its `name` (the identity its history hangs on), and where it is now.
 
-    `location` is for the source that resolved it (a path, a URL); it may change from one backup to the next.
+    `location` is for the source that resolved it (a path, a URL); it may change from one backup to the next. `more` are
+    further locations of a resource that lies in several places.
     """
 
     kind: str
     name: str
     location: str
+    more: tuple[str, ...] = ()

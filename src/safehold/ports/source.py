@@ -11,6 +11,7 @@ from safehold.model.context import Context
 from safehold.model.resource import ResourceRef
 from safehold.model.topology import Topology
 from safehold.ports.blocks import Blocks
+from safehold.ports.tree import ByteStream, Tree
 
 __all__ = ["Capture", "Interval", "Source"]
 
@@ -42,8 +43,8 @@ class Capture(Protocol):
         ...
 
     @property
-    def content(self) -> Blocks:
-        """Its bytes."""
+    def content(self) -> Blocks | Tree | ByteStream:
+        """Its bytes or files."""
         ...
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -13,10 +13,12 @@ from safehold.model.errors import DamageError, ObjectNotFound, ShortRead
 from safehold.model.spread import spread
 from safehold.ports.store import Stamp, Store
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
+from safehold.recovery.units import Hurt, Unit, units
 from safehold.vault.catalogue import Point
-from safehold.vault.disk import StoredDisk
 from safehold.vault.envelope import decode, open_object, stored_as_named
-from safehold.vault.names import ZERO_ID, Kind, gc_name, kind_of
+from safehold.vault.fetch import ChunkReader, Lost
+from safehold.vault.index.rows import Location
+from safehold.vault.names import Kind, gc_name, kind_of
 from safehold.vault.records import GcRecord
 from safehold.vault.run import read_run
 from safehold.vault.vault import Vault
@@ -25,8 +27,6 @@ __all__ = ["Finding", "Findings", "verify_data", "verify_stored", "verify_struct
 
 _SEEN = 1_000_000
 """Ids remembered so that shared blocks are read once: about 100 MB at most, after which some are read again."""
-
-_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -63,117 +63,96 @@ class Findings:
             self.stored += stored
 
 
+Check = Callable[[ChunkReader, list[bytes]], Iterator[tuple[bytes, str]]]
+"""Looks at chunks; gives those that are not as they should be, each with the reason."""
+
+
 def verify_structure(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings:
     """Everything that the points need is named by an index run or a pack and lies in the store with the size it
     should have.
     """
-    findings = Findings()
-    gone: dict[bytes, str] = {}
     sizes = {s.name: s.size for prefix in (Kind.PACK, Kind.META) for s in vault.store.list(prefix.prefix + "/")}
-    seen: set[bytes] = set()
-    for point in points:
-        for disk in _disks(vault, point, findings):
-            _structure(point, disk, sizes, seen, gone, findings, ctx)
-    return findings
 
-
-def _disks(vault: Vault, point: Point, findings: Findings) -> Iterator[StoredDisk]:
-    for member in point.body.members:
-        try:
-            yield vault.disk(point, member)
-        except DamageError as error:
-            findings.add(Finding(error.what, error.on, point.id))
-
-
-def _structure(
-    point: Point,
-    disk: StoredDisk,
-    sizes: dict[str, int],
-    seen: set[bytes],
-    gone: dict[bytes, str],
-    findings: Findings,
-    ctx: Context,
-) -> None:
-    try:
-        for first, count, data in disk.tree.runs():
-            ctx.cancel.check()
-            if not data:
-                findings.count(0, count * disk.block_size, 0)
+    def check(chunks: ChunkReader, ids: list[bytes]) -> Iterator[tuple[bytes, str]]:
+        for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
+            if location is not None and _present(location, sizes):
                 continue
-            for at in range(first, first + count, _BATCH):
-                ids = disk.tree.block_ids(at, min(_BATCH, first + count - at))
-                fresh = [identity for identity in ids if identity not in seen]
-                for identity, location in zip(fresh, disk.finder.find_many(fresh), strict=True):
-                    places = [location] if location else disk.finder.locations(identity)
-                    if not any(_present(place.pack, place.offset + place.stored, sizes) for place in places if place):
-                        places = disk.finder.locations(identity)
-                    if not any(_present(place.pack, place.offset + place.stored, sizes) for place in places if place):
-                        gone[identity] = ", ".join(sorted({place.pack for place in places if place})) or "no pack"
-                for identity in dict.fromkeys(ids) if gone else ():
-                    if identity in gone:
-                        what = f"chunk {identity.hex()[:16]} is gone: {gone[identity]}"
-                        findings.add(Finding(what, disk.member.name, point.id))
-                if len(seen) < _SEEN:
-                    seen.update(fresh)
-                findings.count(len(ids), len(ids) * disk.block_size, 0)
-    except DamageError as error:
-        findings.add(Finding(error.what, error.on, point.id))
+            places = chunks.finder.locations(identity)
+            if not any(_present(place, sizes) for place in places):
+                yield identity, ", ".join(sorted({f"{place.pack} is gone" for place in places})) or "no pack holds it"
+
+    return _verify(vault, points, check, ctx)
 
 
-def _present(pack: str, end: int, sizes: dict[str, int]) -> bool:
-    return sizes.get(pack, -1) >= end
+def _present(location: Location, sizes: dict[str, int]) -> bool:
+    return sizes.get(location.pack, -1) >= location.offset + location.stored
 
 
 def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings:
-    """Every block of every point is fetched, decrypted and hashed; blocks that points share are read once."""
+    """Every block and file of every point is fetched, decrypted and hashed; what points share is read once."""
     findings = Findings()
+
+    def check(chunks: ChunkReader, ids: list[bytes]) -> Iterator[tuple[bytes, str]]:
+        read = 0
+        for result in chunks.many(ids):
+            if isinstance(result, Lost):
+                yield result.identity, result.reason
+            else:
+                read += len(result.data)
+        findings.count(0, 0, read)
+
+    return _verify(vault, points, check, ctx, findings)
+
+
+def _verify(
+    vault: Vault, points: Iterable[Point], check: Check, ctx: Context, findings: Findings | None = None
+) -> Findings:
+    findings = findings or Findings()
     seen: set[bytes] = set()
     bad: dict[bytes, str] = {}
     for point in points:
-        for disk in _disks(vault, point, findings):
+        for member in point.body.members:
+            hurt = Hurt()
             try:
-                _data(point, disk, seen, bad, findings, ctx)
+                chunks = vault.chunks(point)
+                _member(units(vault, point, member), chunks, check, seen, bad, hurt, findings, ctx)
             except DamageError as error:
-                findings.add(Finding(error.what, error.on, point.id))
+                findings.add(Finding(f"{error.what} ({error.on})", member.name, point.id))
+            for what in hurt.told():
+                findings.add(Finding(what, member.name, point.id))
     return findings
 
 
-def _data(
-    point: Point, disk: StoredDisk, seen: set[bytes], bad: dict[bytes, str], findings: Findings, ctx: Context
+def _member(
+    work_units: Iterator[Unit],
+    chunks: ChunkReader,
+    check: Check,
+    seen: set[bytes],
+    bad: dict[bytes, str],
+    hurt: Hurt,
+    findings: Findings,
+    ctx: Context,
 ) -> None:
-    step = max(1, 8 * 1024 * 1024 // disk.block_size)
     lock = threading.Lock()
 
-    def windows() -> Iterator[list[tuple[int, bytes]]]:
-        for first, count, data in disk.tree.runs():
-            if not data:
-                findings.count(0, min((first + count) * disk.block_size, disk.size) - first * disk.block_size, 0)
-                ctx.progress.advance(count * disk.block_size)
-                continue
-            for at in range(first, first + count, step):
-                yield list(enumerate(disk.tree.block_ids(at, min(step, first + count - at)), at))
-
-    def work(share: Iterator[list[tuple[int, bytes]]]) -> None:
-        for window in share:
+    def work(share: Iterator[Unit]) -> None:
+        for unit in share:
             ctx.cancel.check()
             with lock:
-                fresh = [
-                    (block, identity) for block, identity in window if identity not in seen and identity != ZERO_ID
-                ]
+                fresh = [identity for identity in dict.fromkeys(unit.ids) if identity not in seen]
                 if len(seen) < _SEEN:
-                    seen.update(identity for _, identity in fresh)
-            for lost in disk.check([identity for _, identity in fresh]):
-                bad[lost.identity] = lost.reason
+                    seen.update(fresh)
+            for identity, reason in check(chunks, fresh):
+                bad[identity] = reason
             if bad:
-                # A bad block hurts every point that has it, not only the one in which it was read.
-                for block, identity in window:
+                # What is bad hurts every point that has it, not only the one in which it was found.
+                for identity in dict.fromkeys(unit.ids):
                     if identity in bad:
-                        what = f"bytes from {block * disk.block_size} cannot be read: {bad[identity]}"
-                        findings.add(Finding(what, disk.member.name, point.id))
-            findings.count(len(fresh), len(window) * disk.block_size, len(fresh) * disk.block_size)
-            ctx.progress.advance(len(window) * disk.block_size)
+                        unit.tell(identity, bad[identity], hurt)
+            findings.count(len(fresh), unit.logical, 0)
+            ctx.progress.advance(unit.logical)
 
-    spread(windows(), work, THREADS_REMOTE if disk.remote else THREADS_LOCAL)
+    spread(work_units, work, THREADS_REMOTE if chunks.remote else THREADS_LOCAL)
 
 
 def verify_stored(store: Store, ctx: Context) -> Findings:

@@ -18,7 +18,7 @@ from safehold.vault.pack import HEADER_GUESS, PackHeader, parse_header
 from safehold.vault.records import SealedKey
 from safehold.vault.sealing import MAX_PLAIN, RECORD_OVERHEAD, ChunkOpener, SessionSecret, open_secret
 
-__all__ = ["Fetcher", "Finder", "Found", "Lost", "SecretCache"]
+__all__ = ["ChunkReader", "Fetcher", "Finder", "Found", "Lost", "SecretCache"]
 
 _GAP = 64 * 1024
 """Bytes read for nothing when two wanted records lie this close: a second request costs more."""
@@ -204,6 +204,28 @@ class Fetcher:
         if buffer is None or len(buffer) < length:
             buffer = self._local.buffer = bytearray(max(length, 1024 * 1024))
         return memoryview(buffer)[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReader:
+    """Reads the chunks of one point. Thread-safe."""
+
+    fetcher: Fetcher
+    finder: Finder
+    dedup_key: bytes
+
+    @property
+    def remote(self) -> bool:
+        """True where reading waits for a network rather than for the processor."""
+        return self.fetcher.remote
+
+    def one(self, identity: bytes) -> bytes:
+        """A single chunk's plaintext; DamageError where it cannot be read."""
+        return self.fetcher.one(self.finder, identity, self.dedup_key)
+
+    def many(self, identities: Sequence[bytes]) -> Iterator[Found | Lost]:
+        """See `Fetcher.many`."""
+        return self.fetcher.many(self.finder, identities, self.dedup_key)
 
 
 def _sane(location: Location) -> bool:

@@ -10,7 +10,7 @@ from safehold.model.errors import DamageError
 from safehold.vault.envelope import decode, encode
 from safehold.vault.names import ZERO_ID
 
-__all__ = ["Node", "decode_node", "encode_node", "split_ids"]
+__all__ = ["Node", "decode_node", "encode_node", "read_ids", "split_ids"]
 
 ID = 32
 
@@ -38,6 +38,11 @@ def decode_node(data: bytes, name: str) -> Node:
     if len(node.nodes) % ID or len(node.chunks) % ID:
         raise DamageError("metadata node has a reference cut short", on=name)
     return node
+
+
+def read_ids(ids: bytes) -> Iterator[bytes]:
+    """Each id, the zero id too."""
+    return (ids[at : at + ID] for at in range(0, len(ids), ID))
 
 
 def split_ids(ids: bytes) -> Iterator[bytes]:

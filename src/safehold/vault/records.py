@@ -209,7 +209,8 @@ class Member(msgspec.Struct, frozen=True, omit_defaults=True):
     """One resource inside a point.
 
     `root` is the id of the top node (32 zero bytes: all zeros), `levels` the depth of the tree below it, `size` the
-    length in bytes. Consistency is recorded as words: what was asked for, and what was achieved. `pause` is the
+    length in bytes, `entries` the files, directories and so on of a tree. `location` and `more` are where it lay. `partial` says
+    what of it is missing, one line each. Consistency is recorded as words: what was asked for, and what was achieved. `pause` is the
     seconds of quiet, `taken` from when to when. `lineage` names the point of the same resource that this one
     followed, as `<wid>/<sid>` in hex.
     """
@@ -228,6 +229,8 @@ class Member(msgspec.Struct, frozen=True, omit_defaults=True):
     topology: Topology | None = None
     lineage: str = ""
     location: str = ""
+    more: tuple[str, ...] = ()
+    entries: int = 0
     partial: tuple[str, ...] = ()
 
 

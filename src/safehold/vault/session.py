@@ -181,6 +181,11 @@ class Session:
         """Store a metadata node; returns its id."""
         return lane.put(Kind.META, [memoryview(encode_node(node))])[0]
 
+    def known(self, identities: Sequence[bytes]) -> list[int]:
+        """For each chunk that this session may rely on its plain length; -1 for one that would have to be stored."""
+        found = self._view().find_many(identities)
+        return [-1 if location is None else location.plain for location in found]
+
     # -- called by lanes ---------------------------------------------------------------------------------------------
 
     def claim(self, identities: Sequence[bytes]) -> list[bool]:

@@ -15,7 +15,7 @@ from safehold.ports.store import Store
 from safehold.vault.access import Unlocked, document_owner
 from safehold.vault.catalogue import Catalogue, Point, PointCache, Rejected
 from safehold.vault.disk import DiskTree, StoredDisk
-from safehold.vault.fetch import Fetcher, SecretCache
+from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
 from safehold.vault.heads import Head, Heads
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
@@ -23,6 +23,7 @@ from safehold.vault.names import run_name, writer_name
 from safehold.vault.notes import Notes
 from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SessionInfo, VaultDocument
 from safehold.vault.session import Session
+from safehold.vault.tree import StoredTree
 from safehold.vault.trust import Chain, OwnerTrust, read_chain, read_writers
 from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate, writer_from_secret
 
@@ -212,6 +213,23 @@ class Vault:
         finder = self.finder(point.wid)
         tree = DiskTree(member, member.page_refs, lambda identity: self.fetcher.one(finder, identity, point.dedup_key))
         return StoredDisk(member, tree, self.fetcher, finder, point.dedup_key)
+
+    def tree(self, point: Point, member: Member) -> StoredTree:
+        """The stored tree of files of one member of a point."""
+        finder = self.finder(point.wid)
+
+        def load(identity: bytes) -> bytes:
+            return self.fetcher.one(finder, identity, point.dedup_key)
+
+        return StoredTree(member.root, member.levels, member.name, load)
+
+    def chunks(self, point: Point) -> ChunkReader:
+        """Reads the chunks that a point refers to."""
+        return ChunkReader(self.fetcher, self.finder(point.wid), point.dedup_key)
+
+    def tree_cache(self, resource: str) -> Path:
+        """Where this machine remembers the last backup of a tree."""
+        return self._places.cache / self.id.hex() / "trees" / blake3(resource.encode()).hexdigest()[:32]
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

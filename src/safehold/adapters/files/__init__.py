@@ -1,0 +1,1 @@
+"""Trees of files: found, read and written through directory descriptors, so that no name leads elsewhere."""

@@ -1,0 +1,153 @@
+"""Trees of files as a source of backups."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+
+from safehold.adapters.files.mounts import expected_mounts, kernel_mounts, mount_points, still_mounts
+from safehold.adapters.files.walk import FileTree, Rules
+from safehold.model.clock import Clock
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
+from safehold.model.errors import ConsistencyError, SourceError, UsageError
+from safehold.model.files import printable
+from safehold.model.resource import ResourceRef
+from safehold.model.topology import Topology
+from safehold.ports.source import Interval
+
+__all__ = ["FilesSource", "MountMemory", "TreeCapture"]
+
+KIND = "tree"
+_PREFIX = "tree:"
+
+
+class MountMemory:
+    """Remembers which mount points a tree had, so that one that lost its file system is not taken for an empty directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _path(self, name: str) -> Path:
+        return self._directory / (quote(name, safe="") + ".json")
+
+    def load(self, name: str) -> set[bytes]:
+        """Mount points of the tree at its last backup; empty where nothing is remembered."""
+        try:
+            found = json.loads(self._path(name).read_text())
+            return {os.fsencode(str(path)) for path in found}
+        except (OSError, ValueError, TypeError):
+            return set()
+
+    def store(self, name: str, mounts: set[bytes]) -> None:
+        """Replace what is remembered."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = self._path(name).with_suffix(".new")
+        fresh.write_text(json.dumps(sorted(os.fsdecode(path) for path in mounts)))
+        fresh.replace(self._path(name))
+
+
+@dataclass(frozen=True)
+class FilesSource:
+    """Directories, or several paths that make one tree. `accept_unmounted` takes a tree as it lies there, whatever was mounted
+    before.
+    """
+
+    rules: Rules
+    memory: MountMemory
+    accept_unmounted: bool = False
+
+    def resolve(self, spec: str) -> ResourceRef | None:
+        """A directory, or with `tree:` in front any file. See `ports.source.Source`."""
+        forced = spec.startswith(_PREFIX)
+        path = os.path.expanduser(spec.removeprefix(_PREFIX))
+        if not os.path.lexists(path):
+            if forced:
+                raise UsageError("no such file or directory", on=path)
+            return None
+        if not forced and not os.path.isdir(path):
+            return None
+        real = os.path.realpath(path)
+        return ResourceRef(KIND, printable(os.path.abspath(path).strip("/").replace("/", "-")) or "root", real)
+
+    @contextlib.contextmanager
+    def capture(self, ref: ResourceRef, require: Consistency, ctx: Context) -> Iterator[TreeCapture]:
+        """See `ports.source.Source`. Files are read one after another: more than NONE is reached only on file systems that are
+        mounted read-only.
+        """
+        roots = [os.fsencode(path) for path in (ref.location, *ref.more)]
+        mounted = mount_points()
+        self._check_mounts(ref, roots, mounted)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            # One descriptor for each level of directories: a deep tree needs many.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        still = Consistency.FILESYSTEM if _all_still(roots) else Consistency.NONE
+        if still < require:
+            raise ConsistencyError(
+                f"{ref.name} is a tree of files that can change while it is read; {require.label} consistency cannot be reached",
+                on=ref.location,
+                remedy="back up a snapshot that is mounted read-only, or accept what comes with --require none",
+            )
+        tree = FileTree(roots, replace(self.rules, hollow=self.rules.hollow | kernel_mounts()), ctx.clock)
+        try:
+            yield TreeCapture(ref, tree, still, ctx.clock)
+        finally:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        self.memory.store(ref.name, {path for path in mounted if _touches(path, roots)})
+
+    def _check_mounts(self, ref: ResourceRef, roots: list[bytes], mounted: set[bytes]) -> None:
+        if self.accept_unmounted:
+            return
+        wanted = self.memory.load(ref.name) | expected_mounts()
+        if self.rules.one_file_system:
+            wanted = {path for path in wanted if any(_inside(root, path) for root in roots)}
+        lost = sorted(path for path in wanted - mounted if path != b"/" and _touches(path, roots))
+        if lost:
+            raise SourceError(
+                "no file system is mounted where one should be",
+                on=", ".join(printable(path) for path in lost),
+                remedy="mount it; or back up what lies there now, for good, with --adopt",
+            )
+
+
+def _inside(path: bytes, directory: bytes) -> bool:
+    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
+
+
+def _touches(mount: bytes, roots: list[bytes]) -> bool:
+    """True for a mount point below a root, or that a root lies on."""
+    return any(_inside(mount, root) or _inside(root, mount) for root in roots)
+
+
+def _all_still(roots: list[bytes]) -> bool:
+    still = still_mounts()
+    for root in roots:
+        on = max((path for path in still if _inside(root, path)), key=len)
+        if not all(quiet for path, quiet in still.items() if path == on or _inside(path, root)):
+            return False
+    return True
+
+
+class TreeCapture:
+    """Files as they are while they are read. See `ports.source.Capture`."""
+
+    def __init__(self, ref: ResourceRef, content: FileTree, still: Consistency, clock: Clock) -> None:
+        self.resource = ref
+        self.content = content
+        self.topology: Topology | None = None
+        self.achieved = still
+        self._clock = clock
+        self._start = clock.now()
+
+    @property
+    def taken(self) -> Interval:
+        """From the beginning of the walk until now."""
+        return Interval(self._start, self._clock.now())

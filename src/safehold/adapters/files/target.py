@@ -1,0 +1,295 @@
+"""Puts restored files below one directory, and never anywhere else.
+
+Every directory on the way is opened by its name in the one above it and no link is followed, so neither a name in a point nor a link that
+somebody puts in the way while the restore runs leads outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from safehold.adapters.files.walk import DirectoryFd, OpenFd, read_attributes
+from safehold.model.errors import TargetError
+from safehold.model.files import Entry, printable
+from safehold.ports.tree import OpenFile, Unreadable
+
+__all__ = ["DirectoryTarget", "open_directory"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORIES = 128
+
+
+@contextlib.contextmanager
+def open_directory(path: str, *, existing: bool) -> Iterator[DirectoryTarget]:
+    """A directory to restore into. It is made where it is missing; one that has something in it is refused unless `existing`.
+
+    Everything is durable when the block ends. TargetError.
+    """
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        root = DirectoryFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        with os.scandir(root.fd) as entries:
+            full = next(entries, None) is not None
+    except OSError as error:
+        raise TargetError(f"cannot be used as a directory ({error.strerror})", on=path) from error
+    if full and not existing:
+        raise TargetError(
+            "directory is not empty",
+            on=path,
+            remedy="restore elsewhere, or say --overwrite (replace what is in the way) or --delta (write only what differs)",
+        )
+    target = DirectoryTarget(root, path, replace=existing)
+    yield target
+    target.sync()
+
+
+class DirectoryTarget:
+    """See `ports.tree.TreeTarget`. Thread-safe for different paths."""
+
+    def __init__(self, root: DirectoryFd, where: str, *, replace: bool) -> None:
+        self._root, self._where, self._replace = root, where, replace
+        self._open: OrderedDict[bytes, DirectoryFd] = OrderedDict({b"": root})
+        self._lock = threading.Lock()
+        self.problems: list[str] = []
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    def directory(self, path: bytes) -> None:
+        """See `ports.tree.TreeTarget`."""
+        with self._failing(path):
+            self._directory(path)
+
+    def _directory(self, path: bytes) -> DirectoryFd:
+        with self._lock:
+            found = self._open.get(path)
+            if found is not None:
+                if path:
+                    self._open.move_to_end(path)
+                return found
+        above, _, name = path.rpartition(b"/")
+        parent = self._directory(above)
+        found = DirectoryFd(self._enter(parent.fd, name))
+        with self._lock:
+            self._open[path] = found
+            while len(self._open) > _OPEN_DIRECTORIES:
+                self._open.popitem(last=False)
+            self._open[b""] = self._root
+        return found
+
+    def _enter(self, parent: int, name: bytes) -> int:
+        for _ in range(3):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=parent)
+            try:
+                return os.open(name, _DIRECTORY, dir_fd=parent)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                # A link, or a file: something else than the directory that belongs here.
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP) or not self._replace:
+                    raise
+                os.unlink(name, dir_fd=parent)
+        raise FileExistsError(errno.EEXIST, "something comes back where a directory belongs")
+
+    def _at(self, path: bytes) -> tuple[int, bytes, DirectoryFd]:
+        """(descriptor, name) of a path, and what keeps the descriptor open."""
+        above, _, name = path.rpartition(b"/")
+        parent = self._directory(above)
+        return parent.fd, name or b".", parent
+
+    # -- reading what is there ---------------------------------------------------------------------------------------
+
+    def state(self, path: bytes) -> os.stat_result | None:
+        """See `ports.tree.TreeTarget`."""
+        with self._failing(path):
+            fd, name, _keep = self._at(path)
+            try:
+                return os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+
+    @contextlib.contextmanager
+    def read(self, path: bytes) -> Iterator[OpenFile]:
+        """See `ports.tree.TreeTarget`."""
+        try:
+            parent, name, _keep = self._at(path)
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from error
+        try:
+            yield OpenFd(fd)
+        finally:
+            os.close(fd)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def write_file(self, path: bytes, entry: Entry, data: Iterator[tuple[int, memoryview | bytes]]) -> None:
+        """See `ports.tree.TreeTarget`."""
+        with self._failing(path):
+            parent, name, _keep = self._at(path)
+            # Where nothing is replaced the name can be taken at once.
+            own = b".safehold-" + secrets.token_hex(8).encode() if self._replace else name
+            fd = os.open(own, _CREATE, 0o600, dir_fd=parent)
+            try:
+                end = 0
+                for offset, piece in data:
+                    view = memoryview(piece)
+                    at = offset
+                    while len(view):
+                        done = os.pwrite(fd, view, at)
+                        at, view = at + done, view[done:]
+                    end = max(end, at)
+                if end < entry.size:
+                    os.ftruncate(fd, entry.size)
+                self._attributes(fd, path, entry, os.fstat(fd))
+                if own != name:
+                    self._move_into_place(parent, own, name)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(own, dir_fd=parent)
+                raise
+            finally:
+                os.close(fd)
+
+    def _move_into_place(self, parent: int, own: bytes, name: bytes) -> None:
+        try:
+            os.rename(own, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=parent)
+            os.rename(own, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+    def make(self, path: bytes, entry: Entry) -> None:
+        """See `ports.tree.TreeTarget`."""
+        with self._failing(path):
+            parent, name, _keep = self._at(path)
+            self._clear(parent, name)
+            if stat.S_ISLNK(entry.mode):
+                os.symlink(entry.target, name, dir_fd=parent)
+            else:
+                os.mknod(name, stat.S_IFMT(entry.mode) | 0o600, entry.rdev, dir_fd=parent)
+            self._attributes_by_name(parent, name, path, entry)
+
+    def link(self, path: bytes, first: bytes) -> None:
+        """See `ports.tree.TreeTarget`."""
+        with self._failing(path):
+            parent, name, _keep = self._at(path)
+            source, source_name, _keep_too = self._at(first)
+            there = None
+            with contextlib.suppress(FileNotFoundError):
+                there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if there is not None:
+                wanted = os.stat(source_name, dir_fd=source, follow_symlinks=False)
+                if (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return
+                self._clear(parent, name)
+            os.link(source_name, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+
+    def _clear(self, parent: int, name: bytes) -> None:
+        """Make room for a name, where replacing was asked for. A directory that is not empty stays, and the caller fails."""
+        if not self._replace:
+            return
+        try:
+            os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            return
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=parent)
+
+    # -- attributes --------------------------------------------------------------------------------------------------
+
+    def set_attributes(self, path: bytes, entry: Entry) -> None:
+        """See `ports.tree.TreeTarget`."""
+        with self._failing(path):
+            parent, name, _keep = self._at(path)
+            if not entry.is_directory and not entry.is_file:
+                self._attributes_by_name(parent, name, path, entry)
+                return
+            kind = os.O_DIRECTORY if entry.is_directory else 0
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | kind, dir_fd=parent)
+            try:
+                self._attributes(fd, path, entry, os.fstat(fd))
+            finally:
+                os.close(fd)
+
+    def _attributes(self, fd: int, path: bytes, entry: Entry, now: os.stat_result) -> None:
+        """Owner first, as changing it takes capabilities and special bits away; times last."""
+        if (now.st_uid, now.st_gid) != (entry.uid, entry.gid):
+            with self._reporting(path, f"owner {entry.uid}:{entry.gid} not set"):
+                os.chown(fd, entry.uid, entry.gid)
+        if entry.xattrs or self._replace:
+            self._xattrs(fd, path, entry, follow=True)
+        with self._reporting(path, "permissions not set"):
+            os.chmod(fd, stat.S_IMODE(entry.mode))
+        with self._reporting(path, "times not set"):
+            os.utime(fd, ns=(entry.mtime, entry.mtime))
+
+    def _attributes_by_name(self, parent: int, name: bytes, path: bytes, entry: Entry) -> None:
+        now = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if (now.st_uid, now.st_gid) != (entry.uid, entry.gid):
+            with self._reporting(path, f"owner {entry.uid}:{entry.gid} not set"):
+                os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        if entry.xattrs:
+            self._xattrs(b"/proc/self/fd/%d/%s" % (parent, name), path, entry, follow=False)
+        if not stat.S_ISLNK(entry.mode):
+            # Through a descriptor of the thing itself: by its name a link that was put there would be followed.
+            itself = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                with self._reporting(path, "permissions not set"):
+                    os.chmod(f"/proc/self/fd/{itself}", stat.S_IMODE(entry.mode))
+            finally:
+                os.close(itself)
+        with self._reporting(path, "times not set"):
+            os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+    def _xattrs(self, at: int | bytes, path: bytes, entry: Entry, *, follow: bool) -> None:
+        there = read_attributes(at, follow=follow) if self._replace else {}
+        for name, value in entry.xattrs.items():
+            if there.get(name) != value:
+                with self._reporting(path, f"attribute {printable(name)} not set"):
+                    os.setxattr(at, name, value, follow_symlinks=follow)
+        for name in there.keys() - entry.xattrs.keys():
+            with self._reporting(path, f"attribute {printable(name)} not removed"):
+                os.removexattr(at, name, follow_symlinks=follow)
+
+    # -- failures ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _failing(self, path: bytes) -> Iterator[None]:
+        """What makes the rest of the restore pointless is raised, the rest reported."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+                raise TargetError(
+                    f"cannot be written ({error.strerror})",
+                    on=f"{self._where}/{printable(path)}",
+                    remedy="make room, and restore with --delta",
+                ) from error
+            self._problem(path, error.strerror or str(error))
+
+    @contextlib.contextmanager
+    def _reporting(self, path: bytes, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._problem(path, f"{what} ({error.strerror})")
+
+    def _problem(self, path: bytes, reason: str) -> None:
+        with self._lock:
+            self.problems.append(f"{printable(path) or '.'}: {reason}")
+
+    def sync(self) -> None:
+        """Return when everything is durable; see syncfs(2)."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(self._root.fd):
+            code = ctypes.get_errno()
+            raise TargetError(f"could not be made durable ({os.strerror(code)})", on=self._where)

@@ -1,0 +1,95 @@
+"""Looking at the files in a point."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from safehold.app.points import Selector, member_of, parse_selector, select
+from safehold.model.errors import DamageError, UsageError
+from safehold.model.files import Form
+from safehold.recovery.tree import file_data, write_in_order
+from safehold.vault.catalogue import Point
+from safehold.vault.content import read_parts
+from safehold.vault.records import Member
+from safehold.vault.tree import EntryAt, StoredTree
+from safehold.vault.vault import Vault
+
+__all__ = ["Place", "cat", "find_files", "list_files", "open_place", "tree_path"]
+
+
+def tree_path(text: str) -> bytes:
+    """A path as users write it, from the top of the tree, without slashes at its ends."""
+    path = os.path.normpath(os.fsencode(text)).strip(b"/") if text else b""
+    return b"" if path == b"." else path
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path in a tree of a point."""
+
+    point: Point
+    member: Member
+    tree: StoredTree
+    path: bytes
+
+
+def open_place(vault: Vault, points: list[Point], text: str) -> Place:
+    """What `RESOURCE@WHEN[:PATH]` names in a tree. UsageError."""
+    selector = parse_selector(text)
+    point, member = _member(points, text, selector)
+    if member.kind != "tree":
+        raise UsageError(
+            f"there are no files in a {member.kind}",
+            on=text,
+            remedy="restore it" if member.kind == "volume" else "see: safehold cat",
+        )
+    return Place(point, member, vault.tree(point, member), tree_path(selector.path))
+
+
+def _member(points: list[Point], text: str, selector: Selector) -> tuple[Point, Member]:
+    point = select(points, text)
+    return point, member_of(point, selector.resource)
+
+
+def list_files(place: Place, *, recursive: bool) -> Iterator[EntryAt]:
+    """The entries of a directory, everything below it, or the single file that the place is. UsageError where there is nothing."""
+    found = place.tree.find(place.path) if place.path else None
+    if place.path and found is None:
+        raise UsageError("no such file or directory in this point", on="/" + os.fsdecode(place.path))
+    if found is not None and not found.entry.is_directory:
+        yield found
+        return
+    entries = place.tree.below(place.path) if recursive else place.tree.listing(place.path)
+    yield from (entry for entry in entries if entry.entry.name)
+
+
+def find_files(place: Place, fits: Callable[[bytes], bool]) -> Iterator[EntryAt]:
+    """Entries at or below the place whose path from the top fits."""
+    return (entry for entry in list_files(place, recursive=True) if fits(entry.path))
+
+
+def cat(vault: Vault, points: list[Point], text: str, write: Callable[[memoryview], None]) -> None:
+    """Write a file's or a stream's content, in order. UsageError for anything else; DamageError where it cannot be read whole."""
+    selector = parse_selector(text)
+    point, member = _member(points, text, selector)
+    chunks = vault.chunks(point)
+    if member.kind == "stream":
+        parts = read_parts(member.root, member.size, chunks.one) if member.size else iter(())
+        write_in_order(parts, chunks, write)
+    elif member.kind == "tree":
+        found = vault.tree(point, member).find(tree_path(selector.path))
+        if found is None or not found.entry.is_file:
+            raise UsageError("no such file in this point" if found is None else "not a file", on=text)
+        if found.entry.form == Form.PIECE:
+            for _, data in file_data(found, chunks, lambda reason: _lost(text, reason)):
+                write(memoryview(data))
+        else:
+            write_in_order(found.parts(chunks.one), chunks, write)
+    else:
+        raise UsageError(f"there are no files in a {member.kind}", on=text, remedy="restore it and mount it")
+
+
+def _lost(text: str, reason: str) -> None:
+    raise DamageError(f"cannot be read whole: {reason}", on=text, remedy="take it from another point")

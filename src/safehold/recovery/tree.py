@@ -1,0 +1,366 @@
+"""Writes files of a stored tree below a directory: all of them, or only what differs."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from safehold.model.context import Context
+from safehold.model.errors import DamageError
+from safehold.model.files import Entry, Form, path_key, printable
+from safehold.model.spread import spread
+from safehold.ports.tree import TreeTarget, Unreadable
+from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
+from safehold.vault.content import Part, read_parts
+from safehold.vault.fetch import ChunkReader, Lost
+from safehold.vault.names import ZERO_ID
+from safehold.vault.records import Member
+from safehold.vault.sealing import chunk_id
+from safehold.vault.tree import EntryAt, StoredTree
+
+__all__ = [
+    "FileLosses",
+    "Selection",
+    "TreeWritten",
+    "file_data",
+    "stream_data",
+    "write_in_order",
+    "write_one",
+    "write_tree",
+]
+
+_PARTS_AT_ONCE = 8
+_COMPARE = 1024 * 1024
+_LIKELY = 16
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a tree is meant: everything below `base` (the empty path: all of it), of that what `include` takes.
+
+    `include` is asked for paths from the base; a directory that is not taken itself is still looked into.
+    """
+
+    base: bytes = b""
+    include: Callable[[bytes], bool] | None = None
+
+    def relative(self, path: bytes) -> bytes:
+        """A path below the base, from the base."""
+        return path[len(self.base) + 1 :] if self.base else path
+
+    def takes(self, relative: bytes) -> bool:
+        """True where a path, or a directory above it, is included."""
+        if self.include is None:
+            return True
+        parts = relative.split(b"/")
+        return any(self.include(b"/".join(parts[:n])) for n in range(1, len(parts) + 1))
+
+
+@dataclass
+class FileLosses:
+    """Collects files that could not be read whole; `salvage` false makes the first one end the restore. Thread-safe."""
+
+    salvage: bool
+    found: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, path: bytes, reason: str) -> None:
+        """Note a file. DamageError, naming it and the objects, unless this is a salvage."""
+        with self._lock:
+            self.found.append(f"{printable(path)}: {reason}")
+        if not self.salvage:
+            raise DamageError(
+                f"cannot be read whole: {reason}",
+                on=printable(path),
+                remedy="restore another point, or go on without it: --salvage",
+            )
+
+
+@dataclass
+class TreeWritten:
+    """Entries that were written, files among them whose content was right already, and bytes of content written. Thread-safe."""
+
+    entries: int = 0
+    kept: int = 0
+    data: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count(self, entries: int, kept: int, data: int) -> None:
+        """Add to the totals."""
+        with self._lock:
+            self.entries += entries
+            self.kept += kept
+            self.data += data
+
+
+def file_data(
+    found: EntryAt, chunks: ChunkReader, lost: Callable[[str], None]
+) -> Iterator[tuple[int, memoryview | bytes]]:
+    """The content of a file as (offset, bytes), holes left out; each valid until the next. `lost` is told what cannot be read."""
+    entry = found.entry
+    if entry.form == Form.PIECE:
+        identity, offset = found.piece
+        data = _slice(chunks.one(identity), offset, entry)
+        if data is None:
+            lost("its bytes are not what was backed up")
+        else:
+            yield 0, data
+        return
+    at = 0
+    batch: list[tuple[int, Part]] = []
+    for part in found.parts(chunks.one):
+        if part[0] != ZERO_ID:
+            batch.append((at, part))
+        at += part[1]
+        if len(batch) == _PARTS_AT_ONCE:
+            yield from _parts(batch, chunks, lost)
+            batch = []
+    yield from _parts(batch, chunks, lost)
+
+
+def _slice(plain: bytes | memoryview, offset: int, entry: Entry) -> memoryview | None:
+    data = memoryview(plain)[offset : offset + entry.size]
+    return data if len(data) == entry.size else None
+
+
+def _parts(
+    batch: list[tuple[int, Part]], chunks: ChunkReader, lost: Callable[[str], None]
+) -> Iterator[tuple[int, memoryview | bytes]]:
+    if not batch:
+        return
+    for result in chunks.many([identity for _, (identity, _) in batch]):
+        at, (_, length) = batch[result.position]
+        if isinstance(result, Lost):
+            lost(f"bytes {at}-{at + length - 1}: {result.reason}")
+        elif len(result.data) != length:
+            lost(f"bytes {at}-{at + length - 1}: the chunk has the wrong length")
+        else:
+            yield at, result.data
+
+
+def stream_data(
+    member: Member, chunks: ChunkReader, lost: Callable[[str], None]
+) -> Iterator[tuple[int, memoryview | bytes]]:
+    """The content of a stream as (offset, bytes) in order, zeros left out; each valid until the next."""
+    at = 0
+    if not member.size:
+        return
+    for identity, length in read_parts(member.root, member.size, chunks.one):
+        if identity != ZERO_ID:
+            yield from _parts([(at, (identity, length))], chunks, lost)
+        at += length
+
+
+def write_in_order(parts: Iterator[Part], chunks: ChunkReader, write: Callable[[memoryview], None]) -> None:
+    """Write content from front to back, holes as zeros. DamageError where a chunk cannot be read."""
+    zeros = memoryview(bytes(_COMPARE))
+    for identity, length in parts:
+        if identity != ZERO_ID:
+            data = chunks.one(identity)
+            if len(data) != length:
+                raise DamageError("chunk has the wrong length", on=identity.hex()[:16])
+            write(memoryview(data))
+            continue
+        while length:
+            write(zeros[: min(length, _COMPARE)])
+            length -= min(length, _COMPARE)
+
+
+def write_one(found: EntryAt, path: bytes, target: TreeTarget, chunks: ChunkReader, losses: FileLosses) -> None:
+    """Write a single entry that is no directory."""
+    if not found.entry.is_file:
+        target.make(path, found.entry)
+        return
+    target.write_file(path, found.entry, file_data(found, chunks, lambda reason: losses.add(path, reason)))
+
+
+def write_tree(
+    tree: StoredTree,
+    chunks: ChunkReader,
+    selection: Selection,
+    target: TreeTarget,
+    losses: FileLosses,
+    ctx: Context,
+    *,
+    compare: bool,
+) -> TreeWritten:
+    """Write what is selected. With `compare` files that are right already keep their content. The selection's base, where it is a
+    directory, gives its attributes to the target itself.
+    """
+    restore = _TreeRestore(tree, chunks, selection, target, losses, ctx, compare=compare)
+    spread(restore.pages(), restore.work, THREADS_REMOTE if chunks.remote else THREADS_LOCAL)
+    restore.finish()
+    return restore.written
+
+
+class _TreeRestore:
+    def __init__(
+        self,
+        tree: StoredTree,
+        chunks: ChunkReader,
+        selection: Selection,
+        target: TreeTarget,
+        losses: FileLosses,
+        ctx: Context,
+        *,
+        compare: bool,
+    ) -> None:
+        self._tree, self._chunks, self._selection = tree, chunks, selection
+        self._target, self._losses, self._ctx, self._compare = target, losses, ctx, compare
+        self._lock = threading.Lock()
+        self._directories: list[tuple[bytes, Entry]] = []
+        self._first: dict[tuple[int, int], bytes] = {}
+        self._links: list[tuple[bytes, bytes, Entry]] = []
+        self.written = TreeWritten()
+
+    def pages(self) -> Iterator[list[tuple[bytes, EntryAt]]]:
+        """The selected entries with their paths from the base, page by page."""
+        base = self._selection.base
+        if base:
+            self._base(base)
+        start = (path_key(base), b"")
+        for leaf in self._tree.leaves(start):
+            page = self._tree.page(leaf)
+            chosen = []
+            over = False
+            for found in page:
+                if base and found.parent != base and not found.parent.startswith(base + b"/"):
+                    over = found.key > start
+                    continue
+                relative = self._selection.relative(found.path)
+                if not found.entry.name:
+                    self._directories.append((b"", found.entry))
+                elif self._selection.takes(relative):
+                    chosen.append((relative, found))
+            if chosen:
+                yield chosen
+            if over:
+                return
+
+    def _base(self, base: bytes) -> None:
+        found = self._tree.find(base)
+        if found is not None and found.entry.is_directory:
+            self._directories.append((b"", found.entry))
+
+    def work(self, share: Iterator[list[tuple[bytes, EntryAt]]]) -> None:
+        """One thread's pages."""
+        for page in share:
+            files: list[tuple[bytes, EntryAt]] = []
+            for path, found in page:
+                entry = found.entry
+                if entry.is_directory:
+                    self._target.directory(path)
+                    with self._lock:
+                        self._directories.append((path, entry))
+                elif self._is_first(path, entry):
+                    if entry.is_file:
+                        files.append((path, found))
+                    else:
+                        self._target.make(path, entry)
+            self.written.count(len(page), 0, 0)
+            self._files(files)
+
+    def _is_first(self, path: bytes, entry: Entry) -> bool:
+        """True for the name that makes the file; further names are linked at the end."""
+        if entry.links < 2:
+            return True
+        with self._lock:
+            first = self._first.setdefault((entry.fs, entry.ino), path)
+            if first != path:
+                self._links.append((path, first, entry))
+            return first == path
+
+    def _files(self, files: list[tuple[bytes, EntryAt]]) -> None:
+        pieces: dict[bytes, list[tuple[bytes, EntryAt, int]]] = {}
+        for path, found in files:
+            self._ctx.cancel.check()
+            if self._compare and self._right(path, found):
+                self._target.set_attributes(path, found.entry)
+                self.written.count(0, 1, 0)
+                self._ctx.progress.advance(found.entry.size)
+            elif found.entry.form == Form.PIECE:
+                identity, offset = found.piece
+                pieces.setdefault(identity, []).append((path, found, offset))
+            else:
+                self._whole(path, found)
+        ids = list(pieces)
+        for at in range(0, len(ids), _LIKELY):
+            some = ids[at : at + _LIKELY]
+            for result in self._chunks.many(some):
+                for path, found, offset in pieces[some[result.position]]:
+                    entry = found.entry
+                    data = None if isinstance(result, Lost) else _slice(result.data, offset, entry)
+                    if data is None:
+                        reason = result.reason if isinstance(result, Lost) else "it lies beyond the end of its chunk"
+                        self._losses.add(path, reason)
+                        continue
+                    self._target.write_file(path, entry, iter([(0, data)]))
+                    self.written.count(0, 0, entry.size)
+                    self._ctx.progress.advance(entry.size)
+
+    def _whole(self, path: bytes, found: EntryAt) -> None:
+        entry = found.entry
+
+        def lost(reason: str) -> None:
+            self._losses.add(path, reason)
+
+        try:
+            self._target.write_file(path, entry, self._counted(file_data(found, self._chunks, lost)))
+        except DamageError as error:
+            if not self._losses.salvage:
+                raise
+            lost(str(error))
+
+    def _counted(self, data: Iterator[tuple[int, memoryview | bytes]]) -> Iterator[tuple[int, memoryview | bytes]]:
+        for at, piece in data:
+            self._ctx.cancel.check()
+            yield at, piece
+            self.written.count(0, 0, len(piece))
+            self._ctx.progress.advance(len(piece))
+
+    def _right(self, path: bytes, found: EntryAt) -> bool:
+        """True where the target has a file of just this content."""
+        entry = found.entry
+        there = self._target.state(path)
+        if there is None or not stat.S_ISREG(there.st_mode) or there.st_size != entry.size:
+            return False
+        key = self._chunks.dedup_key
+        try:
+            with self._target.read(path) as opened:
+                if entry.form == Form.PIECE:
+                    buffer = memoryview(bytearray(entry.size))
+                    got = opened.read_into(0, buffer)
+                    return got == entry.size and chunk_id(key, buffer)[: len(entry.digest)] == entry.digest
+                at = 0
+                for identity, length in found.parts(self._chunks.one):
+                    if not _same_part(opened.read_into, at, identity, length, key):
+                        return False
+                    at += length
+                return True
+        except Unreadable:
+            return False
+
+    def finish(self) -> None:
+        """Further names of files, and then what directories say of themselves: making files in them changes their times."""
+        for path, first, entry in self._links:
+            self._ctx.cancel.check()
+            self._target.link(path, first)
+            if not entry.is_file:
+                self._target.set_attributes(path, entry)
+        for path, entry in sorted(self._directories, key=lambda pair: path_key(pair[0]), reverse=True):
+            self._target.set_attributes(path, entry)
+
+
+def _same_part(read: Callable[[int, memoryview], int], at: int, identity: bytes, length: int, key: bytes) -> bool:
+    if identity != ZERO_ID:
+        buffer = memoryview(bytearray(length))
+        return read(at, buffer) == length and chunk_id(key, buffer) == identity
+    buffer = memoryview(bytearray(min(length, _COMPARE)))
+    while length:
+        some = buffer[: min(length, _COMPARE)]
+        if read(at, some) != len(some) or bytes(some).strip(b"\0"):
+            return False
+        at, length = at + len(some), length - len(some)
+    return True

@@ -1,0 +1,330 @@
+"""A stored tree of files: pages of entries in order of their paths, and above them pages that say where which path lies.
+
+    tree.leaf    body: groups [parent, [entry, …]], parents ascending by components, names ascending; chunks, nodes: what the entries
+                 refer to by position
+    tree.inner   nodes: pages one level below in order; body: for each [parent, name, entries]: its first entry and how many it has
+
+A page ends where a keyed hash of a directory's path says so, or where it would get too large. Neither depends on what is in the files or
+when they changed, so a change touches one page and the pages above it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+from blake3 import blake3
+
+from safehold.model.errors import DamageError
+from safehold.model.files import Entry, Form, path_key
+from safehold.vault.content import Part, read_parts
+from safehold.vault.names import ZERO_ID
+from safehold.vault.node import Node, decode_node, read_ids
+
+__all__ = [
+    "MOST_ENTRIES",
+    "Boundaries",
+    "EntryAt",
+    "Group",
+    "InnerBuilder",
+    "LeafRef",
+    "RawGroup",
+    "StoredTree",
+    "encode_leaf",
+]
+
+LEAF, INNER = "tree.leaf", "tree.inner"
+FEWEST_ENTRIES, MOST_ENTRIES = 128, 4096
+_DIRECTORIES = 64
+"""One directory in so many begins a page."""
+_INNER_FEWEST, _INNER_MOST, _INNER_CHILDREN = 16, 1024, 128
+_DEEPEST = 16
+_LONGEST_PATH = 1 << 20
+
+
+class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Entries of one directory that lie in one page."""
+
+    parent: bytes
+    entries: list[Entry]
+
+
+class RawGroup(msgspec.Struct, frozen=True, array_like=True):
+    """A group whose entries are not decoded."""
+
+    parent: bytes
+    entries: msgspec.Raw
+
+
+class _Child(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    parent: bytes
+    name: bytes
+    entries: int
+
+
+_groups = msgspec.msgpack.Decoder(list[Group])
+_children = msgspec.msgpack.Decoder(list[_Child])
+
+
+@dataclass(frozen=True, slots=True)
+class LeafRef:
+    """A leaf page: its id, where it begins, and how many entries it has."""
+
+    identity: bytes
+    parent: bytes
+    name: bytes
+    entries: int
+
+    @property
+    def key(self) -> tuple[bytes, bytes]:
+        """What leaves are ordered by."""
+        return path_key(self.parent), self.name
+
+
+class Boundaries:
+    """Where pages end, by a secret of the dedup domain: page sizes then tell nothing about known directory trees."""
+
+    def __init__(self, dedup_key: bytes) -> None:
+        self._key = blake3(dedup_key, derive_key_context="safehold 1 tree page boundaries").digest()
+
+    def _hash(self, *parts: bytes) -> int:
+        return int.from_bytes(blake3(b"\0".join(parts), key=self._key).digest()[:4], "big")
+
+    def begins_page(self, parent: bytes, first: bytes) -> bool:
+        """True where a page begins with these entries of a directory, unless it would get too small."""
+        return self._hash(parent, first) % _DIRECTORIES == 0
+
+    def begins_part(self, parent: bytes, name: bytes) -> bool:
+        """True where a large directory is cut before `name`."""
+        return self._hash(parent, name) % (MOST_ENTRIES // 4) == 0
+
+    def begins_inner(self, parent: bytes, name: bytes, level: int) -> bool:
+        """True where an inner page of that level begins."""
+        return self._hash(parent, name, bytes([level])) % _INNER_CHILDREN == 0
+
+
+def encode_leaf(groups: list[RawGroup] | list[Group], chunks: bytes, nodes: bytes) -> Node:
+    """The node of a leaf page."""
+    return Node(LEAF, nodes=nodes, chunks=chunks, body=msgspec.msgpack.encode(groups))
+
+
+class InnerBuilder:
+    """Takes leaves in order and stores the pages above them."""
+
+    def __init__(self, boundaries: Boundaries, put: Callable[[Node], bytes]) -> None:
+        self._boundaries, self._put = boundaries, put
+        self._levels: list[list[LeafRef]] = [[]]
+
+    def add(self, leaf: LeafRef) -> None:
+        """The next leaf."""
+        self._add(leaf, 0)
+
+    def _add(self, ref: LeafRef, level: int) -> None:
+        if level == len(self._levels):
+            self._levels.append([])
+        row = self._levels[level]
+        full = len(row) >= _INNER_MOST
+        if full or (len(row) >= _INNER_FEWEST and self._boundaries.begins_inner(ref.parent, ref.name, level)):
+            self._close(level)
+            row = self._levels[level]
+        row.append(ref)
+
+    def _close(self, level: int) -> None:
+        row, self._levels[level] = self._levels[level], []
+        children = [_Child(ref.parent, ref.name, ref.entries) for ref in row]
+        node = Node(INNER, nodes=b"".join(ref.identity for ref in row), body=msgspec.msgpack.encode(children))
+        first = row[0]
+        self._add(LeafRef(self._put(node), first.parent, first.name, sum(ref.entries for ref in row)), level + 1)
+
+    def finish(self) -> tuple[bytes, int, int]:
+        """The root's id, the number of levels of pages, and the number of entries."""
+        if self._levels == [[]]:
+            self._levels = [[LeafRef(self._put(encode_leaf([], b"", b"")), b"", b"", 0)]]
+        level = 0
+        while level < len(self._levels) - 1 or len(self._levels[level]) > 1:
+            if self._levels[level]:
+                self._close(level)
+            level += 1
+        root = self._levels[level][0]
+        return root.identity, level + 1, root.entries
+
+
+@dataclass(frozen=True, slots=True)
+class EntryAt:
+    """An entry with the directory it lies in, and the lists of the page that its content refers to."""
+
+    parent: bytes
+    entry: Entry
+    chunks: bytes
+    nodes: bytes
+
+    @property
+    def path(self) -> bytes:
+        """From the top of the tree, without a leading slash."""
+        if not self.parent:
+            return self.entry.name
+        return self.parent + b"/" + self.entry.name
+
+    @property
+    def key(self) -> tuple[bytes, bytes]:
+        """What entries are ordered by."""
+        return path_key(self.parent), self.entry.name
+
+    def parts(self, load: Callable[[bytes], bytes]) -> Iterator[Part]:
+        """The content of a file as parts; a piece of a shared chunk is none (see `piece`). DamageError."""
+        entry = self.entry
+        if entry.form == Form.NODE:
+            yield from read_parts(self._at(self.nodes, entry.content[0]), entry.size, load)
+            return
+        for at in range(0, len(entry.content), 2):
+            position, length = entry.content[at], entry.content[at + 1]
+            yield (ZERO_ID if position < 0 else self._at(self.chunks, position)), length
+
+    @property
+    def piece(self) -> tuple[bytes, int]:
+        """The chunk that holds the file among others, and where in it the file begins."""
+        position, offset = self.entry.content
+        return self._at(self.chunks, position), offset
+
+    def _at(self, ids: bytes, position: int) -> bytes:
+        return ids[position * 32 : position * 32 + 32]
+
+    @property
+    def references(self) -> tuple[bytes, ...]:
+        """Ids that the entry itself refers to: two entries of one domain with the same ones have the same content."""
+        entry = self.entry
+        if entry.form == Form.NONE:
+            return ()
+        if entry.form == Form.NODE:
+            return (self._at(self.nodes, entry.content[0]),)
+        if entry.form == Form.PIECE:
+            return (entry.digest,)
+        return tuple(ZERO_ID if p < 0 else self._at(self.chunks, p) for p in entry.content[::2])
+
+
+def _check(entry: Entry, chunks: int, nodes: int, on: str) -> None:
+    """DamageError unless the entry can be. Points may come from a hostile writer: nothing in them is believed."""
+    content, size = entry.content, entry.size
+    if entry.form == Form.NONE:
+        sound = not content and not size
+    elif entry.form == Form.PIECE:
+        sound = len(content) == 2 and 0 <= content[0] < chunks and content[1] >= 0 and size > 0
+    elif entry.form == Form.PARTS:
+        lengths = content[1::2]
+        sound = len(content) % 2 == 0 and all(-1 <= p < chunks for p in content[::2]) and all(n > 0 for n in lengths)
+        sound = sound and sum(lengths) == size
+    else:
+        sound = entry.form == Form.NODE and len(content) == 1 and 0 <= content[0] < nodes and size > 0
+    name = entry.name
+    named = name not in (b".", b"..") and b"/" not in name and b"\0" not in name and len(name) <= 255
+    if not sound or not named or (entry.form and not stat.S_ISREG(entry.mode)) or b"\0" in entry.target:
+        raise DamageError("a file is described that cannot be", on=on)
+
+
+class StoredTree:
+    """Reads a stored tree page by page. Thread-safe."""
+
+    def __init__(self, root: bytes, levels: int, name: str, load: Callable[[bytes], bytes]) -> None:
+        """`load` gives a metadata chunk's plaintext; `name` is the resource's, for messages."""
+        if not 1 <= levels <= _DEEPEST or len(root) != 32:
+            raise DamageError("point describes a tree of files that cannot be", on=name)
+        self.root, self.levels, self.name = root, levels, name
+        self.load = load
+
+    def leaves(self, start: tuple[bytes, bytes] = (b"", b"")) -> Iterator[LeafRef]:
+        """Leaf pages in order, from the one on that holds the first entry not before `start`."""
+        last: tuple[bytes, bytes] | None = None
+        for leaf in self._leaves(LeafRef(self.root, b"", b"", 0), self.levels, start):
+            # A page met twice would come out of order, so no hostile tree is larger than what is stored of it.
+            if last is not None and leaf.key <= last:
+                raise DamageError("pages of the tree are out of order", on=self.name)
+            last = leaf.key
+            yield leaf
+
+    def _leaves(self, ref: LeafRef, level: int, start: tuple[bytes, bytes]) -> Iterator[LeafRef]:
+        if level == 1:
+            yield ref
+            return
+        on = f"metadata chunk {ref.identity.hex()[:16]}"
+        node = decode_node(self.load(ref.identity), on)
+        try:
+            children = _children.decode(node.body)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise DamageError("page of the tree does not decode", on=on) from error
+        ids = list(read_ids(node.nodes))
+        if node.kind != INNER or len(ids) != len(children) or not ids:
+            raise DamageError("page of the tree does not add up", on=on)
+        refs = [LeafRef(i, c.parent, c.name, c.entries) for i, c in zip(ids, children, strict=True)]
+        keys = [child.key for child in refs]
+        if any(a >= b for a, b in itertools.pairwise(keys)):
+            raise DamageError("pages of the tree are out of order", on=on)
+        for n, child in enumerate(refs):
+            if n + 1 < len(refs) and keys[n + 1] <= start:
+                continue
+            yield from self._leaves(child, level - 1, start)
+
+    def page(self, leaf: LeafRef) -> list[EntryAt]:
+        """The entries of a leaf page, in order. DamageError where they are not what a tree can hold."""
+        on = f"metadata chunk {leaf.identity.hex()[:16]}"
+        node = decode_node(self.load(leaf.identity), on)
+        try:
+            groups = _groups.decode(node.body)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise DamageError("page of the tree does not decode", on=on) from error
+        if node.kind != LEAF:
+            raise DamageError(f"tree holds a {node.kind} node among its pages", on=on)
+        chunks, nodes = len(node.chunks) // 32, len(node.nodes) // 32
+        out = []
+        last: tuple[bytes, bytes] | None = None
+        for group in groups:
+            parts = group.parent.split(b"/") if group.parent else []
+            if any(part in (b"", b".", b"..") or b"\0" in part for part in parts) or len(group.parent) > _LONGEST_PATH:
+                raise DamageError("a file is described that cannot be", on=on)
+            for entry in group.entries:
+                _check(entry, chunks, nodes, on)
+                if not entry.name and group.parent:
+                    raise DamageError("a file is described that cannot be", on=on)
+                found = EntryAt(group.parent, entry, node.chunks, node.nodes)
+                if last is not None and found.key <= last:
+                    raise DamageError("entries of the tree are out of order", on=on)
+                last = found.key
+                out.append(found)
+        return out
+
+    def entries(self, start: tuple[bytes, bytes] = (b"", b"")) -> Iterator[EntryAt]:
+        """Entries in order, those before `start` left out."""
+        last: tuple[bytes, bytes] | None = None
+        for leaf in self.leaves(start):
+            for found in self.page(leaf):
+                if last is not None and found.key <= last:
+                    raise DamageError("entries of the tree are out of order", on=self.name)
+                last = found.key
+                if found.key >= start:
+                    yield found
+
+    def find(self, path: bytes) -> EntryAt | None:
+        """The entry at `path`; None where there is none."""
+        parent, _, name = path.rpartition(b"/")
+        wanted = (path_key(parent), name)
+        for found in self.entries(wanted):
+            return found if found.key == wanted else None
+        return None
+
+    def listing(self, path: bytes) -> Iterator[EntryAt]:
+        """The entries of one directory."""
+        key = path_key(path)
+        for found in self.entries((key, b"")):
+            if found.key[0] != key:
+                return
+            yield found
+
+    def below(self, path: bytes) -> Iterator[EntryAt]:
+        """Everything below a directory, at any depth; all of the tree for the empty path."""
+        key = path_key(path)
+        for found in self.entries((key, b"")):
+            if path and found.parent != path and not found.parent.startswith(path + b"/"):
+                return
+            yield found

@@ -1,0 +1,255 @@
+"""Trees of files, with the installed program; rsync, getfattr, getfacl, getcap and cmp judge."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from safehold.testing.program import Program
+from tests.files import attributes, deep, everything, rsync_differences, tar_listing
+
+pytestmark = pytest.mark.usefixtures("vault")
+
+
+def settle() -> None:
+    """Wait until files made before are old enough to be believed unchanged."""
+    time.sleep(1.1)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    top = tmp_path / "www"
+    (top / "img").mkdir(parents=True)
+    (top / "cache").mkdir()
+    for n in range(300):
+        (top / f"img/{n}.txt").write_text(f"page {n}\n" * (n % 50))
+    (top / "index.html").write_text("<html>")
+    (top / "scratch.tmp").write_text("x")
+    (top / "big.bin").write_bytes(random.Random(7).randbytes(3_000_000))
+    (top / "cache/CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+    (top / "cache/entry").write_text("x")
+    return top
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make devices and owners")
+def test_everything_a_file_system_holds(program: Program, tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    everything(top)
+    program.run("backup", top, "--name", "all")
+    program.run("restore", f"all@latest:{top}", "--to", tmp_path / "out")
+    assert rsync_differences(top, tmp_path / "out") == ""
+    assert attributes(tmp_path / "out") == attributes(top)
+    blocks = [(tmp_path / place / "sparse").stat().st_blocks for place in ("top", "out")]
+    assert blocks[1] <= blocks[0] + 16
+    program.run("verify", "--data")
+    # Everything is changed in some way; a delta puts it right.
+    out = tmp_path / "out"
+    (out / "small").write_bytes(b"y" * 3000)
+    (out / "fifo").unlink()
+    (out / "dangling").unlink()
+    (out / "dangling").symlink_to("elsewhere")
+    os.chown(out / "large", 0, 0)
+    os.setxattr(out / "etc", "user.more", b"x")
+    os.unlink(out / "hard link")
+    done = program.json("restore", f"all@latest:{top}", "--to", out, "--delta")
+    # The file of 3,000 bytes, and the first name of a linked one.
+    assert done["written"] == 3000 + len("root:x:0:0\n")
+    assert rsync_differences(top, out) == ""
+    assert attributes(out) == attributes(top)
+
+
+def test_paths_longer_than_any_call_takes(program: Program, tmp_path: Path) -> None:
+    deep(tmp_path / "deep")
+    program.run("backup", tmp_path / "deep", "--name", "deep")
+    program.run("restore", f"deep@latest:{tmp_path}/deep", "--to", tmp_path / "out")
+    packed = tar_listing(tmp_path / "deep")
+    assert b"at the bottom" in packed
+    assert tar_listing(tmp_path / "out") == packed
+    # What cleans up after tests cannot.
+    subprocess.run(["rm", "-rf", tmp_path / "deep", tmp_path / "out"], check=True)
+
+
+def test_unchanged_files_are_not_opened(program: Program, source: Path, tmp_path: Path) -> None:
+    settle()
+    first = program.run("backup", source, "--name", "www")
+    assert "nothing is remembered" in first.stderr
+    second = program.json("backup", source, "--name", "www")["points"][0]
+    assert second["read"] == 0
+    assert second["new"] == 0
+    with (source / "img/7.txt").open("a") as file:
+        file.write("more")
+    os.rename(source / "img/8.txt", source / "img/8b.txt")
+    (source / "img/9.txt").unlink()
+    settle()
+    third = program.json("backup", source, "--name", "www")["points"][0]
+    assert 0 < third["read"] < 1000
+    for n, path in enumerate(("out1", "out2")):
+        program.run("restore", f"www@latest:{source}", "--to", tmp_path / path, *(["--delta"] if n else []))
+        assert rsync_differences(source, tmp_path / path) == ""
+    # A machine that lost its cache reads everything, and stores next to nothing.
+    subprocess.run(["rm", "-rf", program.home / "cache"], check=True)
+    cold = program.run("backup", source, "--name", "www", "--json")
+    assert "every file is read" in cold.stderr
+    program.run("verify", "--data")
+
+
+def test_what_is_left_out(program: Program, source: Path, tmp_path: Path) -> None:
+    program.run(
+        *(
+            "backup",
+            source,
+            "--name",
+            "www",
+            "--exclude",
+            "*.tmp",
+            "--exclude",
+            f"{source}/img/1*.txt",
+            "--exclude-caches",
+        )
+    )
+    program.run("restore", f"www@latest:{source}", "--to", tmp_path / "out")
+    wanted = {p.relative_to(source) for p in source.rglob("*")}
+    wanted -= {
+        Path("scratch.tmp"),
+        Path("cache/entry"),
+        *(Path(f"img/{n}.txt") for n in range(300) if str(n)[0] == "1"),
+    }
+    assert {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*")} == wanted
+    assert "not a pattern" in program.run("backup", source, "--exclude", "[z-a]", code=2).stderr
+
+
+def test_looking_around(program: Program, source: Path, tmp_path: Path) -> None:
+    program.run("backup", source, tmp_path / "kit.txt", "--name", "www")
+    assert "big.bin" in program.run("ls", f"www@latest:{source}").stdout
+    assert len(program.json("ls", f"www@latest:{source}/img")["entries"]) == 300
+    found = program.json("find", "www@latest", "1?.txt")["entries"]
+    assert {Path(e["path"]).name for e in found} == {f"1{n}.txt" for n in range(10)}
+    raw = program.run("find", "www@latest", "big*", "-0").stdout
+    assert raw == f"{source}/big.bin\0"
+    assert program.run("cat", f"www@latest:{source}/img/33.txt").stdout == (source / "img/33.txt").read_text()
+    assert program.run("cat", f"www@latest:{tmp_path}/kit.txt").stdout == (tmp_path / "kit.txt").read_text()
+    assert "no such file" in program.run("cat", "www@latest:/nowhere", code=2).stderr
+    assert "no such file" in program.run("ls", "www@latest:/nowhere", code=2).stderr
+
+
+def test_parts_of_a_tree(program: Program, source: Path, tmp_path: Path) -> None:
+    program.run("backup", source, "--name", "www")
+    program.run("restore", f"www@latest:{source}", "--to", tmp_path / "some", "--include", "img/1*.txt")
+    names = {p.name for p in (tmp_path / "some").rglob("*") if p.is_file()}
+    assert names == {f"{n}.txt" for n in range(300) if str(n)[0] == "1"}
+    program.run("restore", f"www@latest:{source}/big.bin", "--to", tmp_path / "one")
+    assert (tmp_path / "one").read_bytes() == (source / "big.bin").read_bytes()
+    assert (
+        "target exists"
+        in program.run("restore", f"www@latest:{source}/big.bin", "--to", tmp_path / "one", code=2).stderr
+    )
+    assert "not empty" in program.run("restore", "www@latest", "--to", source, code=1).stderr
+
+
+def test_standard_input(program: Program, tmp_path: Path) -> None:
+    data = random.Random(3).randbytes(20_000_000) + bytes(10_000_000) + b"end"
+    dump = tmp_path / "dump"
+    dump.write_bytes(data)
+
+    def piped(text: bytes, code: int, *arguments: str) -> str:
+        environment = program._environment({})
+        command = [str(Path(sys.executable).parent / "safehold"), "backup", "-", *arguments]
+        done = subprocess.run(command, input=text, env=environment, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stderr.decode()
+
+    piped(data, 0, "--name", "dump")
+    again = program.json("points", "dump")["points"][0]
+    assert again["members"][0]["size"] == len(data)
+    program.run("restore", "dump@latest", "--to", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    # An insertion moves everything behind it, and costs two chunks.
+    piped(data[:5_000_000] + b"inserted" + data[5_000_000:], 0, "--name", "dump")
+    assert program.json("points", "dump")["points"][1]["new"] < 9_000_000
+    assert "was empty" in piped(b"", 1, "--name", "dump")
+    assert "no name" in piped(b"x", 2)
+    program.run("verify", "--data")
+
+
+def test_the_vault_does_not_go_into_itself(program: Program, vault: Path, tmp_path: Path, source: Path) -> None:
+    program.run("backup", tmp_path, "--name", "all")
+    listed = {e["path"] for e in program.json("ls", f"all@latest:{tmp_path}")["entries"]}
+    assert f"{source}" in listed
+    assert f"{vault}" not in listed
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_mount_that_lost_its_file_system(program: Program, tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        (place / "file").write_text("precious")
+        program.run("backup", place, "--name", "data")
+    finally:
+        subprocess.run(["umount", place], check=True)
+    said = program.run("backup", place, "--name", "data", code=1).stderr
+    assert "no file system is mounted where one should be" in said
+    assert str(place) in said
+    program.run("backup", place, "--name", "data", "--adopt")
+    program.run("backup", place, "--name", "data")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_consistency_of_files(program: Program, tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        (place / "file").write_text("x")
+        assert "can change while it is read" in program.run("backup", place, "--require", "crash", code=7).stderr
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        done = program.json("backup", place, "--require", "filesystem")["points"][0]
+        assert done["consistency"] == "filesystem"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_one_file_system(program: Program, tmp_path: Path, source: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    inner = source / "mounted"
+    inner.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", inner], check=True)
+    try:
+        (inner / "file").write_text("x")
+        program.run("backup", source, "--name", "one", "--one-file-system")
+        program.run("backup", source, "--name", "both")
+    finally:
+        subprocess.run(["umount", inner], check=True)
+    assert program.json("ls", f"one@latest:{inner}")["entries"] == []
+    assert len(program.json("ls", f"both@latest:{inner}")["entries"]) == 1
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+def test_damage_is_found_and_named(program: Program, vault: Path, source: Path, tmp_path: Path, how: str) -> None:
+    program.run("backup", source, "--name", "www")
+    pack = max((vault / "packs").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = bytearray(pack.read_bytes())
+    pack.unlink()
+    if how != "gone":
+        for at in range(2000, len(data) - 3000, 5000):
+            data[at] ^= 1
+        pack.write_bytes(data if how == "flip" else data[:3000])
+    said = program.run("verify", *(["--data"] if how == "flip" else []), code=4).stdout
+    assert "files cannot be read" in said
+    assert "/img/" in said
+    failed = program.run("restore", f"www@latest:{source}", "--to", tmp_path / "out", code=4).stderr
+    assert "cannot be read whole" in failed
+    saved = program.run("restore", f"www@latest:{source}", "--to", tmp_path / "salvaged", "--salvage", code=3)
+    assert "could not be read whole" in saved.stderr
+    for path in (tmp_path / "salvaged").rglob("*"):
+        if path.is_file():
+            relative = str(path.relative_to(tmp_path / "salvaged"))
+            assert path.read_bytes() == (source / relative).read_bytes() or relative in saved.stderr

@@ -1,0 +1,114 @@
+"""Restored files stay below their target, whatever lies in the way."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from safehold.adapters.files.target import DirectoryTarget, open_directory
+from safehold.model.errors import TargetError
+from safehold.model.files import Entry
+
+
+def entry(name: bytes, mode: int, **more: object) -> Entry:
+    fields = {
+        "name": name,
+        "mode": mode,
+        "uid": os.geteuid(),
+        "gid": os.getegid(),
+        "size": 4,
+        "mtime": 0,
+        "ctime": 0,
+        "ino": 1,
+    }
+    return Entry(**(fields | more))  # type: ignore[arg-type]
+
+
+FILE = entry(b"file", stat.S_IFREG | 0o644)
+LINK = entry(b"link", stat.S_IFLNK | 0o777, size=0, target=b"somewhere")
+
+
+def put(target: DirectoryTarget, path: bytes) -> None:
+    target.write_file(path, FILE, iter([(0, b"data")]))
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    place = tmp_path / "outside"
+    place.mkdir()
+    (place / "file").write_text("untouched")
+    return place
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_links_in_the_way(tmp_path: Path, outside: Path, existing: bool) -> None:
+    top = tmp_path / "top"
+    with open_directory(str(top), existing=existing) as target:
+        # Links that a hostile user of the directory makes while the restore runs.
+        (top / "dir").symlink_to(outside)
+        (top / "file").symlink_to(outside / "file")
+        (top / "gone").symlink_to(outside / "new")
+        put(target, b"dir/file")
+        put(target, b"file")
+        put(target, b"gone")
+        target.make(b"dir/link", LINK)
+        target.link(b"file2", b"dir/file")
+        target.set_attributes(b"dir", entry(b"dir", stat.S_IFDIR | 0o700))
+        target.set_attributes(b"file", entry(b"file", stat.S_IFREG | 0o600))
+    assert [(p.name, p.read_text(), p.stat().st_mode & 0o777) for p in outside.iterdir()] == [
+        ("file", "untouched", 0o644)
+    ]
+    if existing:
+        assert (top / "dir/file").read_text() == (top / "file").read_text() == "data"
+    else:
+        assert len(target.problems) >= 3
+
+
+def test_a_race_for_a_directory(tmp_path: Path, outside: Path) -> None:
+    """Somebody swaps a directory for a link as fast as possible; nothing lands outside."""
+    top = tmp_path / "top"
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            try:
+                os.rename(top / "dir", top / "old")
+                os.symlink(outside, top / "dir")
+                os.unlink(top / "dir")
+                os.rename(top / "old", top / "dir")
+            except OSError:
+                continue
+
+    with open_directory(str(top), existing=True) as target:
+        (top / "dir").mkdir()
+        thread = threading.Thread(target=swap)
+        thread.start()
+        for n in range(300):
+            target._open.clear()
+            target._open[b""] = target._root
+            try:
+                put(target, b"dir/new %d" % n)
+            except TargetError:
+                continue
+        stop.set()
+        thread.join()
+    assert [p.name for p in outside.iterdir()] == ["file"]
+
+
+def test_a_full_disk_ends_the_restore(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], check=True)
+    try:
+        with pytest.raises(TargetError, match="No space left"), open_directory(str(place), existing=False) as target:
+            target.write_file(b"file", FILE, iter([(n * 4096, b"x" * 4096) for n in range(64)]))
+        assert list(place.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)

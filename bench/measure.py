@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "clean_environment", "measure"]
 
 _POLL = 0.01
 
@@ -24,13 +24,18 @@ class Measured:
     output: str
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's environment without the user's own vault."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SAFEHOLD_")}
+
+
 def measure(command: Sequence[str], environment: Mapping[str, str], directory: Path) -> Measured:
     """RuntimeError with what it said where the command fails."""
     peak = 0
     began = time.perf_counter()
     process = subprocess.Popen(
         command,
-        env={**os.environ, **environment},
+        env={**clean_environment(), **environment},
         cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.measure import Measured, measure
+from bench.measure import Measured, clean_environment, measure
 from safehold.testing.seaweed import start_s3
 
 HERE = Path(__file__).parent.parent
@@ -123,7 +123,7 @@ class Peers:
             if program == "borg":
                 listed = subprocess.run(
                     ["borg", "list", "--short", "--last", "1", str(self.work / "borg")],
-                    env={**os.environ, **self.environment},
+                    env={**clean_environment(), **self.environment},
                     capture_output=True,
                     text=True,
                     check=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -298,3 +299,42 @@ def test_salvage(program: Program, vault: Path, tmp_path: Path) -> None:
         if original[n * BLOCK : (n + 1) * BLOCK] != back[n * BLOCK : (n + 1) * BLOCK]
     }
     assert differing == {n for start, end in done["lost"] for n in range(start // BLOCK, end // BLOCK)}
+
+
+def test_a_vault_that_was_rolled_back_stays_noticed(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"one" * 1000)
+    program.run("backup", disk)
+    shutil.copytree(vault, tmp_path / "old")
+    disk.write_bytes(b"two" * 1000)
+    lost = program.json("backup", disk)["points"][0]["point"]
+    shutil.rmtree(vault)
+    (tmp_path / "old").rename(vault)
+    assert "is gone" in program.run("points").stderr
+    # A backup in between must not make the machine forget what it knew.
+    assert lost in program.run("backup", disk).stderr
+    assert lost in program.run("verify", code=4).stdout
+
+
+def test_what_is_open_elsewhere_is_not_written_over(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"one" * 1000)
+    program.run("backup", disk)
+    with disk.open("r+b"):
+        for how in ("--overwrite", "--delta"):
+            for dry in ([], ["--dry-run"]):
+                said = program.run("restore", "disk@latest", "--to", disk, how, *dry, code=1).stderr
+                assert "in use" in said
+    assert "target exists" in program.run("restore", "disk@latest", "--to", disk, "--dry-run", code=1).stderr
+
+
+def test_init_where_nothing_can_be_recorded(tmp_path: Path) -> None:
+    program = Program(Path("/proc/nowhere"))
+    done = program.run("vault", "init", tmp_path / "vault")
+    assert "cannot be recorded" in done.stderr
+    assert "SHK1-" in done.stdout
+    assert (
+        "cannot be written there"
+        in program.run("vault", "init", tmp_path / "v2", "--kit-file", tmp_path / "no/kit", code=2).stderr
+    )
+    assert not (tmp_path / "v2").exists()

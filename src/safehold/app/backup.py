@@ -126,7 +126,8 @@ def back_up(
     previous = _previous(vault, ref)
     if previous is not None and previous.body.host_id != host.id and not options.adopt:
         raise UsageError(
-            f"host {previous.body.host} owns the history of {ref.name!r}, and this is {host.name}",
+            f"host {previous.body.host} (id {previous.body.host_id[:8]}) owns the history of {ref.name!r}, "
+            f"and this is {host.name} (id {host.id[:8]})",
             on=ref.location,
             remedy="give this one a name of its own with --name, or, if it replaces that host, go on with --adopt",
         )

@@ -128,7 +128,7 @@ def rotate(
 
 
 @key.command()
-@click.option("--paper", is_flag=True, required=True, help="The recovery kit, to be printed.")
+@click.option("--paper", is_flag=True, default=True, help="The recovery kit, to be printed (the only form there is).")
 @click.option("--kit-file", type=_path, help="Write it here instead of printing it.")
 @vault_options
 def export(
@@ -193,7 +193,8 @@ def writer(
         policy = keys.store_policy(opened.store.url, made)
     print(f"writer {made.wid.hex()[:8]} may write {', '.join(resources)}; its credential is in {file} (keep it secret)")
     print(f"use it: safehold backup SOURCE --vault {opened.store.url} --writer {file}")
-    print("\nGive the host store access with no more than this policy:\n")
+    if policy.startswith("{"):
+        print("\nGive the host store access with no more than this policy:\n")
     print(policy)
 
 

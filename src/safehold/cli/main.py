@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -101,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print(
             f"safehold: internal error: {type(error).__name__}: {error}\n"
-            "  → this is a bug; nothing was committed. Set SAFEHOLD_DEBUG=1 to see where it happened, and report it.",
+            "  → this is a bug; what was committed before stays. Set SAFEHOLD_DEBUG=1 to see where it happened, and report it.",
             file=sys.stderr,
         )
         return 1
@@ -124,6 +125,10 @@ def _report(error: SafeholdError, arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name or an arrow that the terminal's encoding lacks is escaped; it must not end the run.
+            stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

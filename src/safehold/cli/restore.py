@@ -7,7 +7,7 @@ import click
 from safehold.app.restore import RestoreMode, RestoreOutcome, plan_restore
 from safehold.app.restore import restore as carry_out
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
-from safehold.compose.wiring import open_target, open_tree_target, path_matcher
+from safehold.compose.wiring import check_target, open_target, open_tree_target, path_matcher
 from safehold.model.errors import PartialError, UsageError
 from safehold.model.units import format_duration, format_rate, format_size, format_time
 
@@ -52,6 +52,7 @@ def restore(
         opened = run.open(access)
         plan = plan_restore(opened, selector, target, mode, path_matcher(include, "--include"))
         if dry_run:
+            check_target(plan)
             told = f"would write {plan.resource} of {format_time(plan.point.time)} ({format_size(plan.size)}) to {target} ({mode.value})"
             print_json({"plan": told}) if as_json else print(told)
             return 0

@@ -40,13 +40,19 @@ def init(place: str, block_size: str | None, kit_file: Path | None, as_json: boo
     with Run.begin() as run:
         if kit_file is not None and kit_file.exists():
             raise UsageError("the kit's file exists already", on=str(kit_file), remedy="give another name")
+        if kit_file is not None and not os.access(kit_file.parent, os.W_OK | os.X_OK):
+            raise UsageError("the kit's file cannot be written there", on=str(kit_file), remedy="give another path")
         stores = open_stores(place, run.ctx.clock)
         passphrase = find_passphrase(os.environ, "SAFEHOLD_PASSPHRASE", ask_new_passphrase)
         made = make_vault(stores.store, Passphrase(passphrase), parameters, run.ctx)
         if kit_file is not None:
             write_private(kit_file, made.kit)
         url = stores.store.url
-        recorded = record_default_vault(run.paths, url)
+        try:
+            recorded = record_default_vault(run.paths, url)
+        except OSError as error:
+            recorded = False
+            run.ctx.progress.warn(f"the default vault cannot be recorded ({error}): give --vault or set SAFEHOLD_VAULT")
     if as_json:
         print_json({"vault": url, "id": made.id, "default": recorded, "kit": str(kit_file) if kit_file else made.kit})
         return
@@ -55,7 +61,7 @@ def init(place: str, block_size: str | None, kit_file: Path | None, as_json: boo
     else:
         print(f"The recovery kit is in {kit_file}: print it, and take the file off this machine.\n")
     print(f"Vault {made.id} is ready at {url}" + (", and the default from here on." if recorded else "."))
-    print(f"Next: safehold backup DISK{'' if recorded else f' --vault {url}'}")
+    print(f"Next: safehold backup DIRECTORY_OR_DISK{'' if recorded else f' --vault {url}'}")
 
 
 def _size(text: str) -> int:

@@ -67,7 +67,7 @@ def verify(
         print(_summary(how, findings, seconds))
     if findings.found:
         raise DamageError(
-            f"{len(findings.found)} problems found",
+            f"{len(findings.found)} problem{'s' * (len(findings.found) > 1)} found",
             on=store.url,
             remedy='see the runbook, "Damaged vault"; restores say what they cannot read',
         )

@@ -11,12 +11,12 @@ from pathlib import Path
 from safehold.adapters.files.patterns import compile_patterns
 from safehold.adapters.files.source import FilesSource, MountMemory
 from safehold.adapters.files.stream import StreamSource
-from safehold.adapters.files.target import open_directory
+from safehold.adapters.files.target import check_directory, open_directory
 from safehold.adapters.files.walk import Rules
 from safehold.adapters.image.source import ImageSource
-from safehold.adapters.image.target import open_existing, open_new
+from safehold.adapters.image.target import check_existing, check_new, open_existing, open_new
 from safehold.app.opening import Stores
-from safehold.app.restore import RestoreMode
+from safehold.app.restore import RestoreMode, RestorePlan
 from safehold.compose.paths import Paths
 from safehold.model.clock import Clock
 from safehold.model.errors import UsageError
@@ -32,6 +32,7 @@ from safehold.vault.vault import Places
 __all__ = [
     "Sources",
     "TreeOptions",
+    "check_target",
     "open_stores",
     "open_target",
     "open_tree_target",
@@ -134,6 +135,16 @@ def open_target(path: str, size: int, mode: RestoreMode) -> AbstractContextManag
     if mode is RestoreMode.NEW:
         return open_new(path, size)
     return open_existing(path, size)
+
+
+def check_target(plan: RestorePlan) -> None:
+    """TargetError where the plan's target would be refused as it is now; nothing is written."""
+    if plan.kind == "tree":
+        check_directory(plan.target, existing=plan.mode is not RestoreMode.NEW)
+    elif plan.mode is RestoreMode.NEW:
+        check_new(plan.target)
+    else:
+        check_existing(plan.target)
 
 
 def open_tree_target(path: str, mode: RestoreMode) -> AbstractContextManager[TreeTarget]:

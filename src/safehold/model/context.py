@@ -26,7 +26,7 @@ class CancelToken:
     def check(self) -> None:
         """Raise CancelledError once `cancel` was called."""
         if self._event.is_set():
-            raise CancelledError("the run was stopped", remedy="start it again: what was uploaded is reused")
+            raise CancelledError("the run was stopped", remedy="start it again: a backup reuses what it had uploaded")
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def open_s3(url: str) -> CloudStore:
     bucket = S3Store(
         parts.netloc,
         prefix=prefix or None,
-        endpoint=endpoint,
+        config={"endpoint": endpoint} if endpoint else None,
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
         client_options={"allow_http": plain, "timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=10)},
         # Retries are ours to make: after a lost answer somebody has to look whether the object is there.

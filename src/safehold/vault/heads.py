@@ -13,11 +13,14 @@ __all__ = ["Head", "Heads"]
 
 
 class Head(msgspec.Struct, frozen=True):
-    """Of one vault: number and digest of the newest gc record met, and the point this machine committed last."""
+    """Of one vault: number and digest of the newest gc record met, the point this machine committed last, and those of its points that
+    disappeared without having been expired.
+    """
 
     gc: int = -1
     digest: str = ""
     point: str = ""
+    missing: tuple[str, ...] = ()
 
 
 class Heads:

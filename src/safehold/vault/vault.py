@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from blake3 import blake3
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, VaultKeyError
+from safehold.model.errors import DamageError, ObjectNotFound, VaultKeyError
 from safehold.ports.store import Store
 from safehold.vault.access import Unlocked, document_owner
 from safehold.vault.catalogue import Catalogue, Point, PointCache, Rejected
 from safehold.vault.disk import DiskTree, StoredDisk
 from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
+from safehold.vault.forget import is_forgotten
 from safehold.vault.heads import Head, Heads
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
@@ -65,11 +67,24 @@ class Vault:
         self.chain: Chain = read_chain(store, self.id, self.trust, seen)
         self.chain.require("read")
         self._writers = read_writers(store, self.id, self.trust)
-        self.problems = [*self.chain.problems, *self._writers.problems]
+        lost = _lost_points(store, self.id, self.trust, head)
+        if lost != head.missing:
+            head = msgspec.structs.replace(head, missing=lost)
+            self._remember(head)
+        gone = [
+            DamageError(
+                "a point that this machine made is gone, and nobody said that it was expired",
+                on=name,
+                remedy='the vault may have been rolled back: see the runbook, "Damaged vault"',
+            )
+            for name in lost
+        ]
+        self.problems = [*self.chain.problems, *self._writers.problems, *gone]
         for problem in self.problems:
             ctx.progress.warn(f"{problem}" + (f" ({problem.remedy})" if problem.remedy else ""))
         if self.chain.record:
-            self._remember(Head(self.chain.record.number, self.chain.digest.hex(), head.point))
+            head = msgspec.structs.replace(head, gc=self.chain.record.number, digest=self.chain.digest.hex())
+            self._remember(head)
         self._writer = writer
         self._secrets = SecretCache(self.id, keyring) if keyring else None
         self._fetcher = Fetcher(store, self.id, self._secrets) if self._secrets else None
@@ -271,14 +286,22 @@ class Vault:
 
     def committed(self, name: str) -> None:
         """Remember the newest point this machine made, so that its disappearance is noticed."""
-        head = self._heads.load(self.id)
-        self._remember(Head(head.gc, head.digest, name))
-
-    @property
-    def remembered_point(self) -> str:
-        """Name of the newest point this machine remembers having made; empty where it remembers none."""
-        return self._heads.load(self.id).point
+        self._remember(msgspec.structs.replace(self._heads.load(self.id), point=name))
 
     def certificate(self, wid: bytes) -> Certificate | None:
         """A writer's certificate."""
         return self.writers.get(wid)
+
+
+def _lost_points(store: Store, vault: bytes, trust: OwnerTrust, head: Head) -> tuple[str, ...]:
+    """Points that this machine made and that are gone, without the owner having said that they are to be forgotten."""
+    lost = []
+    for name in dict.fromkeys((*head.missing, head.point)):
+        try:
+            if not name or store.head(name).size:
+                continue
+        except ObjectNotFound:
+            pass
+        if not is_forgotten(store, vault, trust, name):
+            lost.append(name)
+    return tuple(lost)

@@ -21,24 +21,20 @@ from safehold.model.errors import TargetError
 from safehold.model.files import Entry, printable
 from safehold.ports.tree import OpenFile, Unreadable
 
-__all__ = ["DirectoryTarget", "open_directory"]
+__all__ = ["DirectoryTarget", "check_directory", "open_directory"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES = 128
 
 
-@contextlib.contextmanager
-def open_directory(path: str, *, existing: bool) -> Iterator[DirectoryTarget]:
-    """A directory to restore into. It is made where it is missing; one that has something in it is refused unless `existing`.
-
-    Everything is durable when the block ends. TargetError.
-    """
+def check_directory(path: str, *, existing: bool) -> None:
+    """TargetError where something is in the way: no directory, or one with something in it unless `existing`."""
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        root = DirectoryFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        with os.scandir(root.fd) as entries:
+        with os.scandir(path) as entries:
             full = next(entries, None) is not None
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise TargetError(f"cannot be used as a directory ({error.strerror})", on=path) from error
     if full and not existing:
@@ -47,6 +43,20 @@ def open_directory(path: str, *, existing: bool) -> Iterator[DirectoryTarget]:
             on=path,
             remedy="restore elsewhere, or say --overwrite (replace what is in the way) or --delta (write only what differs)",
         )
+
+
+@contextlib.contextmanager
+def open_directory(path: str, *, existing: bool) -> Iterator[DirectoryTarget]:
+    """A directory to restore into. It is made where it is missing; one that has something in it is refused unless `existing`.
+
+    Everything is durable when the block ends. TargetError.
+    """
+    check_directory(path, existing=existing)
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        root = DirectoryFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        raise TargetError(f"cannot be used as a directory ({error.strerror})", on=path) from error
     target = DirectoryTarget(root, path, replace=existing)
     yield target
     target.sync()

@@ -11,10 +11,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.image.holders import device_holders, file_holders
+from safehold.adapters.image.holders import device_holders, file_holders, open_for_writing
 from safehold.model.errors import TargetError
 
-__all__ = ["DiskTarget", "open_existing", "open_new"]
+__all__ = ["DiskTarget", "check_existing", "check_new", "open_existing", "open_new"]
 
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
 _BLKZEROOUT = 0x127F
@@ -129,8 +129,7 @@ def open_new(path: str, size: int) -> Iterator[DiskTarget]:
     """
     directory = Path(path).parent
     temporary = directory / f".{Path(path).name}.{os.getpid()}.restoring"
-    if os.path.lexists(path):
-        raise TargetError("target exists", on=path, remedy="give another name, or write over it with --overwrite")
+    check_new(path)
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -160,6 +159,38 @@ def open_new(path: str, size: int) -> Iterator[DiskTarget]:
             os.unlink(temporary)
 
 
+def check_new(path: str) -> None:
+    """TargetError where the name is taken."""
+    if os.path.lexists(path):
+        raise TargetError("target exists", on=path, remedy="give another name, or write over it with --overwrite")
+
+
+def check_existing(path: str) -> None:
+    """TargetError where `open_existing` would refuse because of who uses the file or device, or because there is none."""
+    try:
+        _free(path)
+    except OSError as error:
+        raise TargetError(
+            f"cannot be opened ({error.strerror})", on=path, remedy="check the path and the permissions"
+        ) from error
+
+
+def _free(path: str) -> bool:
+    """True for a device, false for a file. TargetError where anybody else uses it."""
+    device = stat.S_ISBLK(os.stat(path).st_mode)
+    holders = [holder.who for holder in (device_holders(path) if device else file_holders(path))]
+    if not holders and not device:
+        # Other users' processes cannot be looked into, but the kernel tells that there is one.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            holders = ["open for writing in a process that cannot be seen from here"] if open_for_writing(fd) else []
+        finally:
+            os.close(fd)
+    if holders:
+        raise TargetError(f"in use: {'; '.join(holders)}", on=path, remedy="unmount or detach it first")
+    return device
+
+
 @contextlib.contextmanager
 def open_existing(path: str, size: int) -> Iterator[DiskTarget]:
     """A device of at least `size` bytes, or a file, which is brought to `size`.
@@ -167,12 +198,7 @@ def open_existing(path: str, size: int) -> Iterator[DiskTarget]:
     TargetError where it is mounted, held or being written by anybody else, whatever the user said.
     """
     try:
-        device = stat.S_ISBLK(os.stat(path).st_mode)
-        holders = device_holders(path) if device else file_holders(path)
-        if holders:
-            raise TargetError(
-                f"in use: {'; '.join(h.who for h in holders)}", on=path, remedy="unmount or detach it first"
-            )
+        device = _free(path)
         # An exclusive open of a block device fails where anything in the kernel holds it.
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if device else 0))
     except OSError as error:

@@ -174,6 +174,7 @@ def store_policy(url: str, writer: WriterKey) -> str:
         f"index/{wid}/*",
         f"sessions/{wid}/*",
         f"points/{wid}/*",
+        "forget/*",
         "packs/*",
         "meta/*",
     ]

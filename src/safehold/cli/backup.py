@@ -8,6 +8,7 @@ from dataclasses import replace
 import click
 
 from safehold.app.backup import BackupOptions, BackupOutcome, back_up, this_host
+from safehold.cli.points import parse_tags
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.compose.wiring import Sources, TreeOptions
 from safehold.model.consistency import Consistency
@@ -68,7 +69,7 @@ def backup(
     With several sources, one that fails does not stop the others; the worst exit code wins. Files that cannot be read are named, and the
     point is partial (exit code 3).
     """
-    options = BackupOptions(Consistency.parse(require) if require else None, _tags(tags), keep, adopt)
+    options = BackupOptions(Consistency.parse(require) if require else None, parse_tags(tags), keep, adopt)
     tree_options = TreeOptions(exclude, exclude_caches, one_file_system, adopt)
     outcomes: list[BackupOutcome] = []
     failures: list[tuple[str, SafeholdError]] = []
@@ -118,16 +119,6 @@ def _resolve(found: Sources, specs: Sequence[str], name: str | None) -> tuple[So
     if ref.name == "-":
         raise UsageError("standard input has no name", on="-", remedy="give it one with --name")
     return source, ref
-
-
-def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
-    tags = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise UsageError("not a tag", on=pair, remedy="write --tag KEY=VALUE")
-        tags[key] = value
-    return tags
 
 
 def _line(outcome: BackupOutcome) -> str:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
 import click
 
+from safehold.app.expire import apply_expiry, plan_expiry, plan_single
+from safehold.app.expire import hold as keep
+from safehold.app.expire import release as end_hold
+from safehold.app.expire import tag as set_tags
 from safehold.app.points import diff_points, select
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.model.context import Context
-from safehold.model.units import format_duration, format_size, format_time
+from safehold.model.errors import DamageError, UsageError
+from safehold.model.units import format_duration, format_size, format_time, parse_span
+from safehold.policies.retention import KeepRules
 from safehold.vault.catalogue import Point
+from safehold.vault.notes import Facts
 from safehold.vault.records import Member
 from safehold.vault.vault import Vault
 
-__all__ = ["diff", "point", "point_document", "points", "read_points"]
+__all__ = ["diff", "parse_tags", "point", "point_document", "points", "read_points"]
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_count = click.IntRange(min=0)
 
 
 def read_points(opened: Vault, ctx: Context) -> list[Point]:
@@ -34,29 +49,50 @@ def points(
 ) -> None:
     """List the points, oldest first: all of them, or those of one RESOURCE."""
     with Run.begin() as run:
-        found = read_points(run.open(access), run.ctx)
+        opened = run.open(access)
+        found = read_points(opened, run.ctx)
+        facts = opened.notes().facts()
     found = [p for p in found if resource is None or resource in p.resources]
     if as_json:
-        print_json({"points": [point_document(p) for p in found]})
+        print_json({"points": [point_document(p, facts.get(p.sid)) for p in found]})
         return
     if not found:
         print("no points" + (f" of {resource}" if resource else ""))
         return
     rows = [
-        [p.id[:8], format_time(p.time), m.name, format_size(m.size), format_size(p.body.stored), m.achieved, _tags(p)]
+        [
+            p.id[:8],
+            format_time(p.time),
+            m.name,
+            format_size(m.size),
+            format_size(p.body.stored),
+            m.achieved,
+            _state(p, facts.get(p.sid)),
+            _tags(p, facts.get(p.sid)),
+        ]
         for p in found
         for m in p.body.members
     ]
-    print_table(["ID", "TIME", "RESOURCE", "SIZE", "ADDED", "CONSISTENCY", "TAGS"], rows)
+    print_table(["ID", "TIME", "RESOURCE", "SIZE", "ADDED", "CONSISTENCY", "STATE", "TAGS"], rows)
 
 
-def _tags(p: Point) -> str:
-    return ",".join(f"{key}={value}" for key, value in p.body.tags.items())
+def _tags(p: Point, facts: Facts | None) -> str:
+    return ",".join(f"{key}={value}" for key, value in (facts or Facts()).tagged(p.body.tags).items())
 
 
-def point_document(p: Point) -> dict[str, object]:
-    """A point as JSON."""
-    body = p.body
+def _state(p: Point, facts: Facts | None) -> str:
+    partial = any(member.partial for member in p.body.members)
+    states = ["partial" if partial else "ok"]
+    if facts is not None and facts.held:
+        states.append("held")
+    if facts is not None and facts.data:
+        states.append("verified")
+    return ",".join(states)
+
+
+def point_document(p: Point, facts: Facts | None) -> dict[str, object]:
+    """A point as JSON, with what the owner noted about it."""
+    body, facts = p.body, facts or Facts()
     return {
         "id": p.id,
         "name": p.name,
@@ -67,7 +103,10 @@ def point_document(p: Point) -> dict[str, object]:
         "run": body.run,
         "started": body.started,
         "finished": body.finished,
-        "tags": body.tags,
+        "tags": facts.tagged(body.tags),
+        "held": facts.held,
+        "verified_structure": facts.structure,
+        "verified_data": facts.data,
         "keep_until_deleted": body.keep,
         "read": body.read,
         "new": body.new,
@@ -83,6 +122,9 @@ def _member_document(member: Member) -> dict[str, object]:
         "kind": member.kind,
         "name": member.name,
         "location": member.location,
+        "more": list(member.more),
+        "entries": member.entries,
+        "partial": list(member.partial),
         "size": member.size,
         "block_size": member.block_size,
         "consistency_asked": member.asked,
@@ -113,9 +155,11 @@ point.add_command(points, "list")
 def show(selector: str, access: Access, as_json: bool) -> None:
     """Everything that is known of one point."""
     with Run.begin() as run:
-        p = select(read_points(run.open(access), run.ctx), selector)
+        opened = run.open(access)
+        p = select(read_points(opened, run.ctx), selector)
+        facts = opened.notes().facts().get(p.sid)
     if as_json:
-        print_json(point_document(p))
+        print_json(point_document(p, facts))
         return
     body = p.body
     print(f"point        {p.id}")
@@ -123,15 +167,148 @@ def show(selector: str, access: Access, as_json: bool) -> None:
     print(
         f"made by      {body.host}, {body.program}, run {body.run}, in {format_duration(body.finished - body.started)}"
     )
-    print(f"tags         {_tags(p) or 'none'}" + ("; kept until deleted" if body.keep else ""))
+    print(f"tags         {_tags(p, facts) or 'none'}" + ("; kept until deleted" if body.keep else ""))
+    print(f"state        {_state(p, facts)}" + (f" ({facts.held})" if facts and facts.held else ""))
     print(
         f"read         {format_size(body.read)}, of it new {format_size(body.new)}, stored {format_size(body.stored)}"
     )
     for m in body.members:
         print(f"{m.kind:<12} {m.name}, {format_size(m.size)}, from {m.location}")
         print(f"consistency  {m.achieved} ({m.asked} asked for)")
+        for problem in m.partial:
+            print(f"  missing    {problem}")
         for c in m.topology.contents if m.topology else ():
             print(f"  at {c.offset:<10} {c.type} {c.uuid} {c.label}".rstrip())
+
+
+@point.command()
+@click.argument("selector", metavar="RESOURCE@WHEN")
+@click.option("--reason", default="held", show_default=True, help="Shown wherever the point is listed.")
+@vault_options
+def hold(selector: str, reason: str, access: Access) -> None:
+    """Keep a point whatever the rules say, until it is released."""
+    with Run.begin() as run:
+        done = keep(run.open(access), selector, reason)
+    print(f"point {done.id[:8]} is held: {reason}")
+
+
+@point.command()
+@click.argument("selector", metavar="RESOURCE@WHEN")
+@vault_options
+def release(selector: str, access: Access) -> None:
+    """End a hold."""
+    with Run.begin() as run:
+        done = end_hold(run.open(access), selector)
+    print(f"point {done.id[:8]} is no longer held")
+
+
+@point.command()
+@click.argument("selector", metavar="RESOURCE@WHEN")
+@click.argument("tags", nargs=-1, metavar="K=V...")
+@click.option("--remove", multiple=True, metavar="K", help="Take this tag away.")
+@vault_options
+def tag(selector: str, tags: tuple[str, ...], remove: tuple[str, ...], access: Access) -> None:
+    """Set tags of a point, or take them away."""
+    changes: dict[str, str | None] = {**parse_tags(tags), **dict.fromkeys(remove)}
+    if not changes:
+        raise UsageError("no tag given", remedy="write KEY=VALUE, or --remove KEY")
+    with Run.begin() as run:
+        done = set_tags(run.open(access), selector, changes)
+    print(f"point {done.id[:8]} tagged")
+
+
+def keep_options(function: _F) -> _F:
+    """The keep rules, each as an option."""
+    for option in (
+        click.option("--keep-tag", "tags", multiple=True, metavar="K[=V]", help="All points with this tag."),
+        click.option("--hanoi", type=_count, default=0, help="So many points at distances of 1, 2, 4, … days."),
+        click.option("--window", metavar="SPAN", help="All points of the last SPAN (35d, 12h), and the one before."),
+        click.option("--keep-yearly", "yearly", type=_count, default=0, help="The newest of so many years."),
+        click.option("--keep-monthly", "monthly", type=_count, default=0, help="The newest of so many months."),
+        click.option("--keep-weekly", "weekly", type=_count, default=0, help="The newest of so many weeks."),
+        click.option("--keep-daily", "daily", type=_count, default=0, help="The newest of so many days."),
+        click.option("--keep-hourly", "hourly", type=_count, default=0, help="The newest of so many hours."),
+        click.option("--keep-last", "last", type=_count, default=0, help="The newest so many points."),
+    ):
+        function = option(function)
+    return function
+
+
+@point.command()
+@click.argument("resources", nargs=-1, metavar="[RESOURCE|POINT]...")
+@keep_options
+@click.option("--dry-run", is_flag=True, help="Say what would expire and why the rest is kept, and stop.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@vault_options
+@json_option
+def expire(
+    resources: tuple[str, ...],
+    window: str | None,
+    dry_run: bool,
+    yes: bool,
+    access: Access,
+    as_json: bool,
+    **counts: Any,
+) -> int:
+    """Let points go: those of each RESOURCE (a shell pattern; all without one) that no keep rule keeps, or single ones by RESOURCE@ID.
+
+    The newest point, the only verified one, and points that are held or in use always stay. What they alone needed leaves the vault with the
+    next `vault prune`.
+    """
+    rules = KeepRules(window=_span(window), **counts)
+    single = [one for one in resources if "@" in one]
+    if single and (len(single) < len(resources) or not rules.empty):
+        raise UsageError("single points and rules exclude each other", on=" ".join(resources))
+    damaged = 0
+    with Run.begin() as run:
+        opened = run.open(access)
+        if single:
+            expiring = plan_single(opened, single)
+            told: list[tuple[Point, tuple[str, ...]]] = [(p, ()) for p in expiring]
+        else:
+            plan = plan_expiry(opened, resources, rules, datetime.now().astimezone().tzinfo or UTC, run.ctx)
+            expiring = plan.expiring
+            told = [(p, d.reasons) for p, d in plan.decisions]
+            for finding in plan.damaged.found:
+                run.ctx.progress.warn(f"{finding.on} (point {finding.point[:8]}): {finding.what}")
+            damaged = DamageError.exit_code if plan.damaged.found else 0
+        if not as_json:
+            rows = [
+                [p.id[:8], format_time(p.time), ",".join(p.resources), ", ".join(reasons) if reasons else "EXPIRES"]
+                for p, reasons in told
+            ]
+            print_table(["ID", "TIME", "RESOURCE", "KEPT BY"], rows)
+        if expiring and not dry_run:
+            if not yes:
+                click.confirm(f"Expire {len(expiring)} of {len(told)} points?", abort=True, err=True)
+            apply_expiry(opened, expiring, run.ctx)
+    if as_json:
+        points = [{"id": p.id, "resources": p.resources, "time": p.time, "kept_by": list(why)} for p, why in told]
+        print_json({"dry_run": dry_run, "points": points, "expired": [] if dry_run else [p.id for p in expiring]})
+    else:
+        verb = "would expire" if dry_run else "expired"
+        print(f"{len(expiring)} of {len(told)} points {verb}")
+    return damaged
+
+
+def _span(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise UsageError(str(error), on="--window") from error
+
+
+def parse_tags(pairs: Sequence[str]) -> dict[str, str]:
+    """`K=V` pairs. UsageError."""
+    tags = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError("not a tag", on=pair, remedy="write KEY=VALUE")
+        tags[key] = value
+    return tags
 
 
 @click.command()

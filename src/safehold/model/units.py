@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-__all__ = ["format_duration", "format_rate", "format_size", "format_time", "parse_size"]
+__all__ = ["format_duration", "format_rate", "format_size", "format_time", "parse_size", "parse_span"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
@@ -44,3 +44,14 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError(f"{text!r} is no size: write 512K, 100G or a number of bytes")
     return int(float(match[1]) * 1024 ** " KMGTP".index(match[2].upper() or " "))
+
+
+_SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
+
+
+def parse_span(text: str) -> float:
+    """`35d`, `26h`, `90m`, `2w`, `1y`, `30s` → seconds. ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdwy])", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is no span of time: write 26h, 35d or 12w")
+    return float(match[1]) * _SPANS[match[2]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import msgspec
 
@@ -13,11 +12,12 @@ from safehold.vault.envelope import decode, open_object
 from safehold.vault.fetch import SecretCache
 from safehold.vault.names import Kind, commit_name, kind_of, writer_name
 from safehold.vault.records import Certificate, PointBody, PointObject
-from safehold.vault.sealing import SessionSecret, open_body, seal_body
+from safehold.vault.sealed_cache import SealedCache
+from safehold.vault.sealing import SessionSecret, open_body
 from safehold.vault.trust import Writers
 from safehold.vault.writers import allows
 
-__all__ = ["Catalogue", "Point", "PointCache", "Rejected", "choose"]
+__all__ = ["CachedPoint", "Catalogue", "Point", "Rejected", "choose"]
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -57,40 +57,13 @@ class _Void(Exception):
     """A sound point that the owner decided not to count."""
 
 
-class _Cached(msgspec.Struct, frozen=True):
+class CachedPoint(msgspec.Struct, frozen=True):
+    """A point as it is remembered on this machine."""
+
     size: int
     digest: bytes
     dedup_key: bytes
     body: PointBody
-
-
-class PointCache:
-    """Points opened before, in one file sealed under a key of the owner's. Can be thrown away at any time."""
-
-    _NAME = "point cache"
-
-    def __init__(self, path: Path, vault: bytes, key: bytes) -> None:
-        self._path, self._vault, self._key = path, vault, key
-
-    def load(self) -> dict[str, _Cached]:
-        """By object name; anything unreadable counts as empty."""
-        try:
-            plain = open_body(self._key, self._vault, self._NAME, self._path.read_bytes())
-            return msgspec.msgpack.decode(plain, type=dict[str, _Cached])
-        except (OSError, DamageError, msgspec.MsgspecError):
-            return {}
-
-    def store(self, entries: dict[str, _Cached]) -> None:
-        """Replace the file; a machine without room for it goes on without."""
-        sealed = seal_body(self._key, self._vault, self._NAME, msgspec.msgpack.encode(entries))
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = self._path.with_suffix(".new")
-            fresh.write_bytes(sealed)
-            fresh.chmod(0o600)
-            fresh.replace(self._path)
-        except OSError:
-            return
 
 
 class Catalogue:
@@ -104,13 +77,15 @@ class Catalogue:
         writers: Writers,
         allowed: Callable[[Certificate], tuple[str, ...]],
         revoked: dict[bytes, float],
-        cache: PointCache | None,
+        forgotten: Callable[[str], bool],
+        cache: SealedCache[CachedPoint] | None,
     ) -> None:
         """`allowed` gives a writer's resource patterns; `revoked` the store time from when on a writer's points do
-        not count.
+        not count; `forgotten` tells of a point's name whether the owner expired it.
         """
         self._store, self._vault, self._secrets = store, vault, secrets
         self._writers, self._allowed, self._revoked = writers, allowed, revoked
+        self._forgotten = forgotten
         self._cache = cache
 
     def read(self) -> tuple[list[Point], list[Rejected]]:
@@ -118,7 +93,7 @@ class Catalogue:
         neither.
         """
         cached = self._cache.load() if self._cache else {}
-        entries: dict[str, _Cached] = {}
+        entries: dict[str, CachedPoint] = {}
         points: list[Point] = []
         rejected: list[Rejected] = []
         for stamp in self._store.list(Kind.POINT.prefix + "/"):
@@ -126,6 +101,8 @@ class Catalogue:
                 continue
             if kind_of(stamp.name) is not Kind.POINT:
                 rejected.append(Rejected(stamp.name, "not the name of a point"))
+                continue
+            if self._forgotten(stamp.name):
                 continue
             try:
                 entry = cached.get(stamp.name)
@@ -142,7 +119,7 @@ class Catalogue:
             self._cache.store(entries)
         return sorted(points, key=lambda p: (p.time, p.name)), rejected
 
-    def _open(self, stamp: Stamp) -> _Cached:
+    def _open(self, stamp: Stamp) -> CachedPoint:
         wid = bytes.fromhex(stamp.name.split("/")[1])
         stored = self._store.get(stamp.name)
         opened = open_object(stamp.name, stored)
@@ -154,9 +131,9 @@ class Catalogue:
             raise DamageError("point carries the key of another session", on=stamp.name)
         secret: SessionSecret = self._secrets.open(record.key, on=stamp.name)
         body = decode(open_body(secret.session_key, self._vault, stamp.name, record.sealed), PointBody, stamp.name)
-        return _Cached(len(stored), opened.digest, secret.dedup_key, body)
+        return CachedPoint(len(stored), opened.digest, secret.dedup_key, body)
 
-    def _accept(self, stamp: Stamp, entry: _Cached) -> Point:
+    def _accept(self, stamp: Stamp, entry: CachedPoint) -> Point:
         _, wid_text, sid_text = stamp.name.split("/")
         wid = bytes.fromhex(wid_text)
         certificate = self._writers.certificates[wid]

@@ -1,15 +1,23 @@
-"""Intents to expire points: what an owner signed before deleting one."""
+"""Expiring points: an intent first, then the session, then the point.
+
+The intent comes first so that whoever pins the point at the same moment is noticed: a pinner looks for an intent after pinning, and this
+looks for pins after the intent; one of the two sees the other. The session goes before the point, so that a writer who still tries to
+commit it finds that it has ended. An intent stays: a point that comes back behind it (a put that the network delivers late) does not count.
+"""
 
 from __future__ import annotations
 
-from safehold.model.errors import DamageError, ObjectNotFound
+from collections.abc import Callable
+
+from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
 from safehold.ports.store import Store
-from safehold.vault.envelope import decode, open_object
-from safehold.vault.names import forget_name
-from safehold.vault.records import Forget
+from safehold.vault.envelope import close, decode, encode, open_object
+from safehold.vault.keys import OwnerKey
+from safehold.vault.names import Kind, commit_name, forget_name, kind_of, session_name
+from safehold.vault.records import Forget, Pin
 from safehold.vault.trust import OwnerTrust
 
-__all__ = ["is_forgotten"]
+__all__ = ["Expiry", "forgotten_points", "is_forgotten", "pinned_points"]
 
 
 def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> bool:
@@ -23,3 +31,94 @@ def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> b
     except (ObjectNotFound, DamageError):
         return False
     return record.point == wanted
+
+
+def forgotten_points(store: Store, vault: bytes, trust: OwnerTrust) -> Callable[[str], bool]:
+    """Tells of a point's object name whether the owner expired it; the intents are listed once."""
+    intents = {stamp.name for stamp in store.list(Kind.FORGET.prefix + "/")}
+
+    def forgotten(point: str) -> bool:
+        intent = forget_name(bytes.fromhex(point.rpartition("/")[2]))
+        return intent in intents and is_forgotten(store, vault, trust, point)
+
+    return forgotten
+
+
+def pinned_points(store: Store, vault: bytes, trust: OwnerTrust) -> dict[str, str]:
+    """Points that something depends on, as `<wid>/<sid>`, with the pin's name. DamageError for a pin that cannot be read: it may be of
+    any point.
+    """
+    pinned: dict[str, str] = {}
+    for stamp in store.list(Kind.PIN.prefix + "/"):
+        try:
+            opened = open_object(stamp.name, store.get(stamp.name))
+            record = decode(opened.payload, Pin, stamp.name)
+            trust.check(vault, opened, record.generation)
+        except ObjectNotFound:
+            continue
+        except ValueError:
+            raise DamageError("not a pin", on=stamp.name, remedy="nothing is expired while it is there") from None
+        pinned[record.point] = stamp.name
+    return pinned
+
+
+class Expiry:
+    """Lets single points go, whatever the reason."""
+
+    def __init__(self, store: Store, vault: bytes, trust: OwnerTrust, owner: OwnerKey, recycle: float) -> None:
+        """`recycle` is how many seconds an expired point stays in the store, out of sight."""
+        self._store, self._vault, self._trust, self._owner = store, vault, trust, owner
+        self._recycle = recycle
+
+    def pinned(self) -> dict[str, str]:
+        """See `pinned_points`."""
+        return pinned_points(self._store, self._vault, self._trust)
+
+    def forget(self, wid: bytes, sid: bytes) -> None:
+        """Expire a point: it no longer counts when this returns. UsageError where something depends on it."""
+        point = f"{wid.hex()}/{sid.hex()}"
+        self._refuse_pinned(point)
+        name = forget_name(sid)
+        stored = close(self._vault, name, encode(Forget(self._owner.generation, point)), self._owner.sign)
+        try:
+            self._store.put(name, [stored])
+        except ObjectExists:
+            if not is_forgotten(self._store, self._vault, self._trust, commit_name(wid, sid)):
+                raise DamageError(
+                    "an intent to expire the point is damaged", on=name, remedy="delete the object"
+                ) from None
+        try:
+            self._refuse_pinned(point)
+        except UsageError:
+            self._store.delete(name)
+            raise
+
+    def _refuse_pinned(self, point: str) -> None:
+        pin = self.pinned().get(point)
+        if pin is not None:
+            raise UsageError(
+                "something depends on this point",
+                on=f"{point} ({pin})",
+                remedy="detach the volume or end the copy first",
+            )
+
+    def collect(self, now: float) -> int:
+        """Delete the points that were expired long enough ago; returns how many. `now` is the store's time.
+
+        Also finishes what an interrupted expiry left.
+        """
+        done = 0
+        forgotten = forgotten_points(self._store, self._vault, self._trust)
+        intents = {stamp.name: stamp.time for stamp in self._store.list(Kind.FORGET.prefix + "/")}
+        for stamp in list(self._store.list(Kind.POINT.prefix + "/")):
+            if kind_of(stamp.name) is not Kind.POINT or not stamp.size or not forgotten(stamp.name):
+                continue
+            _, wid, sid = stamp.name.split("/")
+            if intents[forget_name(bytes.fromhex(sid))] + self._recycle > now:
+                continue
+            first = session_name(bytes.fromhex(wid), bytes.fromhex(sid))
+            for session in list(self._store.list(first)):
+                self._store.delete(session.name)
+            self._store.delete(stamp.name)
+            done += 1
+        return done

@@ -3,27 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectExists
-from safehold.ports.store import Store
+from safehold.ports.store import Stamp, Store
 from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.keys import Keyring, OwnerKey, seal_to, unseal_with
 from safehold.vault.names import Kind, note_name
 from safehold.vault.records import Note, NoteBody
+from safehold.vault.sealed_cache import SealedCache
 from safehold.vault.trust import OwnerTrust
 
-__all__ = ["Notes"]
+__all__ = ["Facts", "FoundNote", "Notes"]
+
+
+class FoundNote(msgspec.Struct, frozen=True):
+    """A note, its subject, and the store's time of it."""
+
+    subject: bytes
+    time: float
+    body: NoteBody
+
+
+@dataclass
+class Facts:
+    """What the owner noted about a point: why it is held (empty: it is not), tags set since and taken away, and when it was last seen
+    whole in its structure and in its data (store's time, 0 for never).
+    """
+
+    held: str = ""
+    tags: dict[str, str | None] = field(default_factory=dict)
+    structure: float = 0.0
+    data: float = 0.0
+
+    def learn(self, time: float, body: NoteBody) -> None:
+        """Take the next note in."""
+        data = body.data
+        if body.kind == "hold":
+            self.held = str(data.get("reason") or "held")
+        elif body.kind == "release":
+            self.held = ""
+        elif body.kind == "tag":
+            self.tags.update({str(key): None if value is None else str(value) for key, value in data.items()})
+        elif body.kind == "verified":
+            self.structure = max(self.structure, time)
+            if data.get("depth") == "data":
+                # The proof is as old as the oldest read that it rests on.
+                self.data = max(self.data, min(time, float(data.get("since", time))))
+
+    def tagged(self, made_with: dict[str, str]) -> dict[str, str]:
+        """The tags in force of a point that was made with some."""
+        both: dict[str, str | None] = {**made_with, **self.tags}
+        return {key: value for key, value in both.items() if value is not None}
 
 
 class Notes:
     """Reads and adds notes of one vault."""
 
     def __init__(
-        self, store: Store, vault: bytes, trust: OwnerTrust, keyring: Keyring, owner: OwnerKey, ctx: Context
+        self,
+        store: Store,
+        vault: bytes,
+        trust: OwnerTrust,
+        keyring: Keyring,
+        owner: OwnerKey,
+        cache: SealedCache[FoundNote],
+        ctx: Context,
     ) -> None:
         self._store, self._vault, self._trust = store, vault, trust
         self._keyring, self._owner, self._ctx = keyring, owner, ctx
+        self._cache = cache
+        self._found: list[FoundNote] | None = None
 
     def _info(self, name: str) -> bytes:
         return b"SH1 note" + self._vault + name.encode()
@@ -41,19 +94,21 @@ class Notes:
             except ObjectExists:
                 number += 1
             else:
+                self._found = None
                 return name
 
     def about(self, subject: bytes) -> Iterator[NoteBody]:
         """Every note about one subject, oldest first; unreadable ones are warned of and left out."""
-        for _, _, body in self._read(f"notes/{subject.hex()}/"):
-            yield body
+        for found in self.all():
+            if found.subject == subject:
+                yield found.body
 
     def revocations(self) -> dict[bytes, float]:
         """Writers that were revoked, by id, with the store's time of the note."""
         revoked: dict[bytes, float] = {}
-        for subject, time, body in self._read(Kind.NOTE.prefix + "/"):
-            if body.kind == "revoked":
-                revoked[subject] = min(time, revoked.get(subject, time))
+        for found in self.all():
+            if found.body.kind == "revoked":
+                revoked[found.subject] = min(found.time, revoked.get(found.subject, found.time))
         return revoked
 
     def remember_kit(self) -> None:
@@ -67,16 +122,41 @@ class Notes:
             n.kind == "kit" and n.data.get("generation") == self._owner.generation for n in self.about(self._vault)
         )
 
-    def _read(self, prefix: str) -> Iterator[tuple[bytes, float, NoteBody]]:
-        for stamp in self._store.list(prefix):
+    def facts(self) -> dict[bytes, Facts]:
+        """What the notes say of each point, by session id."""
+        facts: dict[bytes, Facts] = {}
+        for found in self.all():
+            facts.setdefault(found.subject, Facts()).learn(found.time, found.body)
+        return facts
+
+    def all(self) -> list[FoundNote]:
+        """Every note, of each subject the oldest first; unreadable ones are warned of and left out."""
+        if self._found is None:
+            self._found = list(self._read())
+        return self._found
+
+    def _read(self) -> Iterator[FoundNote]:
+        cached = self._cache.load()
+        entries: dict[str, FoundNote] = {}
+        for stamp in self._store.list(Kind.NOTE.prefix + "/"):
+            found = cached.get(stamp.name)
             try:
-                opened = open_object(stamp.name, self._store.get(stamp.name))
-                record = decode(opened.payload, Note, stamp.name)
-                self._trust.check(self._vault, opened, record.generation)
-                key = self._keyring.get(record.generation).seal
-                plain = unseal_with(key, record.sealed, self._info(stamp.name), on=stamp.name)
-                yield bytes.fromhex(stamp.name.split("/")[1]), stamp.time, decode(plain, NoteBody, stamp.name)
+                if found is None or found.time != stamp.time:
+                    found = self._open(stamp)
             except DamageError as error:
                 self._ctx.progress.warn(f"a note cannot be read: {error}")
             except ValueError:
                 self._ctx.progress.warn(f"not a note: {stamp.name}")
+            else:
+                entries[stamp.name] = found
+                yield found
+        if entries.keys() != cached.keys():
+            self._cache.store(entries)
+
+    def _open(self, stamp: Stamp) -> FoundNote:
+        opened = open_object(stamp.name, self._store.get(stamp.name))
+        record = decode(opened.payload, Note, stamp.name)
+        self._trust.check(self._vault, opened, record.generation)
+        key = self._keyring.get(record.generation).seal
+        plain = unseal_with(key, record.sealed, self._info(stamp.name), on=stamp.name)
+        return FoundNote(bytes.fromhex(stamp.name.split("/")[1]), stamp.time, decode(plain, NoteBody, stamp.name))

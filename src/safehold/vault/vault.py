@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -14,22 +15,26 @@ from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectNotFound, VaultKeyError
 from safehold.ports.store import Store
 from safehold.vault.access import Unlocked, document_owner
-from safehold.vault.catalogue import Catalogue, Point, PointCache, Rejected
+from safehold.vault.catalogue import CachedPoint, Catalogue, Point, Rejected
 from safehold.vault.disk import DiskTree, StoredDisk
 from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
-from safehold.vault.forget import is_forgotten
+from safehold.vault.forget import Expiry, forgotten_points, is_forgotten
 from safehold.vault.heads import Head, Heads
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
 from safehold.vault.names import run_name, writer_name
-from safehold.vault.notes import Notes
+from safehold.vault.notes import FoundNote, Notes
 from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SessionInfo, VaultDocument
+from safehold.vault.sealed_cache import SealedCache
 from safehold.vault.session import Session
 from safehold.vault.tree import StoredTree
 from safehold.vault.trust import Chain, OwnerTrust, read_chain, read_writers
 from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate, writer_from_secret
 
 __all__ = ["Places", "Vault"]
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -162,11 +167,16 @@ class Vault:
 
     def notes(self) -> Notes:
         """The owner's notes in this vault."""
-        return Notes(self.store, self.id, self.trust, self._require_keyring(), self.owner_key, self.ctx)
+        cache = self._sealed_cache("notes", FoundNote)
+        return Notes(self.store, self.id, self.trust, self._require_keyring(), self.owner_key, cache, self.ctx)
+
+    def expiry(self) -> Expiry:
+        """Lets points go; for the owner only."""
+        return Expiry(self.store, self.id, self.trust, self.owner_key, self.parameters.recycle)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def catalogue(self, cache: PointCache | None) -> Catalogue:
+    def catalogue(self, cache: SealedCache[CachedPoint] | None) -> Catalogue:
         """The points; for the owner only."""
         keyring, secrets = self._require_keyring(), self._secrets
         assert secrets is not None
@@ -177,19 +187,20 @@ class Vault:
             self._writers,
             lambda certificate: open_certificate(self.id, keyring, certificate).resources,
             self.notes().revocations(),
+            forgotten_points(self.store, self.id, self.trust),
             cache,
         )
 
-    def _point_cache(self) -> PointCache:
+    def _sealed_cache(self, name: str, type_: type[_T]) -> SealedCache[_T]:
         oldest = self._require_keyring().generations[0]
         key = blake3(oldest.seed, derive_key_context="safehold 1 point cache").digest()
-        return PointCache(self._places.cache / self.id.hex() / "points", self.id, key)
+        return SealedCache(self._places.cache / self.id.hex() / name, self.id, key, type_)
 
     def points(self, *, fresh: bool = False) -> tuple[list[Point], list[Rejected]]:
         """Every point, oldest first, and what claims to be one and is not; `fresh` reads all of them from the store
         itself.
         """
-        return self.catalogue(None if fresh else self._point_cache()).read()
+        return self.catalogue(None if fresh else self._sealed_cache("points", CachedPoint)).read()
 
     @property
     def fetcher(self) -> Fetcher:
@@ -245,6 +256,14 @@ class Vault:
     def tree_cache(self, resource: str) -> Path:
         """Where this machine remembers the last backup of a tree."""
         return self._places.cache / self.id.hex() / "trees" / blake3(resource.encode()).hexdigest()[:32]
+
+    def store_time(self) -> float:
+        """The store's clock, to the moment: the time that it gives to a note, which then goes again."""
+        name = self.notes().add(self.id, "upkeep", {})
+        try:
+            return self.store.head(name).time
+        finally:
+            self.store.delete(name)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

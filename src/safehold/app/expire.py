@@ -1,0 +1,163 @@
+"""Holding, tagging and expiring points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+from fnmatch import fnmatchcase
+
+from safehold.app.points import select
+from safehold.model.context import Context
+from safehold.model.errors import UsageError
+from safehold.policies.retention import Candidate, Decision, KeepRules, decide
+from safehold.recovery.verify import Findings, verify_structure
+from safehold.vault.catalogue import Point
+from safehold.vault.notes import Facts
+from safehold.vault.vault import Vault
+
+__all__ = ["ExpiryPlan", "apply_expiry", "hold", "plan_expiry", "plan_single", "release", "tag"]
+
+
+@dataclass(frozen=True)
+class ExpiryPlan:
+    """What would happen to each point, by the store's time `now`, and points whose structure had to be looked at and is not whole."""
+
+    now: float
+    decisions: list[tuple[Point, Decision]]
+    damaged: Findings
+
+    @property
+    def expiring(self) -> list[Point]:
+        """The points that nothing keeps."""
+        return [point for point, decision in self.decisions if not decision.keep]
+
+
+def _candidates(vault: Vault, points: Sequence[Point], facts: dict[bytes, Facts]) -> list[Candidate]:
+    pinned = vault.expiry().pinned()
+    out = []
+    for point in points:
+        known = facts.get(point.sid, Facts())
+        kept = []
+        if known.held:
+            kept.append(f"held: {known.held}")
+        if point.name.removeprefix("points/") in pinned:
+            kept.append("pinned")
+        if point.body.keep:
+            kept.append("kept until deleted")
+        certificate = vault.certificate(point.wid)
+        out.append(
+            Candidate(
+                point.id,
+                point.resources,
+                point.time,
+                known.tagged(point.body.tags),
+                own=certificate is not None and not certificate.exported,
+                sound=bool(known.structure or known.data),
+                verified=bool(known.data),
+                kept=tuple(kept),
+            )
+        )
+    return out
+
+
+def plan_expiry(vault: Vault, patterns: Sequence[str], rules: KeepRules, zone: tzinfo, ctx: Context) -> ExpiryPlan:
+    """Apply the rules to the resources that fit one of the shell patterns (none: all). UsageError for rules that keep nothing.
+
+    Points of exported writers whose structure nobody verified yet are verified first; those found whole are noted as such.
+    """
+    if rules.empty:
+        raise UsageError(
+            "no rule says what to keep", remedy="give at least one --keep-… rule, or name single points: RESOURCE@ID"
+        )
+    points = [
+        p
+        for p in vault.points()[0]
+        if not patterns or any(fnmatchcase(name, one) for name in p.resources for one in patterns)
+    ]
+    if patterns and not points:
+        raise UsageError(
+            "no points of these resources", on=" ".join(patterns), remedy="see what there is: safehold points"
+        )
+    damaged = _verify_new(vault, points, ctx)
+    # By the store's clock: this machine's may be years ahead.
+    now = vault.store_time()
+    decisions = decide(
+        _candidates(vault, points, vault.notes().facts()),
+        rules,
+        now,
+        minimum_age=vault.parameters.minimum_age,
+        zone=zone,
+    )
+    by_id = {point.id: point for point in points}
+    return ExpiryPlan(now, [(by_id[decision.point.id], decision) for decision in decisions], damaged)
+
+
+def _verify_new(vault: Vault, points: Sequence[Point], ctx: Context) -> Findings:
+    notes = vault.notes()
+    facts = notes.facts()
+    foreign = {wid for wid, certificate in vault.writers.items() if certificate.exported}
+    fresh = [p for p in points if p.wid in foreign and not facts.get(p.sid, Facts()).structure]
+    if not fresh:
+        return Findings()
+    ctx.progress.start("verify new points", None)
+    findings = verify_structure(vault, fresh, ctx)
+    ctx.progress.done()
+    bad = {finding.point for finding in findings.found}
+    for point in fresh:
+        if point.id not in bad:
+            notes.add(point.sid, "verified", {"depth": "structure"})
+    return findings
+
+
+def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point]:
+    """The points that are named one by one. UsageError for one that is held or that something depends on."""
+    points = vault.points()[0]
+    facts, pinned = vault.notes().facts(), vault.expiry().pinned()
+    chosen = [select(points, selector) for selector in selectors]
+    for point in chosen:
+        held = facts.get(point.sid, Facts()).held
+        if held:
+            raise UsageError(
+                f"point is held ({held})",
+                on=point.id,
+                remedy=f"safehold point release {point.resources[0]}@{point.id[:8]}",
+            )
+        if point.name.removeprefix("points/") in pinned:
+            raise UsageError(
+                "something depends on this point", on=point.id, remedy="detach the volume or end the copy first"
+            )
+    return chosen
+
+
+def apply_expiry(vault: Vault, points: Sequence[Point], ctx: Context) -> int:
+    """Expire points. Returns how many left the store; with a recycle period the others follow when it is over."""
+    expiry = vault.expiry()
+    for point in points:
+        ctx.cancel.check()
+        expiry.forget(point.wid, point.sid)
+    return expiry.collect(vault.store_time())
+
+
+def hold(vault: Vault, selector: str, reason: str) -> Point:
+    """Keep a point whatever the rules say, until it is released."""
+    point = select(vault.points()[0], selector)
+    vault.notes().add(point.sid, "hold", {"reason": reason})
+    return point
+
+
+def release(vault: Vault, selector: str) -> Point:
+    """End a hold. UsageError where there is none."""
+    point = select(vault.points()[0], selector)
+    notes = vault.notes()
+    if not notes.facts().get(point.sid, Facts()).held:
+        raise UsageError("point is not held", on=point.id)
+    notes.add(point.sid, "release", {})
+    return point
+
+
+def tag(vault: Vault, selector: str, changes: dict[str, str | None]) -> Point:
+    """Set tags, or take them away (None)."""
+    point = select(vault.points()[0], selector)
+    vault.notes().add(point.sid, "tag", dict(changes))
+    return point

@@ -1,0 +1,43 @@
+"""A dictionary that this machine remembers in one file, sealed under a key of the owner's. Can be thrown away at any time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from safehold.model.errors import DamageError
+from safehold.vault.sealing import open_body, seal_body
+
+__all__ = ["SealedCache"]
+
+_T = TypeVar("_T")
+
+
+class SealedCache(Generic[_T]):
+    """Entries of one type by object name."""
+
+    def __init__(self, path: Path, vault: bytes, key: bytes, type_: type[_T]) -> None:
+        self._path, self._vault, self._key = path, vault, key
+        self._name = f"{path.name} cache"
+        self._decoder = msgspec.msgpack.Decoder(dict[str, type_])  # type: ignore[valid-type]
+
+    def load(self) -> dict[str, _T]:
+        """By object name; anything unreadable counts as empty."""
+        try:
+            return self._decoder.decode(open_body(self._key, self._vault, self._name, self._path.read_bytes()))
+        except (OSError, DamageError, msgspec.MsgspecError, UnicodeDecodeError):
+            return {}
+
+    def store(self, entries: dict[str, _T]) -> None:
+        """Replace the file; a machine without room for it goes on without."""
+        sealed = seal_body(self._key, self._vault, self._name, msgspec.msgpack.encode(entries))
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = self._path.with_suffix(".new")
+            fresh.write_bytes(sealed)
+            fresh.chmod(0o600)
+            fresh.replace(self._path)
+        except OSError:
+            return

@@ -1,0 +1,82 @@
+"""Holding, tagging and expiring points, with the installed program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safehold.testing.program import Program
+
+
+@pytest.fixture
+def ids(program: Program, vault: Path, tmp_path: Path) -> list[str]:
+    """Six points of a small disk, oldest first."""
+    disk = tmp_path / "disk.img"
+    out = []
+    for n in range(6):
+        disk.write_bytes(b"%d" % n * 5000)
+        out.append(program.json("backup", disk)["points"][0]["point"])
+    return out
+
+
+def test_rules_and_holds(program: Program, ids: list[str], tmp_path: Path) -> None:
+    program.run("point", "hold", f"disk@{ids[0]}", "--reason", "lawsuit 17")
+    program.run("point", "tag", f"disk@{ids[1]}", "legal=yes", "env=prod")
+    rules = ("--keep-last", "2", "--keep-tag", "legal", "--keep-daily", "1")
+    dry = program.json("point", "expire", *rules, "--dry-run")
+    kept = {p["id"]: p["kept_by"] for p in dry["points"]}
+    assert kept[ids[0]] == ["held: lawsuit 17"]
+    assert kept[ids[1]] == ["tag"]
+    assert kept[ids[2]] == kept[ids[3]] == []
+    assert kept[ids[5]] == ["last", "daily", "newest"]
+    assert len(program.json("points")["points"]) == 6
+    assert "EXPIRES" in program.run("point", "expire", *rules, "--dry-run").stdout
+    done = program.json("point", "expire", *rules, "--yes")
+    assert done["expired"] == [ids[2], ids[3]]
+    left = program.json("points")["points"]
+    assert [p["id"] for p in left] == [ids[0], ids[1], ids[4], ids[5]]
+    assert left[0]["held"] == "lawsuit 17"
+    assert left[1]["tags"] == {"legal": "yes", "env": "prod"}
+    for n in (0, 5):
+        program.run("restore", f"disk@{ids[n]}", "--to", tmp_path / f"out{n}")
+        assert (tmp_path / f"out{n}").read_bytes() == b"%d" % n * 5000
+    assert "is gone" not in program.run("verify", "--data").stderr
+    # Held, however it is asked for; then no longer.
+    assert "lawsuit 17" in program.run("point", "expire", f"disk@{ids[0]}", "--yes", code=2).stderr
+    program.run("point", "release", f"disk@{ids[0]}")
+    program.run("point", "expire", f"disk@{ids[0]}", "--yes")
+    program.run("point", "tag", f"disk@{ids[1]}", "--remove", "legal")
+    assert program.json("point", "show", f"disk@{ids[1]}")["tags"] == {"env": "prod"}
+    assert program.json("point", "expire", *rules, "--yes")["expired"] == [ids[1]]
+
+
+def test_what_is_refused(program: Program, ids: list[str]) -> None:
+    assert "no rule says what to keep" in program.run("point", "expire", code=2).stderr
+    assert "no points of these" in program.run("point", "expire", "nothing*", "--keep-last", "1", code=2).stderr
+    assert "exclude each other" in program.run("point", "expire", f"disk@{ids[0]}", "--keep-last", "1", code=2).stderr
+    assert "is no span of time" in program.run("point", "expire", "--window", "soon", code=2).stderr
+    # Without a terminal nobody can say yes.
+    program.run("point", "expire", "--keep-last", "1", code=1)
+    assert len(program.json("points")["points"]) == 6
+    # The newest stays, whatever the rules say.
+    program.run("point", "expire", "--keep-tag", "nothing", "--yes")
+    assert [p["id"] for p in program.json("points")["points"]] == [ids[5]]
+
+
+def test_an_expired_point_that_this_machine_made_is_not_missed(program: Program, ids: list[str]) -> None:
+    program.run("point", "expire", f"disk@{ids[5]}", "--yes")
+    done = program.run("verify")
+    assert "is gone" not in done.stdout + done.stderr
+
+
+def test_keep_until_deleted(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"x" * 5000)
+    kept = program.json("backup", disk, "--keep-until-deleted")["points"][0]["point"]
+    disk.write_bytes(b"y" * 5000)
+    program.run("backup", disk)
+    program.run("point", "expire", "--keep-last", "1", "--yes")
+    assert len(program.json("points")["points"]) == 2
+    program.run("point", "expire", f"disk@{kept}", "--yes")
+    assert len(program.json("points")["points"]) == 1

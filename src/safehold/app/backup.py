@@ -28,7 +28,7 @@ from safehold.vault.records import Member, PointBody, SessionInfo
 from safehold.vault.session import Session
 from safehold.vault.vault import Vault
 
-__all__ = ["BackupOptions", "BackupOutcome", "Host", "back_up", "this_host"]
+__all__ = ["BackupOptions", "BackupOutcome", "Host", "back_up", "process_start", "this_host"]
 
 _MOST_PROBLEMS = 1000
 """Lines about what is missing that a point carries."""
@@ -101,9 +101,11 @@ def _host_id(state: Path) -> str:
     return known
 
 
-def _process_start() -> int:
-    """When this process started, in clock ticks since boot: with pid and boot id it names a process for good."""
-    stat = _read(Path("/proc/self/stat"))
+def process_start(pid: int) -> int:
+    """When a process of this host started, in clock ticks since boot; 0 where there is none. With pid and boot id it names a process for
+    good.
+    """
+    stat = _read(Path(f"/proc/{pid}/stat"))
     return int(stat.rpartition(")")[2].split()[19]) if stat else 0
 
 
@@ -133,7 +135,7 @@ def back_up(
         )
     started, began = ctx.clock.now(), ctx.clock.monotonic()
     program = f"safehold {safehold.__version__} python {platform.python_version()}"
-    info = SessionInfo(host.id, host.boot, os.getpid(), _process_start(), program, started, ctx.run_id)
+    info = SessionInfo(host.id, host.boot, os.getpid(), process_start(os.getpid()), program, started, ctx.run_id)
     require = options.least(ref.kind)
     with source.capture(ref, require, ctx) as capture, vault.session(info, LANES + 1) as session:
         stored = _store(vault, session, capture, writer.dedup_key, ctx)

@@ -172,6 +172,7 @@ def store_policy(url: str, writer: WriterKey) -> str:
         "gc/*",
         "writers/*",
         f"index/{wid}/*",
+        f"index/{writer.domain.hex()}/*",
         f"sessions/{wid}/*",
         f"points/{wid}/*",
         "forget/*",

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import click
 
+from safehold.app.backup import this_host
 from safehold.app.making import make_vault
+from safehold.app.prune import prune_vault
 from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, print_json, vault_options
 from safehold.compose.credentials import find_passphrase
 from safehold.compose.wiring import open_stores, record_default_vault
 from safehold.model.errors import StoreError, UsageError
-from safehold.model.units import format_size, format_time, parse_size
+from safehold.model.units import format_size, format_time, parse_size, parse_span
 from safehold.objects.check import check_store
+from safehold.vault.gc.prune import OpenSession, PruneReport
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Passphrase
 
@@ -22,7 +25,7 @@ __all__ = ["vault"]
 
 @click.group()
 def vault() -> None:
-    """Make a vault, look at it, check a store."""
+    """Make a vault, look at it, prune it, check a store."""
 
 
 @vault.command()
@@ -119,6 +122,86 @@ def info(access: Access, as_json: bool) -> None:
         print(f"{key.replace('_', ' '):<17} {value}")
     if points:
         print(f"{'newest point':<17} {format_time(points[-1].time)} {', '.join(points[-1].resources)}")
+
+
+@vault.command()
+@click.option("--dry-run", is_flag=True, help="Say what nothing needs any more, and stop.")
+@click.option(
+    "--stale",
+    metavar="SPAN",
+    default="36h",
+    show_default=True,
+    help="End sessions that gave no sign of life for so long.",
+)
+@vault_options
+@json_option
+def prune(dry_run: bool, stale: str, access: Access, as_json: bool) -> None:
+    """Give back the space of expired points and of runs that were interrupted. Backups go on meanwhile, and none waits.
+
+    What nothing needs is condemned first, and deleted once no running backup can rely on it: by this run where none is at work, else by a
+    later one.
+    """
+    try:
+        patience = parse_span(stale)
+    except ValueError as error:
+        raise UsageError(str(error), on="--stale") from error
+    with Run.begin() as run:
+        report = prune_vault(run.open(access), this_host(run.paths.state), patience, run.ctx, dry_run=dry_run)
+    if as_json:
+        print_json(_prune_document(report))
+        return
+    print(f"points need      {format_size(report.live)} of {format_size(report.stored)} in packs")
+    if report.deleted_packs:
+        print(f"deleted          {format_size(report.deleted)} in {report.deleted_packs} packs")
+    if report.condemned_packs:
+        print(
+            f"{'would condemn' if dry_run else 'condemned':<16} {format_size(report.condemned)} in {report.condemned_packs} packs"
+        )
+    if report.moved:
+        print(f"moved            {format_size(report.moved)} out of packs that were mostly garbage")
+    for session in report.fenced:
+        print(f"ended for good   {_session(session)}")
+    for session in report.waiting:
+        print(f"waiting for      {_session(session)}")
+    if report.waiting:
+        print("What is condemned is deleted by the next prune after these backups have ended.")
+    elif not dry_run and not report.deleted_packs:
+        print("nothing to delete")
+
+
+def _session(session: OpenSession) -> str:
+    who = (
+        f"{session.info.host} pid {session.info.pid}, run {session.info.run}"
+        if session.info
+        else f"writer {session.wid.hex()[:8]}"
+    )
+    return f"{who}, last heard of {format_time(session.heard)}"
+
+
+def _prune_document(report: PruneReport) -> dict[str, object]:
+    def told(sessions: list[OpenSession]) -> list[dict[str, object]]:
+        return [
+            {
+                "session": s.sid.hex(),
+                "heard": s.heard,
+                "run": s.info.run if s.info else "",
+                "pid": s.info.pid if s.info else 0,
+            }
+            for s in sessions
+        ]
+
+    return {
+        "live": report.live,
+        "stored": report.stored,
+        "condemned": report.condemned,
+        "condemned_packs": report.condemned_packs,
+        "deleted": report.deleted,
+        "deleted_packs": report.deleted_packs,
+        "moved": report.moved,
+        "absorbed_runs": report.absorbed,
+        "waiting": told(report.waiting),
+        "fenced": told(report.fenced),
+    }
 
 
 @vault.command("check-store")

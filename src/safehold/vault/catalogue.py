@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from safehold.model.errors import DamageError, UsageError
+from safehold.model.errors import DamageError, ObjectNotFound, UsageError
 from safehold.ports.store import Stamp, Store
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.fetch import SecretCache
@@ -113,6 +113,9 @@ class Catalogue:
                 points.append(self._accept(stamp, entry))
             except _Void as error:
                 rejected.append(Rejected(stamp.name, str(error), void=True))
+            except ObjectNotFound:
+                # It was expired since it was listed.
+                continue
             except DamageError as error:
                 rejected.append(Rejected(stamp.name, str(error)))
         if self._cache and entries.keys() != cached.keys():

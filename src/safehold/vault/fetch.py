@@ -42,6 +42,10 @@ class Finder(Protocol):
         """Every location, from the index and, for a chunk that it lacks, from the packs' own tables of contents."""
         ...
 
+    def renew(self) -> bool:
+        """Look at the store again, at most once; false where that was done before."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -144,21 +148,26 @@ class Fetcher:
     def _alone(
         self, finder: Finder, position: int, identity: bytes, dedup_key: bytes, failed: tuple[Location, str] | None
     ) -> Found | Lost:
-        """Try every location but the one that failed already."""
+        """Try every location but the one that failed already; where none works, look for others once more."""
         reasons = [failed[1]] if failed else []
-        for location in finder.locations(identity):
-            if failed and (location.pack, location.offset) == (failed[0].pack, failed[0].offset):
-                continue
-            if not _sane(location):
-                reasons.append(f"{location.pack}: impossible length")
-                continue
-            try:
-                header = self._header(location.pack, None)
-                record = self._scratch(location.stored)
-                self._store.read_into(location.pack, location.offset, record)
-                return Found(position, self._open(header, record, location, identity, dedup_key))
-            except (ValueError, DamageError, ObjectNotFound, ShortRead) as error:
-                reasons.append(f"{location.pack}: {error}" if location.pack not in str(error) else str(error))
+        tried = {(failed[0].pack, failed[0].offset)} if failed else set()
+        while True:
+            for location in finder.locations(identity):
+                if (location.pack, location.offset) in tried:
+                    continue
+                tried.add((location.pack, location.offset))
+                if not _sane(location):
+                    reasons.append(f"{location.pack}: impossible length")
+                    continue
+                try:
+                    header = self._header(location.pack, None)
+                    record = self._scratch(location.stored)
+                    self._store.read_into(location.pack, location.offset, record)
+                    return Found(position, self._open(header, record, location, identity, dedup_key))
+                except (ValueError, DamageError, ObjectNotFound, ShortRead) as error:
+                    reasons.append(f"{location.pack}: {error}" if location.pack not in str(error) else str(error))
+            if not finder.renew():
+                break
         return Lost(position, identity, "; ".join(reasons) or "no index run and no pack names it")
 
     def _open(

@@ -33,9 +33,11 @@ def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> b
     return record.point == wanted
 
 
-def forgotten_points(store: Store, vault: bytes, trust: OwnerTrust) -> Callable[[str], bool]:
-    """Tells of a point's object name whether the owner expired it; the intents are listed once."""
-    intents = {stamp.name for stamp in store.list(Kind.FORGET.prefix + "/")}
+def forgotten_points(
+    store: Store, vault: bytes, trust: OwnerTrust, before: float = float("inf")
+) -> Callable[[str], bool]:
+    """Tells of a point's object name whether the owner expired it, by the store's time not after `before`; the intents are listed once."""
+    intents = {stamp.name for stamp in store.list(Kind.FORGET.prefix + "/") if stamp.time <= before}
 
     def forgotten(point: str) -> bool:
         intent = forget_name(bytes.fromhex(point.rpartition("/")[2]))
@@ -108,14 +110,11 @@ class Expiry:
         Also finishes what an interrupted expiry left.
         """
         done = 0
-        forgotten = forgotten_points(self._store, self._vault, self._trust)
-        intents = {stamp.name: stamp.time for stamp in self._store.list(Kind.FORGET.prefix + "/")}
+        forgotten = forgotten_points(self._store, self._vault, self._trust, now - self._recycle)
         for stamp in list(self._store.list(Kind.POINT.prefix + "/")):
             if kind_of(stamp.name) is not Kind.POINT or not stamp.size or not forgotten(stamp.name):
                 continue
             _, wid, sid = stamp.name.split("/")
-            if intents[forget_name(bytes.fromhex(sid))] + self._recycle > now:
-                continue
             first = session_name(bytes.fromhex(wid), bytes.fromhex(sid))
             for session in list(self._store.list(first)):
                 self._store.delete(session.name)

@@ -60,10 +60,18 @@ class Locator:
         `chain` has been read before this call, and both after the session was announced.
         """
         fenced = {stamp.name.removeprefix("points/") for stamp in self.store.list("points/") if stamp.size == 0}
-        names = [name for name in self.run_names() if name.split("/", 1)[1].rsplit("-", 1)[0] not in fenced]
+        names = [name for name in self._dedup_runs(chain) if name.split("/", 1)[1].rsplit("-", 1)[0] not in fenced]
         index = self._load(names)
         index.exclude(chain.unusable_packs)
         return DedupView(index, frozenset(names))
+
+    def _dedup_runs(self, chain: Chain) -> Iterator[str]:
+        """The base runs that the chain lists, and runs that were not made into one."""
+        base = {run.name for run in chain.record.base} if chain.record else set()
+        absorbed = set(chain.record.absorbed) if chain.record else set()
+        for name in self.run_names():
+            if name in base or (name not in absorbed and name.split("/")[1] != self.domain.hex()):
+                yield name
 
     def reader_view(self) -> ChunkIndex:
         """Everything that any run of the domain says, for reading."""
@@ -127,10 +135,25 @@ class DomainFinder:
         self._index = locator.reader_view()
         self._lock = threading.Lock()
         self._recovered: dict[bytes, list[Location]] | None = None
+        self._renewed = False
+
+    def renew(self) -> bool:
+        """Read the runs again, once: a prune may have moved what they said at first. False where that was done before."""
+        with self._lock:
+            if self._renewed:
+                return False
+            self._renewed = True
+            self._index = self._locator.reader_view()
+            self._recovered = None
+            return True
 
     def find_many(self, identities: Sequence[bytes]) -> list[Location | None]:
         """One location of each chunk, by the index alone."""
         return self._index.find_many(identities)
+
+    def rows(self) -> Iterator[tuple[bytes, Location]]:
+        """Every location that any run tells, ascending by id."""
+        return self._index.rows()
 
     def locations(self, identity: bytes) -> list[Location]:
         """Every location: by the index, then by the tables of contents of packs that no run lists."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -21,15 +22,18 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from safehold.model.errors import DamageError
+from safehold.vault.index.rows import Location
 from safehold.vault.names import Kind
 from safehold.vault.records import SealedKey
 from safehold.vault.sealing import RECORD_OVERHEAD, ChunkSealer, SessionSecret
 
 __all__ = [
     "HEADER_GUESS",
+    "MAX_SESSIONS",
     "PackBuilder",
     "PackHeader",
     "PackRow",
+    "assemble",
     "header_length",
     "open_table",
     "parse_header",
@@ -42,6 +46,9 @@ _ENTRY = struct.Struct("<16s16sHHH")
 _ROW = struct.Struct("<32sIII")
 _LENGTH = struct.Struct("<I")
 _TABLE_OVERHEAD = 12 + 16 + _LENGTH.size
+
+MAX_SESSIONS = 256
+"""Session keys in one header: 40 KiB of them."""
 
 HEADER_GUESS = 512
 """A header with one or two sessions is shorter than this; longer ones say so in their first bytes."""
@@ -67,9 +74,9 @@ class PackHeader:
     sessions: tuple[SealedKey, ...]
 
 
-def _encode_header(kind: Kind, vault: bytes, key: SealedKey) -> bytes:
-    entry = _ENTRY.pack(key.wid, key.sid, key.generation, key.suite, len(key.sealed)) + key.sealed
-    return _HEADER.pack(_MAGIC, kind.code, 1, vault) + entry
+def _encode_header(kind: Kind, vault: bytes, keys: Sequence[SealedKey]) -> bytes:
+    entries = [_ENTRY.pack(k.wid, k.sid, k.generation, k.suite, len(k.sealed)) + k.sealed for k in keys]
+    return _HEADER.pack(_MAGIC, kind.code, len(keys), vault) + b"".join(entries)
 
 
 def parse_header(data: memoryview | bytes, vault: bytes, name: str) -> PackHeader | None:
@@ -135,6 +142,35 @@ def open_table(sealed: bytes, vault: bytes, header: PackHeader, secret: SessionS
     ]
 
 
+def _encode_table(kind: Kind, vault: bytes, session_key: bytes, rows: Sequence[PackRow]) -> bytes:
+    """The sealed table of contents and its length."""
+    plain = b"".join(_ROW.pack(r.identity, r.offset, r.stored, r.plain | r.codec << 28) for r in rows)
+    nonce = os.urandom(12)
+    sealed = nonce + _table_cipher(session_key).encrypt(nonce, plain, _table_aad(vault, kind))
+    return sealed + _LENGTH.pack(len(sealed))
+
+
+def assemble(
+    kind: Kind,
+    vault: bytes,
+    keys: Sequence[SealedKey],
+    session_key: bytes,
+    records: Sequence[tuple[bytes, Location, bytes, int]],
+) -> tuple[bytes, list[PackRow]]:
+    """A pack of records that were sealed before: (chunk id, where it lay, record, number of its key in `keys`). `session_key` is the one of
+    the first key. Returns the stored bytes and the rows.
+    """
+    parts = [_encode_header(kind, vault, keys)]
+    at = len(parts[0])
+    rows = []
+    for identity, location, record, slot in records:
+        parts.append(slot.to_bytes(2, "little") + record[2:])
+        rows.append(PackRow(identity, at, len(record), location.plain, location.codec))
+        at += len(record)
+    parts.append(_encode_table(kind, vault, session_key, rows))
+    return b"".join(parts), rows
+
+
 class PackBuilder:
     """Fills one pack in a buffer of its own. Not thread-safe: one thread has it at a time."""
 
@@ -148,7 +184,7 @@ class PackBuilder:
         self._vault = vault
         self._session_key = session_key
         self._view = memoryview(buffer)
-        header = _encode_header(kind, vault, key)
+        header = _encode_header(kind, vault, [key])
         self._view[: len(header)] = header
         self._at = len(header)
         self._target = target
@@ -169,10 +205,7 @@ class PackBuilder:
 
     def finish(self) -> memoryview:
         """Seal the table of contents; the stored bytes of the pack, valid as long as the buffer is left alone."""
-        plain = b"".join(_ROW.pack(r.identity, r.offset, r.stored, r.plain | r.codec << 28) for r in self.rows)
-        nonce = os.urandom(12)
-        sealed = nonce + _table_cipher(self._session_key).encrypt(nonce, plain, _table_aad(self._vault, self.kind))
-        end = self._at + len(sealed)
-        self._view[self._at : end] = sealed
-        self._view[end : end + _LENGTH.size] = _LENGTH.pack(len(sealed))
-        return self._view[: end + _LENGTH.size]
+        table = _encode_table(self.kind, self._vault, self._session_key, self.rows)
+        end = self._at + len(table)
+        self._view[self._at : end] = table
+        return self._view[:end]

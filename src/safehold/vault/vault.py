@@ -24,8 +24,9 @@ from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
 from safehold.vault.names import run_name, writer_name
 from safehold.vault.notes import FoundNote, Notes
-from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SessionInfo, VaultDocument
+from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SealedKey, SessionInfo, VaultDocument
 from safehold.vault.sealed_cache import SealedCache
+from safehold.vault.sealing import SessionSecret
 from safehold.vault.session import Session
 from safehold.vault.tree import StoredTree
 from safehold.vault.trust import Chain, OwnerTrust, read_chain, read_writers
@@ -176,7 +177,7 @@ class Vault:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def catalogue(self, cache: SealedCache[CachedPoint] | None) -> Catalogue:
+    def catalogue(self, cache: SealedCache[CachedPoint] | None, *, expired_before: float = float("inf")) -> Catalogue:
         """The points; for the owner only."""
         keyring, secrets = self._require_keyring(), self._secrets
         assert secrets is not None
@@ -187,7 +188,7 @@ class Vault:
             self._writers,
             lambda certificate: open_certificate(self.id, keyring, certificate).resources,
             self.notes().revocations(),
-            forgotten_points(self.store, self.id, self.trust),
+            forgotten_points(self.store, self.id, self.trust, expired_before),
             cache,
         )
 
@@ -196,11 +197,15 @@ class Vault:
         key = blake3(oldest.seed, derive_key_context="safehold 1 point cache").digest()
         return SealedCache(self._places.cache / self.id.hex() / name, self.id, key, type_)
 
-    def points(self, *, fresh: bool = False) -> tuple[list[Point], list[Rejected]]:
+    def points(
+        self, *, fresh: bool = False, expired_before: float = float("inf")
+    ) -> tuple[list[Point], list[Rejected]]:
         """Every point, oldest first, and what claims to be one and is not; `fresh` reads all of them from the store
-        itself.
+        itself. Those that were expired by the store's time `expired_before` are left out.
         """
-        return self.catalogue(None if fresh else self._sealed_cache("points", CachedPoint)).read()
+        return self.catalogue(
+            None if fresh else self._sealed_cache("points", CachedPoint), expired_before=expired_before
+        ).read()
 
     @property
     def fetcher(self) -> Fetcher:
@@ -221,6 +226,26 @@ class Vault:
             assert self._secrets is not None
             finder = self._finders[certificate.domain] = DomainFinder(locator, self.fetcher, self._secrets)
         return finder
+
+    def fresh_finder(self, wid: bytes) -> DomainFinder:
+        """Like `finder`, with the index as it is now."""
+        certificate = self.writers.get(wid)
+        if certificate is not None:
+            self._finders.pop(certificate.domain, None)
+        return self.finder(wid)
+
+    def domain(self, domain: bytes) -> tuple[Locator, bytes, list[str]]:
+        """A dedup domain's locator, its index key, and the names of its runs; for the owner only."""
+        certificate = next(c for c in self.writers.values() if c.domain == domain)
+        index_key = open_certificate(self.id, self._require_keyring(), certificate).index_key
+        locator = self._locator(domain, index_key)
+        return locator, index_key, list(locator.run_names())
+
+    def session_secret(self, key: SealedKey, *, on: str) -> SessionSecret:
+        """The secrets of a session; for the owner only."""
+        self._require_keyring()
+        assert self._secrets is not None
+        return self._secrets.open(key, on=on)
 
     def _locator(self, domain: bytes, index_key: bytes) -> Locator:
         return Locator(
@@ -300,7 +325,9 @@ class Vault:
         total = 0
         for name in locator.run_names():
             if name not in session.view_runs and not name.startswith(mine):
-                total += session.overlap(locator.read(name)[1])
+                # A run that a prune took away meanwhile tells nothing; this is a figure for people.
+                with contextlib.suppress(ObjectNotFound, DamageError):
+                    total += session.overlap(locator.read(name)[1])
         return total
 
     def committed(self, name: str) -> None:

@@ -142,6 +142,13 @@ class SortedTable:
                 yield Location(self.pack(pack), offset, stored, mixed & (1 << PLAIN_BITS) - 1, mixed >> PLAIN_BITS)
             at = data.find(identity, at + 1)
 
+    def locations(self) -> Iterator[tuple[bytes, Location]]:
+        """All rows in order, as id and location."""
+        names = list(self.pack_names())
+        for row in self:
+            identity, pack, offset, stored, mixed = ROW.unpack(row)
+            yield identity, Location(names[pack], offset, stored, mixed & (1 << PLAIN_BITS) - 1, mixed >> PLAIN_BITS)
+
     def __iter__(self) -> Iterator[bytes]:
         """All rows in order, 48 bytes each."""
         end = self.rows * ROW.size

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -76,6 +77,10 @@ class ChunkIndex:
         recent = self._added(identity)
         stored = [location for table in self._tables for location in table.find(identity)]
         return [location for location in dict.fromkeys(recent + stored) if location.pack not in self._excluded]
+
+    def rows(self) -> Iterator[tuple[bytes, Location]]:
+        """Every row of the tables, ascending by id; recent rows are not among them."""
+        return heapq.merge(*(table.locations() for table in self._tables))
 
     def add(self, pack: _Pack, rows: Iterable[_Row]) -> None:
         """Chunks of a pack that is durable."""

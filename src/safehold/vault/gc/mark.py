@@ -1,0 +1,129 @@
+"""Which chunks the points need, and where each of them is to survive. Memory does not grow with the number of chunks."""
+
+from __future__ import annotations
+
+import heapq
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from safehold.model.context import Context
+from safehold.model.errors import DamageError
+from safehold.vault.catalogue import Point
+from safehold.vault.fetch import ChunkReader, Found
+from safehold.vault.index.rows import Location
+from safehold.vault.names import ZERO_ID
+from safehold.vault.node import decode_node, split_ids
+
+__all__ = ["Chosen", "IdSorter", "choose", "walk"]
+
+_SPILL = 500_000
+"""Ids held in memory, about 50 MB."""
+_BATCH = 256
+_ID = 32
+_BLOCK = 32_768 * _ID
+
+
+class IdSorter:
+    """Takes ids in any order, as often as they come; gives each once, ascending. Use as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` takes files without a name that vanish with the process."""
+        self._directory = directory
+        self._ids: set[bytes] = set()
+        self._files: list[IO[bytes]] = []
+
+    def __enter__(self) -> IdSorter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(self, ids: Iterable[bytes]) -> None:
+        """More ids; the zero id refers to nothing and is left out."""
+        self._ids.update(ids)
+        self._ids.discard(ZERO_ID)
+        if len(self._ids) >= _SPILL:
+            file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by __exit__
+            self._files.append(file)
+            file.writelines(sorted(self._ids))
+            self._ids.clear()
+
+    def __iter__(self) -> Iterator[bytes]:
+        last = b""
+        for identity in heapq.merge(sorted(self._ids), *map(_read, self._files)):
+            if identity != last:
+                yield identity
+                last = identity
+
+
+def _read(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        for at in range(0, len(block), _ID):
+            yield block[at : at + _ID]
+
+
+def walk(points: Iterable[Point], reader: Callable[[Point], ChunkReader], live: IdSorter, ctx: Context) -> None:
+    """Every id that the points refer to, at any depth, without knowing what kinds of nodes there are. DamageError where a node cannot be
+    read: what lies below it is unknown then.
+    """
+    seen: set[bytes] = {ZERO_ID}
+    for point in points:
+        chunks = reader(point)
+        frontier = [identity for identity in point.body.nodes if identity not in seen]
+        while frontier:
+            ctx.cancel.check()
+            batch, frontier = frontier[:_BATCH], frontier[_BATCH:]
+            seen.update(batch)
+            live.add(batch)
+            for result in chunks.many(batch):
+                if not isinstance(result, Found):
+                    raise DamageError(
+                        f"metadata chunk {result.identity.hex()[:16]} cannot be read: {result.reason}",
+                        on=f"point {point.id[:8]} of {', '.join(point.resources)}",
+                        remedy="repair the vault, or expire that point; nothing is pruned before",
+                    )
+                node = decode_node(bytes(result.data), f"metadata chunk {batch[result.position].hex()[:16]}")
+                live.add(split_ids(node.chunks))
+                frontier += [identity for identity in dict.fromkeys(split_ids(node.nodes)) if identity not in seen]
+            frontier = list(dict.fromkeys(frontier))
+
+
+@dataclass
+class Chosen:
+    """Bytes of live chunks by the pack that is to keep them, and live chunks that no pack holds."""
+
+    packs: dict[str, int] = field(default_factory=dict)
+    missing: list[bytes] = field(default_factory=list)
+
+
+def choose(
+    live: Iterable[bytes],
+    rows: Iterable[tuple[bytes, Location]],
+    present: dict[str, int],
+    avoid: frozenset[str],
+    into: Chosen,
+) -> None:
+    """For each live chunk choose one place among `rows`, which ascend by id: in a pack that is there, and outside of `avoid` where there is
+    such a one. Packs that are used already are used on.
+    """
+    source = iter(rows)
+    row = next(source, None)
+    for identity in live:
+        while row is not None and row[0] < identity:
+            row = next(source, None)
+        places = []
+        while row is not None and row[0] == identity:
+            location = row[1]
+            if present.get(location.pack, -1) >= location.offset + location.stored:
+                places.append(location)
+            row = next(source, None)
+        if not places:
+            into.missing.append(identity)
+            continue
+        best = min(places, key=lambda at: (at.pack in avoid, at.pack not in into.packs, at.pack))
+        into.packs[best.pack] = into.packs.get(best.pack, 0) + best.stored

@@ -1,0 +1,385 @@
+"""The steps of a prune, P1 to P7; the argument for their order is in docs/format.md.
+
+P1  read the newest gc record; if it condemns packs, go to P4: somebody began, and this finishes
+P2  list packs, index, points; mark; choose one surviving place for each live chunk; C = all other packs
+P3  create the next record {condemned: C}; losing the create leads back to P1
+P4  every session without a commit: wait for it, or fence it once it is known to be dead
+P5  list the points again; D = C without packs that hold a live chunk which lies nowhere outside of C
+P6  create the next record {dead: D, base runs without D, absorbed runs}
+P7  delete D, absorbed runs, ended sessions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safehold.model.context import Context
+from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
+from safehold.vault.catalogue import Point
+from safehold.vault.envelope import close, decode, encode, open_object
+from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
+from safehold.vault.gc.repack import live_in, repack, worth_moving
+from safehold.vault.gc.runs import absorb, write_base
+from safehold.vault.locate import DomainFinder
+from safehold.vault.names import Kind, commit_name, gc_name, kind_of, session_name
+from safehold.vault.records import BaseRun, GcRecord, SessionInfo, SessionObject
+from safehold.vault.sealing import open_body
+from safehold.vault.trust import Chain, read_chain
+from safehold.vault.vault import Vault
+
+__all__ = ["OpenSession", "Prune", "PruneReport"]
+
+LISTED = 30 * 86400.0
+"""Seconds that dead packs and absorbed runs stay named in the chain."""
+
+_MOST_RACES = 10
+
+
+@dataclass(frozen=True)
+class OpenSession:
+    """A session without a commit: when it was last heard of by the store's clock, and what it says of itself where that can be read."""
+
+    wid: bytes
+    sid: bytes
+    heard: float
+    info: SessionInfo | None
+
+
+@dataclass
+class PruneReport:
+    """What a prune found and did; sizes in bytes.
+
+    `live` is needed by points, `condemned` is not and goes once no session can rely on it; `deleted` is gone; `moved` was copied out of packs
+    that were mostly garbage. `waiting` are the sessions
+    that have to end first, `fenced` those that were found dead.
+    """
+
+    live: int = 0
+    stored: int = 0
+    condemned: int = 0
+    condemned_packs: int = 0
+    deleted: int = 0
+    deleted_packs: int = 0
+    absorbed: int = 0
+    moved: int = 0
+    waiting: list[OpenSession] = field(default_factory=list)
+    fenced: list[OpenSession] = field(default_factory=list)
+
+
+class Prune:
+    """One attempt to give space back. Anybody with the owner's key may run it at any time, also several at once."""
+
+    def __init__(self, vault: Vault, scratch: Path, dead: Callable[[OpenSession, float], bool], ctx: Context) -> None:
+        """`dead` says of a session, given the store's time, that it can be ended: its process is gone, or nothing was heard of it for too
+        long. `scratch` is a directory for sorting. FormatError where the vault uses a feature that this program lacks.
+        """
+        vault.chain.require("delete")
+        self._vault, self._store, self._ctx = vault, vault.store, ctx
+        self._scratch, self._dead = scratch, dead
+        self._owner = vault.owner_key
+        self._seen: set[str] = set()
+        self._moved_base: tuple[BaseRun, ...] = ()
+        self._emptied: set[str] = set()
+        self.report = PruneReport()
+
+    # -- the steps ---------------------------------------------------------------------------------------------------
+
+    def preview(self) -> PruneReport:
+        """P1 and P2 only: nothing is changed."""
+        self._condemned(self._chain(), move=False)
+        return self.report
+
+    def run(self) -> PruneReport:
+        """As far as it goes now. DamageError where the points cannot all be walked: nothing is deleted then."""
+        for _ in range(_MOST_RACES):
+            chain = self._chain()
+            try:
+                done = self._attempt(chain)
+            except DamageError:
+                # What was being walked may have been expired and pruned by others meanwhile.
+                if not self._moved(chain):
+                    raise
+                continue
+            if done:
+                return self.report
+        raise UsageError("other prunes are at work on this vault", on=self._store.url, remedy="let them finish")
+
+    def _attempt(self, chain: Chain) -> bool:
+        """The steps from the newest record on; false where somebody else went on with the chain."""
+        record = self._record(chain)
+        if not record.condemned:
+            condemned = self._condemned(chain)
+            if not condemned:
+                self._sessions_ended()
+                self.report.waiting = []
+                self._clean(chain)
+                return True
+            if not self._create(chain, condemned=condemned, base=(*record.base, *self._moved_base)):
+                return False
+            chain = self._chain()
+            record = self._record(chain)
+        if not self._sessions_ended():
+            return True
+        done = self._finish(chain, record)
+        if done is None:
+            return False
+        self._delete(done)
+        return True
+
+    def _moved(self, chain: Chain) -> bool:
+        """True where the chain or the points are no longer what this attempt began with."""
+        return self._chain().digest != chain.digest or self._point_names() != self._seen
+
+    def _point_names(self) -> set[str]:
+        return {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/") if stamp.size}
+
+    def _chain(self) -> Chain:
+        chain = read_chain(self._store, self._vault.id, self._vault.trust)
+        chain.require("delete")
+        return chain
+
+    def _record(self, chain: Chain) -> GcRecord:
+        if chain.record is None:
+            raise DamageError(
+                "the gc chain is missing: nothing can be pruned safely",
+                on="gc/",
+                remedy='see the runbook, "Damaged vault"',
+            )
+        return chain.record
+
+    def _packs(self) -> dict[str, int]:
+        listed = [*self._store.list(Kind.PACK.prefix + "/"), *self._store.list(Kind.META.prefix + "/")]
+        return {stamp.name: stamp.size for stamp in listed if kind_of(stamp.name) in (Kind.PACK, Kind.META)}
+
+    def _condemned(self, chain: Chain, *, move: bool = True) -> tuple[str, ...]:
+        """P2. The listing of packs comes first: a pack that a session uploads later is none of this prune's business.
+
+        With `move` packs that are mostly garbage are emptied into new ones, which `base` then tells of.
+        """
+        packs = self._packs()
+        dead = frozenset(self._record(chain).dead)
+        self._moved_base, self._emptied = (), set()
+        chosen = self._mark(frozenset(), dead, packs if move else {})
+        condemned = tuple(sorted((packs.keys() - chosen.packs.keys()) | self._emptied))
+        self.report.stored = sum(packs.values())
+        self.report.live = sum(chosen.packs.values())
+        self.report.condemned = sum(packs[name] for name in condemned)
+        self.report.condemned_packs = len(condemned)
+        return condemned
+
+    def _mark(self, avoid: frozenset[str], dead: frozenset[str], movable: dict[str, int] | None = None) -> Chosen:
+        """One place for each chunk that any point needs. Every run counts, whoever wrote it and whether the session ended or not.
+
+        Points are listed before runs, and runs before packs: what a point that is seen needs is then seen too. `movable` are packs (with
+        sizes) that may be emptied into others.
+        """
+        chosen = Chosen()
+        for points in self._points_by_domain().values():
+            finder = self._vault.fresh_finder(points[0].wid)
+            present = {name: size for name, size in self._packs().items() if name not in dead}
+            with IdSorter(self._scratch) as live:
+                walk(points, self._vault.chunks, live, self._ctx)
+                before = len(chosen.missing)
+                choose(live, finder.rows(), present, avoid, chosen)
+                for identity in chosen.missing[before:]:
+                    # No run tells: a run may be lost, and then the packs themselves tell.
+                    places = [
+                        at for at in finder.locations(identity) if present.get(at.pack, -1) >= at.offset + at.stored
+                    ]
+                    if not places:
+                        raise DamageError(
+                            f"chunk {identity.hex()[:16]} is gone that points need",
+                            on=self._store.url,
+                            remedy="find the damaged points with safehold verify; repair or expire them; nothing is pruned before",
+                        )
+                    best = min(places, key=lambda at: (at.pack in avoid, at.pack))
+                    chosen.packs[best.pack] = chosen.packs.get(best.pack, 0) + best.stored
+                del chosen.missing[before:]
+                self._move(
+                    points[0], worth_moving(movable or {}, chosen.packs, self._vault.parameters.pack_size), live, finder
+                )
+        return chosen
+
+    def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder) -> None:
+        """Empty packs of the domain of a point."""
+        found = live_in(packs, live, finder.rows()) if packs else {}
+        if not found:
+            return
+        certificate = self._vault.certificate(point.wid)
+        assert certificate is not None
+        locator, index_key, _ = self._vault.domain(certificate.domain)
+        moved = repack(self._vault, self._vault.chunks(point), found, self._ctx)
+        rows = [(pack.name, row) for pack, rows in moved.packs for row in rows]
+        sizes = {pack.name: pack.size for pack, _ in moved.packs}
+        # The same bytes may give the same pack again, and that one is not to go.
+        self._emptied |= moved.emptied - sizes.keys()
+        self._moved_base += write_base(locator, rows, sizes, self._owner, index_key)
+        self.report.moved += sum(sizes.values())
+
+    def _points_by_domain(self) -> dict[bytes, list[Point]]:
+        self._seen = self._point_names()
+        recycled = self._vault.store_time() - self._vault.parameters.recycle
+        # What was expired longer ago is gone, even where a put that came late has brought its object back.
+        points, rejected = self._vault.points(fresh=True, expired_before=recycled)
+        damaged = [one for one in rejected if not one.void]
+        if damaged:
+            raise DamageError(
+                f"{len(damaged)} objects under points/ are none: what they needed is unknown ({damaged[0].reason})",
+                on=damaged[0].name,
+                remedy="bring them back from a copy, or delete these objects; nothing is pruned before",
+            )
+        domains: dict[bytes, list[Point]] = {}
+        for point in points:
+            certificate = self._vault.certificate(point.wid)
+            if certificate is None:
+                raise DamageError("point is of a writer whose certificate is missing", on=point.name)
+            domains.setdefault(certificate.domain, []).append(point)
+        return domains
+
+    def _create(self, chain: Chain, **changes: object) -> bool:
+        """The next record of the chain; False where somebody else made it first."""
+        before = self._record(chain)
+        fields = {name: getattr(before, name) for name in before.__struct_fields__}
+        fields |= {
+            "number": before.number + 1,
+            "previous": chain.digest,
+            "generation": self._owner.generation,
+            **changes,
+        }
+        name = gc_name(before.number + 1)
+        try:
+            self._store.put(name, [close(self._vault.id, name, encode(GcRecord(**fields)), self._owner.sign)])
+        except ObjectExists:
+            return False
+        return True
+
+    # -- sessions ----------------------------------------------------------------------------------------------------
+
+    def open_sessions(self) -> list[OpenSession]:
+        """Sessions that have neither committed nor been fenced."""
+        return [OpenSession(wid, sid, time, self._info(wid, sid)) for (wid, sid), time in self._open_ids().items()]
+
+    def _open_ids(self) -> dict[tuple[bytes, bytes], float]:
+        """Writer and session ids of open sessions, with the store's time of their last sign of life."""
+        heard: dict[tuple[bytes, bytes], float] = {}
+        for stamp in self._store.list(Kind.SESSION.prefix + "/"):
+            if kind_of(stamp.name) is Kind.SESSION:
+                _, wid, rest = stamp.name.split("/")
+                key = bytes.fromhex(wid), bytes.fromhex(rest.partition(".")[0])
+                heard[key] = max(stamp.time, heard.get(key, 0.0))
+        # The points come after the sessions: one that commits in between is not taken for open.
+        ended = {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/")}
+        return {ids: time for ids, time in heard.items() if commit_name(*ids) not in ended}
+
+    def _info(self, wid: bytes, sid: bytes) -> SessionInfo | None:
+        name = session_name(wid, sid)
+        try:
+            opened = open_object(name, self._store.get(name))
+            certificate = self._vault.certificate(wid)
+            if certificate is None:
+                return None
+            opened.check(self._vault.id, certificate.verify)
+            record = decode(opened.payload, SessionObject, name)
+            secret = self._vault.session_secret(record.key, on=name)
+            return decode(open_body(secret.session_key, self._vault.id, name, record.sealed), SessionInfo, name)
+        except (DamageError, ObjectNotFound):
+            return None
+
+    def _sessions_ended(self) -> bool:
+        """P4: fence the dead ones; true where no session is left that may rely on what is condemned."""
+        now = self._vault.store_time()
+        revoked = self._vault.notes().revocations()
+        self.report.waiting = []
+        for session in self.open_sessions():
+            if session.wid in revoked or self._dead(session, now):
+                if self._fence(session):
+                    self.report.fenced.append(session)
+            else:
+                self.report.waiting.append(session)
+        return not self.report.waiting
+
+    def _fence(self, session: OpenSession) -> bool:
+        """End a session for good; False where it committed first."""
+        name = commit_name(session.wid, session.sid)
+        try:
+            self._store.put(name, [b""])
+        except ObjectExists:
+            return not self._store.head(name).size
+        return True
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, chain: Chain, record: GcRecord) -> GcRecord | None:
+        """P5 and P6; None where somebody else went on with the chain."""
+        packs = self._packs()
+        condemned = frozenset(record.condemned)
+        chosen = self._mark(condemned, frozenset(record.dead))
+        dead = condemned - chosen.packs.keys()
+        self.report.live = sum(chosen.packs.values())
+        self.report.stored = sum(packs.values())
+        base, absorbed = list(record.base), list(record.absorbed)
+        for domain in {certificate.domain for certificate in self._vault.writers.values()}:
+            locator, index_key, listed = self._vault.domain(domain)
+            open_now = {(wid.hex(), sid.hex()) for wid, sid in self._open_ids()}
+            known = {run.name for run in base}
+            ended = [
+                name
+                for name in listed
+                if name not in absorbed and (name.split("/")[1], name.split("/")[2].rpartition("-")[0]) not in open_now
+            ]
+            unlisted = frozenset(n for n in ended if n.split("/")[1] == domain.hex() and n not in known)
+            done = absorb(locator, ended, unlisted, dead, self._owner, index_key)
+            base = [run for run in base if run.name not in done.runs] + list(done.base)
+            absorbed += done.runs
+        self.report.absorbed = len(absorbed) - len(record.absorbed)
+        old_dead, old_absorbed = self._long_listed(record)
+        changes = {
+            "condemned": (),
+            "dead": tuple(sorted((set(record.dead) - old_dead) | dead)),
+            "base": tuple(base),
+            "absorbed": tuple(sorted(set(absorbed) - old_absorbed)),
+            "points": tuple(sorted(s.name for s in self._store.list(Kind.POINT.prefix + "/") if s.size)),
+            "sessions": tuple(sorted(session_name(wid, sid) for wid, sid in self._open_ids())),
+        }
+        if not self._create(chain, **changes):
+            return None
+        self.report.condemned = self.report.condemned_packs = 0
+        self.report.deleted = sum(packs.get(name, 0) for name in dead)
+        self.report.deleted_packs = len(dead & packs.keys())
+        return self._record(self._chain())
+
+    def _long_listed(self, record: GcRecord) -> tuple[set[str], set[str]]:
+        """Names that have been listed as dead, or as absorbed, for long enough."""
+        now = self._vault.store_time()
+        for stamp in reversed(list(self._store.list(Kind.GC.prefix + "/"))):
+            if stamp.time < now - LISTED:
+                old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
+                return set(old.dead) & set(record.dead), set(old.absorbed) & set(record.absorbed)
+        return set(), set()
+
+    def _delete(self, record: GcRecord) -> None:
+        """P7. Everything that the record calls dead and absorbed, so that what another prune left undone is done too."""
+        for name in (*record.dead, *record.absorbed):
+            self._ctx.cancel.check()
+            self._store.delete(name)
+        self._clean_sessions()
+
+    def _clean(self, chain: Chain) -> None:
+        """P7 of prunes that were interrupted, where there is nothing else to do."""
+        record = self._record(chain)
+        there = self._packs().keys()
+        runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
+        for name in sorted((set(record.dead) & there) | (set(record.absorbed) & runs)):
+            self._store.delete(name)
+        self._clean_sessions()
+
+    def _clean_sessions(self) -> None:
+        """Session objects of sessions that ended; fences stay for good."""
+        ended = {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/")}
+        for stamp in list(self._store.list(Kind.SESSION.prefix + "/")):
+            if kind_of(stamp.name) is Kind.SESSION:
+                _, wid, rest = stamp.name.split("/")
+                if commit_name(bytes.fromhex(wid), bytes.fromhex(rest.partition(".")[0])) in ended:
+                    self._store.delete(stamp.name)

@@ -1,0 +1,138 @@
+"""Moves live chunks out of packs that are mostly garbage, and out of many small packs into few.
+
+Records move as they are: neither their key nor their authenticated data names a pack. Each is opened and hashed on the way, so no damage is
+carried along. Nothing is condemned here; until a gc record says so, the old packs count as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from safehold.model.context import Context
+from safehold.model.errors import DamageError
+from safehold.vault.fetch import ChunkReader
+from safehold.vault.index.rows import Location
+from safehold.vault.names import Kind, pack_name
+from safehold.vault.pack import MAX_SESSIONS, PackRow, assemble, parse_header
+from safehold.vault.records import RunPack, SealedKey
+from safehold.vault.sealing import RECORD_OVERHEAD, ChunkOpener
+from safehold.vault.vault import Vault
+
+__all__ = ["Moved", "live_in", "repack", "worth_moving"]
+
+_SMALL_SHARE = 4
+_MOST_SMALL = 64
+_HOT = f"{Kind.PACK.prefix}/hot/"
+
+
+def worth_moving(packs: dict[str, int], used: dict[str, int], pack_size: int) -> frozenset[str]:
+    """Packs less than half of which is live, and where there are many small packs, those. Only what can be read at once is moved."""
+    movable = {
+        name: size for name, size in packs.items() if name in used and name.startswith((_HOT, Kind.META.prefix + "/"))
+    }
+    sparse = {name for name, size in movable.items() if used[name] * 2 < size}
+    small = {name for name, size in movable.items() if size * _SMALL_SHARE < pack_size}
+    return frozenset(sparse | (small if len(small) > _MOST_SMALL else set()))
+
+
+def live_in(
+    packs: frozenset[str], live: Iterable[bytes], rows: Iterable[tuple[bytes, Location]]
+) -> dict[str, list[tuple[bytes, Location]]]:
+    """The live chunks in these packs. Both inputs ascend by id."""
+    found: dict[str, list[tuple[bytes, Location]]] = {}
+    source = iter(rows)
+    row = next(source, None)
+    for identity in live:
+        while row is not None and row[0] < identity:
+            row = next(source, None)
+        taken = False
+        while row is not None and row[0] == identity:
+            if row[1].pack in packs and not taken:
+                found.setdefault(row[1].pack, []).append(row)
+                taken = True
+            row = next(source, None)
+    return found
+
+
+@dataclass
+class Moved:
+    """New packs with the rows in each, and the old packs that are no longer needed for them."""
+
+    packs: list[tuple[RunPack, list[PackRow]]] = field(default_factory=list)
+    emptied: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Filling:
+    """A pack in the making."""
+
+    kind: Kind
+    keys: list[SealedKey] = field(default_factory=list)
+    records: list[tuple[bytes, Location, bytes, int]] = field(default_factory=list)
+    size: int = 0
+    sources: set[str] = field(default_factory=set)
+
+
+def repack(vault: Vault, chunks: ChunkReader, found: dict[str, list[tuple[bytes, Location]]], ctx: Context) -> Moved:
+    """Store the chunks of `found` (by pack) in new packs. A pack that cannot be read whole is left as it is."""
+    moved = Moved()
+    opener = ChunkOpener(vault.id)
+    for kind in (Kind.PACK, Kind.META):
+        filling = _Filling(kind)
+        mine = [(pack, rows) for pack, rows in sorted(found.items()) if pack.startswith(kind.prefix + "/")]
+        for pack, rows in mine:
+            ctx.cancel.check()
+            try:
+                records = list(_records(vault, pack, rows, chunks, opener))
+            except DamageError as error:
+                ctx.progress.warn(f"a pack is left as it is: {error}")
+                continue
+            for identity, location, record, key in records:
+                full = filling.size + len(record) > vault.parameters.pack_size
+                if filling.records and (full or (key not in filling.keys and len(filling.keys) == MAX_SESSIONS)):
+                    _store(vault, filling, moved)
+                    filling = _Filling(kind)
+                if key not in filling.keys:
+                    filling.keys.append(key)
+                filling.records.append((identity, location, record, filling.keys.index(key)))
+                filling.size += len(record)
+            moved.emptied.add(pack)
+        _store(vault, filling, moved)
+    return moved
+
+
+def _records(
+    vault: Vault, pack: str, rows: list[tuple[bytes, Location]], chunks: ChunkReader, opener: ChunkOpener
+) -> Iterator[tuple[bytes, Location, bytes, SealedKey]]:
+    """The records of some chunks in a pack, each seen to be what its id says. DamageError."""
+    data = vault.store.get(pack)
+    header = parse_header(data, vault.id, pack)
+    if header is None:
+        raise DamageError("pack is shorter than its header", on=pack)
+    for identity, location in rows:
+        record = data[location.offset : location.offset + location.stored]
+        slot = int.from_bytes(record[:2], "little")
+        if len(record) != location.stored or len(record) < RECORD_OVERHEAD or slot >= len(header.sessions):
+            raise DamageError("pack does not hold what its index run says", on=pack)
+        key = header.sessions[slot]
+        secret = vault.session_secret(key, on=pack)
+        try:
+            opener.open(
+                memoryview(record), header.kind, identity, location.codec, location.plain, secret, chunks.dedup_key
+            )
+        except ValueError as error:
+            raise DamageError(f"chunk {identity.hex()[:16]} {error}", on=pack) from error
+        yield identity, location, record, key
+
+
+def _store(vault: Vault, filling: _Filling, moved: Moved) -> None:
+    if not filling.records:
+        return
+    secret = vault.session_secret(filling.keys[0], on="repacked pack")
+    data, rows = assemble(filling.kind, vault.id, filling.keys, secret.session_key, filling.records)
+    name = pack_name(filling.kind, blake3(data).digest(), "hot")
+    vault.store.put(name, [data])
+    moved.packs.append((RunPack(name, len(data)), rows))

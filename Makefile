@@ -42,6 +42,7 @@ format: setup ## Format the code
 bench: setup ## Compare with restic and borg in one run; writes docs/benchmarks.md
 	@scripts/debian-packages bench
 	$(BIN)/python -m bench.peers
+	$(BIN)/python -m bench.trees
 
 soak: setup ## Run the long tests
 	@scripts/debian-packages test

@@ -67,6 +67,9 @@ class _Capture:
     topology: Topology | None = None
     achieved: Consistency = Consistency.CRASH
 
+    def committed(self) -> None:
+        pass
+
 
 @dataclass
 class BytesSource:

@@ -57,7 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
     for n in range(2):
         put(pin_name(bytes([n] * 16)), encode(Pin(0, "a/b", b"sealed")), owner.sign)
-        put(forget_name(bytes([n] * 16)), encode(Forget(0, f"a/{n}")), owner.sign)
+        put(forget_name(f"points/a/{n}"), encode(Forget(0, f"a/{n}")), owner.sign)
         key = SealedKey(writer.wid, bytes(16), 0, 1, b"sealed")
         put(log_name(writer.wid, bytes(16), 1, n), encode(LogPiece(key, b"piece")), writer.sign)
     put(

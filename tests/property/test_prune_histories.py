@@ -20,6 +20,7 @@ from safehold.ports.store import Store
 from safehold.recovery.disk import Losses, write_disk
 from safehold.testing.fault_store import Killed
 from safehold.testing.interleave import InterleavedStore
+from safehold.vault.gc import prune, runs
 from safehold.vault.gc.prune import OpenSession, Prune
 from safehold.vault.locate import Locator
 from safehold.vault.names import Kind, kind_of
@@ -47,6 +48,9 @@ class History:
         self.number = self.disks = 0
         self.busy: list[int] = []
         self.fencing = self.rng.choice([0.0, 0.0, 0.3, 1.0])
+        # Years in a moment: dead names leave the chain at once, and runs are made into base runs always.
+        self.listed = self.rng.choice([0.0, prune.LISTED])
+        self.runs = self.rng.choice([0, 3, 128])
         self.pool = CONTENTS[: self.rng.choice([1, 2, 10])]
         self.story: list[str] = []
 
@@ -192,7 +196,10 @@ def failures(seeds: range, most: int = 1) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             history = History(Path(folder), seed)
             try:
-                history.play()
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(prune, "LISTED", history.listed)
+                    patch.setattr(runs, "MOST_RUNS", history.runs)
+                    history.play()
             except SafeholdError as error:
                 history.wrong.append(f"the vault does not open: {error}")
         if history.wrong:

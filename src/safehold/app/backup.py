@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -28,7 +29,10 @@ from safehold.vault.records import Member, PointBody, SessionInfo
 from safehold.vault.session import Session
 from safehold.vault.vault import Vault
 
-__all__ = ["BackupOptions", "BackupOutcome", "Host", "back_up", "process_start", "this_host"]
+__all__ = ["UNKNOWN", "BackupOptions", "BackupOutcome", "Host", "back_up", "process_start", "this_host"]
+
+UNKNOWN = -1
+"""The start of a process that is there and cannot be looked at."""
 
 _MOST_PROBLEMS = 1000
 """Lines about what is missing that a point carries."""
@@ -82,7 +86,7 @@ def this_host(state: Path) -> Host:
     Its id is what the file `host-id` in `state` says (a rebuilt host that got its state back goes on as the same one), else the
     operating system's machine id, else one that is made up once and kept.
     """
-    return Host(socket.gethostname(), _host_id(state), _read(Path("/proc/sys/kernel/random/boot_id")))
+    return Host(socket.gethostname(), _host_id(state), _boot())
 
 
 def _read(path: Path) -> str:
@@ -92,21 +96,41 @@ def _read(path: Path) -> str:
         return ""
 
 
+def _boot() -> str:
+    """The running boot and, as containers share it, the namespace that process numbers are of."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{_read(Path('/proc/sys/kernel/random/boot_id'))}/{namespace}"
+
+
 def _host_id(state: Path) -> str:
     known = _read(state / "host-id") or _read(Path("/etc/machine-id"))
     if not known:
         known = os.urandom(16).hex()
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (state / "host-id").write_text(known + "\n")
+        # Without a place to keep it, this machine is another one each time; better that than no backup.
+        with contextlib.suppress(OSError):
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (state / "host-id").write_text(known + "\n")
     return known
 
 
 def process_start(pid: int) -> int:
-    """When a process of this host started, in clock ticks since boot; 0 where there is none. With pid and boot id it names a process for
-    good.
+    """When a process of this host started, in clock ticks since boot; 0 where there is none, UNKNOWN where that cannot be seen. With pid and
+    boot id it names a process for good.
     """
-    stat = _read(Path(f"/proc/{pid}/stat"))
-    return int(stat.rpartition(")")[2].split()[19]) if stat else 0
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return 0
+        except OSError:
+            return UNKNOWN
+        return UNKNOWN
+    return int(stat.rpartition(")")[2].split()[19])
 
 
 def back_up(
@@ -167,6 +191,7 @@ def back_up(
         name = session.commit(body)
         ctx.progress.done()
         vault.committed(name)
+        capture.committed()
         return _outcome(ref, session, body, member, ctx.clock.monotonic() - began)
 
 

@@ -37,7 +37,7 @@ def _candidates(vault: Vault, points: Sequence[Point], facts: dict[bytes, Facts]
     pinned = vault.expiry().pinned()
     out = []
     for point in points:
-        known = facts.get(point.sid, Facts())
+        known = facts.get(point.subject, Facts())
         kept = []
         if known.held:
             kept.append(f"held: {known.held}")
@@ -48,7 +48,7 @@ def _candidates(vault: Vault, points: Sequence[Point], facts: dict[bytes, Facts]
         certificate = vault.certificate(point.wid)
         out.append(
             Candidate(
-                point.id,
+                point.name,
                 point.resources,
                 point.time,
                 known.tagged(point.body.tags),
@@ -89,15 +89,15 @@ def plan_expiry(vault: Vault, patterns: Sequence[str], rules: KeepRules, zone: t
         minimum_age=vault.parameters.minimum_age,
         zone=zone,
     )
-    by_id = {point.id: point for point in points}
-    return ExpiryPlan(now, [(by_id[decision.point.id], decision) for decision in decisions], damaged)
+    by_name = {point.name: point for point in points}
+    return ExpiryPlan(now, [(by_name[decision.point.id], decision) for decision in decisions], damaged)
 
 
 def _verify_new(vault: Vault, points: Sequence[Point], ctx: Context) -> Findings:
     notes = vault.notes()
     facts = notes.facts()
     foreign = {wid for wid, certificate in vault.writers.items() if certificate.exported}
-    fresh = [p for p in points if p.wid in foreign and not facts.get(p.sid, Facts()).structure]
+    fresh = [p for p in points if p.wid in foreign and not facts.get(p.subject, Facts()).structure]
     if not fresh:
         return Findings()
     ctx.progress.start("verify new points", None)
@@ -106,7 +106,7 @@ def _verify_new(vault: Vault, points: Sequence[Point], ctx: Context) -> Findings
     bad = {finding.point for finding in findings.found}
     for point in fresh:
         if point.id not in bad:
-            notes.add(point.sid, "verified", {"depth": "structure"})
+            notes.add(point.subject, "verified", {"depth": "structure"})
     return findings
 
 
@@ -116,7 +116,7 @@ def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point]:
     facts, pinned = vault.notes().facts(), vault.expiry().pinned()
     chosen = [select(points, selector) for selector in selectors]
     for point in chosen:
-        held = facts.get(point.sid, Facts()).held
+        held = facts.get(point.subject, Facts()).held
         if held:
             raise UsageError(
                 f"point is held ({held})",
@@ -133,8 +133,13 @@ def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point]:
 def apply_expiry(vault: Vault, points: Sequence[Point], ctx: Context) -> int:
     """Expire points. Returns how many left the store; with a recycle period the others follow when it is over."""
     expiry = vault.expiry()
+    # Somebody may have placed a hold while the question was on the screen.
+    facts = vault.notes().facts()
     for point in points:
         ctx.cancel.check()
+        if facts.get(point.subject, Facts()).held:
+            ctx.progress.warn(f"point {point.id[:8]} is held since a moment ago, and stays")
+            continue
         expiry.forget(point.wid, point.sid)
     return expiry.collect(vault.store_time())
 
@@ -142,7 +147,7 @@ def apply_expiry(vault: Vault, points: Sequence[Point], ctx: Context) -> int:
 def hold(vault: Vault, selector: str, reason: str) -> Point:
     """Keep a point whatever the rules say, until it is released."""
     point = select(vault.points()[0], selector)
-    vault.notes().add(point.sid, "hold", {"reason": reason})
+    vault.notes().add(point.subject, "hold", {"reason": reason})
     return point
 
 
@@ -150,14 +155,14 @@ def release(vault: Vault, selector: str) -> Point:
     """End a hold. UsageError where there is none."""
     point = select(vault.points()[0], selector)
     notes = vault.notes()
-    if not notes.facts().get(point.sid, Facts()).held:
+    if not notes.facts().get(point.subject, Facts()).held:
         raise UsageError("point is not held", on=point.id)
-    notes.add(point.sid, "release", {})
+    notes.add(point.subject, "release", {})
     return point
 
 
 def tag(vault: Vault, selector: str, changes: dict[str, str | None]) -> Point:
     """Set tags, or take them away (None)."""
     point = select(vault.points()[0], selector)
-    vault.notes().add(point.sid, "tag", dict(changes))
+    vault.notes().add(point.subject, "tag", dict(changes))
     return point

@@ -57,7 +57,10 @@ def parse_when(text: str) -> tuple[float, float]:
         span = timedelta(days=1)
     else:
         span = timedelta(minutes=1) if second is None else timedelta(seconds=1)
-    return start.timestamp(), (start + span).timestamp() - 1e-6
+    try:
+        return start.timestamp(), (start + span).timestamp() - 1e-6
+    except OverflowError:
+        raise ValueError(f"{text!r} is no time") from None
 
 
 def select(points: list[Point], text: str) -> Point:

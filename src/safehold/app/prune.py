@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from safehold.app.backup import Host, process_start
+from safehold.app.backup import UNKNOWN, Host, process_start
 from safehold.model.context import Context
 from safehold.vault.gc.prune import OpenSession, Prune, PruneReport
 from safehold.vault.vault import Vault
@@ -21,8 +21,11 @@ def session_dead(host: Host, patience: float) -> Callable[[OpenSession, float], 
 
     def dead(session: OpenSession, now: float) -> bool:
         info = session.info
-        if info is not None and info.host == host.id:
-            return info.boot != host.boot or process_start(info.pid) != info.process_start
+        if info is not None and info.host == host.id and info.boot:
+            before = info.boot.partition("/")[0] != host.boot.partition("/")[0]
+            # Process numbers say something only among processes that see the same ones.
+            if before or (info.boot == host.boot and process_start(info.pid) not in (info.process_start, UNKNOWN)):
+                return True
         return now - session.heard > patience
 
     return dead

@@ -10,12 +10,16 @@ import msgspec
 from safehold.app.points import select
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
+from safehold.recovery.rolling import ReadLog, Rolled, verify_rolling
 from safehold.recovery.verify import Finding, Findings, verify_data, verify_structure
 from safehold.vault.access import read_slots
 from safehold.vault.catalogue import Point
 from safehold.vault.vault import Vault
 
-__all__ = ["Depth", "Expected", "check_expected", "parse_expected", "verify_points"]
+__all__ = ["Depth", "Expected", "check_expected", "parse_expected", "verify_next", "verify_points"]
+
+
+_DAY = 86400.0
 
 
 class Depth(enum.Enum):
@@ -69,6 +73,8 @@ def verify_points(
     ctx.progress.start("verify", sum(member.size for point in chosen for member in point.body.members))
     findings = (verify_data if depth is Depth.DATA else verify_structure)(vault, chosen, ctx)
     ctx.progress.done()
+    if depth is Depth.DATA:
+        _note_proofs(vault, chosen, findings)
     if selector is None:
         for one in rejected:
             if one.void:
@@ -86,3 +92,27 @@ def verify_points(
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings
+
+
+def _note_proofs(vault: Vault, points: Sequence[Point], findings: Findings) -> None:
+    """Note of each point without findings that all of it was read; at most once a day."""
+    notes = vault.notes()
+    facts = notes.facts()
+    bad = {finding.point for finding in findings.found}
+    now = vault.store_time()
+    for point in points:
+        before = facts[point.subject].data if point.subject in facts else 0.0
+        if point.id not in bad and before < now - _DAY:
+            notes.add(point.subject, "verified", {"depth": "data", "since": now})
+
+
+def verify_next(vault: Vault, older_than: float, budget: int, ctx: Context) -> Rolled:
+    """One run of a verification that goes on from run to run; see `recovery.rolling`."""
+    points, rejected = vault.points(fresh=True)
+    rolled = verify_rolling(vault, points, older_than, budget, ReadLog(vault.read_log), ctx)
+    for one in rejected:
+        if not one.void:
+            rolled.findings.add(Finding(one.reason, one.name))
+    for problem in vault.problems:
+        rolled.findings.add(Finding(problem.what, problem.on))
+    return rolled

@@ -19,6 +19,7 @@ __all__ = ["LazyGroup", "cli", "main", "run"]
 _VERBS = {
     "backup": "safehold.cli.backup:backup",
     "cat": "safehold.cli.files:cat",
+    "config": "safehold.cli.service:config",
     "diff": "safehold.cli.points:diff",
     "find": "safehold.cli.files:find",
     "key": "safehold.cli.key:key",
@@ -26,6 +27,7 @@ _VERBS = {
     "point": "safehold.cli.points:point",
     "points": "safehold.cli.points:points",
     "restore": "safehold.cli.restore:restore",
+    "service": "safehold.cli.service:service",
     "status": "safehold.cli.status:status",
     "vault": "safehold.cli.vault:vault",
     "verify": "safehold.cli.verify:verify",

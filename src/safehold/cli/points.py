@@ -16,6 +16,7 @@ from safehold.app.points import diff_points, select
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
+from safehold.model.files import printable
 from safehold.model.units import format_duration, format_size, format_time, parse_span
 from safehold.policies.retention import KeepRules
 from safehold.vault.catalogue import Point
@@ -54,7 +55,7 @@ def points(
         facts = opened.notes().facts()
     found = [p for p in found if resource is None or resource in p.resources]
     if as_json:
-        print_json({"points": [point_document(p, facts.get(p.sid)) for p in found]})
+        print_json({"points": [point_document(p, facts.get(p.subject)) for p in found]})
         return
     if not found:
         print("no points" + (f" of {resource}" if resource else ""))
@@ -67,8 +68,8 @@ def points(
             format_size(m.size),
             format_size(p.body.stored),
             m.achieved,
-            _state(p, facts.get(p.sid)),
-            _tags(p, facts.get(p.sid)),
+            _state(p, facts.get(p.subject)),
+            _tags(p, facts.get(p.subject)),
         ]
         for p in found
         for m in p.body.members
@@ -157,7 +158,7 @@ def show(selector: str, access: Access, as_json: bool) -> None:
     with Run.begin() as run:
         opened = run.open(access)
         p = select(read_points(opened, run.ctx), selector)
-        facts = opened.notes().facts().get(p.sid)
+        facts = opened.notes().facts().get(p.subject)
     if as_json:
         print_json(point_document(p, facts))
         return
@@ -165,20 +166,20 @@ def show(selector: str, access: Access, as_json: bool) -> None:
     print(f"point        {p.id}")
     print(f"time         {format_time(p.time)} (by the store's clock)")
     print(
-        f"made by      {body.host}, {body.program}, run {body.run}, in {format_duration(body.finished - body.started)}"
+        f"made by      {printable(body.host)}, {printable(body.program)}, run {body.run}, in {format_duration(body.finished - body.started)}"
     )
-    print(f"tags         {_tags(p, facts) or 'none'}" + ("; kept until deleted" if body.keep else ""))
+    print(f"tags         {printable(_tags(p, facts)) or 'none'}" + ("; kept until deleted" if body.keep else ""))
     print(f"state        {_state(p, facts)}" + (f" ({facts.held})" if facts and facts.held else ""))
     print(
         f"read         {format_size(body.read)}, of it new {format_size(body.new)}, stored {format_size(body.stored)}"
     )
     for m in body.members:
-        print(f"{m.kind:<12} {m.name}, {format_size(m.size)}, from {m.location}")
+        print(f"{printable(m.kind):<12} {printable(m.name)}, {format_size(m.size)}, from {printable(m.location)}")
         print(f"consistency  {m.achieved} ({m.asked} asked for)")
         for problem in m.partial:
-            print(f"  missing    {problem}")
+            print(f"  missing    {printable(problem)}")
         for c in m.topology.contents if m.topology else ():
-            print(f"  at {c.offset:<10} {c.type} {c.uuid} {c.label}".rstrip())
+            print(printable(f"  at {c.offset:<10} {c.type} {c.uuid} {c.label}".rstrip()))
 
 
 @point.command()

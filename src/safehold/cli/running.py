@@ -24,6 +24,7 @@ from safehold.compose.wiring import open_stores, places, vault_address
 from safehold.model.clock import SystemClock
 from safehold.model.context import Context
 from safehold.model.errors import VaultKeyError
+from safehold.model.files import printable
 from safehold.vault.access import Unlocked
 from safehold.vault.vault import Vault
 
@@ -159,7 +160,8 @@ def print_json(document: object) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need to be; numbers are the caller's text."""
+    """Columns as wide as they need to be. Names and tags come from whoever may write: what a terminal would obey is escaped."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[n]) for row in [headings, *rows]) for n in range(len(headings))]
     for row in [headings, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -4,38 +4,77 @@ from __future__ import annotations
 
 import click
 
-from safehold.cli.points import read_points
+from safehold.app.status import Standing, standings
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
-from safehold.model.units import format_duration, format_size, format_time
+from safehold.model.errors import OverdueError, UsageError
+from safehold.model.units import format_duration, format_size, format_time, parse_span
 
 __all__ = ["status"]
 
 
 @click.command()
+@click.argument("resource", required=False)
+@click.option(
+    "--max-age", metavar="SPAN", help="A resource without a point of the last SPAN (26h) is overdue: exit code 8."
+)
 @vault_options
 @json_option
-def status(access: Access, as_json: bool) -> None:
+def status(resource: str | None, max_age: str | None, access: Access, as_json: bool) -> int:
     """Each resource with its newest point; problems first."""
+    try:
+        limit = parse_span(max_age) if max_age else None
+    except ValueError as error:
+        raise UsageError(str(error), on="--max-age") from error
     with Run.begin() as run:
         opened = run.open(access)
-        newest = {member.name: (p, member) for p in read_points(opened, run.ctx) for member in p.body.members}
-        now = run.ctx.clock.now()
+        found = standings(opened, run.ctx, limit)
+    if resource is not None:
+        found = [one for one in found if one.resource == resource]
+        if not found:
+            raise OverdueError("no points of this resource", on=resource, remedy="see what there is: safehold status")
     problems = [str(problem) for problem in opened.problems]
+    overdue = [one for one in found if one.overdue]
     if as_json:
-        resources = {
-            name: {"point": p.id, "time": p.time, "consistency": m.achieved, "size": m.size}
-            for name, (p, m) in newest.items()
-        }
+        resources = {one.resource: _document(one) for one in found}
         print_json({"vault": opened.store.url, "problems": problems, "resources": resources})
-        return
+        return OverdueError.exit_code if overdue else 0
     for problem in problems:
         print(f"PROBLEM  {problem}")
     print(f"vault {opened.store.url}")
-    if not newest:
-        print("no points yet. Next: safehold backup DISK")
-        return
-    rows = [
-        [name, format_time(p.time), format_duration(max(0.0, now - p.time)), format_size(m.size), m.achieved]
-        for name, (p, m) in sorted(newest.items())
-    ]
-    print_table(["RESOURCE", "NEWEST POINT", "AGE", "SIZE", "CONSISTENCY"], rows)
+    if not found:
+        print("no points yet. Next: safehold backup DIRECTORY_OR_DISK")
+    else:
+        rows = [
+            [
+                one.state,
+                one.resource,
+                format_time(one.point.time),
+                format_duration(one.age),
+                format_size(one.size),
+                str(one.points),
+                format_time(one.verified) if one.verified else "never",
+            ]
+            for one in found
+        ]
+        print_table(["STATE", "RESOURCE", "NEWEST POINT", "AGE", "SIZE", "POINTS", "LAST VERIFIED"], rows)
+    if overdue:
+        raise OverdueError(
+            f"{len(overdue)} of {len(found)} resources have no point of the last {max_age}",
+            on=", ".join(one.resource for one in overdue),
+            remedy="look at the last run's messages, and back up: safehold backup",
+        )
+    return 0
+
+
+def _document(one: Standing) -> dict[str, object]:
+    return {
+        "state": one.state,
+        "point": one.point.id,
+        "time": one.point.time,
+        "age": one.age,
+        "consistency": one.consistency,
+        "size": one.size,
+        "points": one.points,
+        "verified": one.verified,
+        "partial": list(one.partial),
+    }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from safehold.app.verify import Depth, parse_expected, verify_points
+from safehold.app.verify import Depth, parse_expected, verify_next, verify_points
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.model.errors import DamageError, UsageError
-from safehold.model.units import format_duration, format_rate, format_size
-from safehold.recovery.verify import Findings, verify_stored
+from safehold.model.files import printable
+from safehold.model.units import format_duration, format_rate, format_size, parse_size, parse_span
+from safehold.recovery.verify import Finding, Findings, verify_stored
 
 __all__ = ["verify"]
 
@@ -29,6 +31,10 @@ __all__ = ["verify"]
 )
 @click.option("--stored", "how", flag_value="stored", help="Every object is what its name says; needs no key.")
 @click.option(
+    "--older-than", metavar="SPAN", help="Go on from run to run: read what was not read for SPAN (30d), longest first."
+)
+@click.option("--read-budget", metavar="SIZE", help="Read about so much in this run (10GB); goes with --older-than.")
+@click.option(
     "--expect",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Points that must be there: saved output of points --json.",
@@ -38,11 +44,22 @@ __all__ = ["verify"]
 def verify(
     selector: str | None,
     how: str,
+    older_than: str | None,
+    read_budget: str | None,
     expect: Path | None,
     access: Access,
     as_json: bool,
 ) -> int:
-    """Prove that the vault holds what its points need. Exit code 4 where it does not."""
+    """Prove that the vault holds what its points need. Exit code 4 where it does not.
+
+    Points whose data was read and found right are noted as verified.
+    """
+    if older_than or read_budget:
+        if selector or expect or how == "stored":
+            raise UsageError(
+                "--older-than chooses by itself what to read", remedy="leave the point, --stored and --expect out"
+            )
+        return _rolling(older_than or "30d", read_budget or "1PB", access, as_json=as_json)
     if how == "stored" and (selector or expect):
         raise UsageError("--stored looks at all objects and at nothing else", remedy="leave the point and --expect out")
     with Run.begin() as run:
@@ -61,17 +78,60 @@ def verify(
     if as_json:
         print_json(_document(how, findings, seconds))
         return DamageError.exit_code if findings.found else 0
-    else:
-        for finding in findings.found:
-            print(f"DAMAGED  {finding.on}: {finding.what}" + (f" (point {finding.point[:8]})" if finding.point else ""))
-        print(_summary(how, findings, seconds))
-    if findings.found:
+    _show(findings.found)
+    print(_summary(how, findings, seconds))
+    _fail(findings.found, store.url)
+    return 0
+
+
+def _rolling(older_than: str, read_budget: str, access: Access, *, as_json: bool) -> int:
+    try:
+        span, budget = parse_span(older_than), parse_size(read_budget)
+    except ValueError as error:
+        raise UsageError(str(error), on="--older-than, --read-budget") from error
+    with Run.begin() as run:
+        opened = run.open(access)
+        began = run.ctx.clock.monotonic()
+        rolled = verify_next(opened, span, budget, run.ctx)
+        seconds = run.ctx.clock.monotonic() - began
+    found = rolled.findings.found
+    if as_json:
+        print_json(
+            {
+                "verified": "rolling",
+                "ok": not found,
+                "packs": rolled.packs,
+                "read": rolled.read,
+                "proved": [p.id for p in rolled.proved],
+                "waiting": [p.id for p in rolled.waiting],
+                "waiting_bytes": rolled.waiting_bytes,
+                "findings": [{"what": f.what, "on": f.on, "point": f.point} for f in found],
+                "seconds": round(seconds, 3),
+            }
+        )
+        return DamageError.exit_code if found else 0
+    _show(found)
+    print(
+        f"{'ok' if not found else 'DAMAGED'}: {format_size(rolled.read)} in {rolled.packs} packs read; {len(rolled.proved)} points proved, "
+        f"{len(rolled.waiting)} wait for {format_size(rolled.waiting_bytes)} to be read; {format_duration(seconds)}"
+    )
+    _fail(found, opened.store.url)
+    return 0
+
+
+def _show(found: Sequence[Finding]) -> None:
+    for finding in found:
+        at = f" (point {finding.point[:8]})" if finding.point else ""
+        print(f"DAMAGED  {printable(finding.on)}: {printable(finding.what)}{at}")
+
+
+def _fail(found: Sequence[Finding], url: str) -> None:
+    if found:
         raise DamageError(
-            f"{len(findings.found)} problem{'s' * (len(findings.found) > 1)} found",
-            on=store.url,
+            f"{len(found)} problem{'s' * (len(found) > 1)} found",
+            on=url,
             remedy='see the runbook, "Damaged vault"; restores say what they cannot read',
         )
-    return 0
 
 
 def _read(path: Path) -> bytes:

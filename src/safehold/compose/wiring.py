@@ -22,7 +22,7 @@ from safehold.model.clock import Clock
 from safehold.model.errors import UsageError
 from safehold.model.resource import ResourceRef
 from safehold.objects.limit import ByteSemaphore, LimitStore
-from safehold.objects.location import UPLOAD_BUDGET, open_store
+from safehold.objects.location import UPLOAD_BUDGET, local_place, open_store
 from safehold.objects.retry import RetryStore
 from safehold.ports.blocks import MutableBlocks
 from safehold.ports.source import Source
@@ -95,7 +95,7 @@ class Sources:
     def __init__(self, options: TreeOptions, paths: Paths, vault: str) -> None:
         """`vault` is the vault's address: a tree that holds the vault does not go into it. UsageError for a broken pattern."""
         exclude = path_matcher(options.exclude, "--exclude")
-        own = [paths.cache, paths.state, *([Path(vault)] if "://" not in vault else [])]
+        own = [paths.cache, paths.state, *local_place(vault)]
         never = frozenset(os.path.realpath(os.fsencode(path)) for path in own)
         rules = Rules(exclude, options.caches, options.one_file_system, never)
         self._files = FilesSource(rules, MountMemory(paths.state / "mounts"), options.accept_unmounted)

@@ -38,10 +38,11 @@ _PARALLEL = 8
 """Requests under way at once: enough to fill a 10 Gbit/s link with 16 MiB objects at 100 ms."""
 
 _PASSING = re.compile(
-    r"status code: 50[0234]|timed out|timeout|connect|error sending request|slowdown|internalerror|reset|\beof\b|broken pipe"
+    r"status code: (?:50[0234]|429)|toomanyrequests|timed out|timeout|connect|error sending request|slowdown|internalerror|reset|\beof\b|broken pipe"
 )
 """Messages of failures that may pass; the library gives text and no status code."""
 
+_PAST_THE_END = re.compile(r"status code: 416|[Rr]equested range|out of range|InvalidRange")
 _FULL = re.compile(r"status code: 507|insufficientstorage|quotaexceeded|storagefull|no space left")
 _REFUSED = re.compile(r"status code: 40[13]|accessdenied|signaturedoesnotmatch|invalidaccesskeyid|forbidden")
 
@@ -112,7 +113,9 @@ class CloudStore:
         try:
             data = obstore.get_range(self._bucket, check_name(name), start=offset, length=len(buf))
         except Exception as error:
-            if "range" in str(error).lower() and not isinstance(error, FileNotFoundError):
+            if _PAST_THE_END.search(str(error).partition("Debug source")[0]) and not isinstance(
+                error, FileNotFoundError
+            ):
                 raise ShortRead(f"object ends before {offset}", on=name) from error
             self._fail(error, name)
         if len(data) != len(buf):

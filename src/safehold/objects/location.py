@@ -9,7 +9,7 @@ from safehold.model.errors import UsageError
 from safehold.objects.local import LocalStore
 from safehold.ports.store import Store
 
-__all__ = ["UPLOAD_BUDGET", "open_store"]
+__all__ = ["UPLOAD_BUDGET", "local_place", "open_store"]
 
 UPLOAD_BUDGET = 192 * 1024 * 1024
 """Bytes being uploaded at once by a process, over all of its sessions."""
@@ -23,10 +23,15 @@ def open_store(url: str) -> Store:
         from safehold.objects.cloud import open_s3
 
         return open_s3(url)
-    if scheme == "file":
-        return LocalStore(Path(unquote(urlsplit(url).path)))
+    for place in local_place(url):
+        return LocalStore(place)
     if scheme and "://" in url:
         raise UsageError(f"no store is known for {scheme}://", on=url, remedy="use a directory or s3://bucket/prefix")
-    if not url:
-        raise UsageError("the vault's address is empty", remedy="give a directory or s3://bucket/prefix")
-    return LocalStore(Path(url).expanduser())
+    raise UsageError("the vault's address is empty", remedy="give a directory or s3://bucket/prefix")
+
+
+def local_place(url: str) -> list[Path]:
+    """The directory of a vault on this machine; none for one elsewhere."""
+    if urlsplit(url).scheme == "file":
+        return [Path(unquote(urlsplit(url).path))]
+    return [Path(url).expanduser()] if url and "://" not in url else []

@@ -54,6 +54,10 @@ class Capture(Protocol):
         """
         ...
 
+    def committed(self) -> None:
+        """The point was committed: the source may remember what it will want to know the next time."""
+        ...
+
 
 class Source(Protocol):
     """Reads one kind of resource. Entry point group `safehold.sources`."""

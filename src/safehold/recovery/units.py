@@ -121,7 +121,8 @@ def _tree_units(tree: StoredTree) -> Iterator[Unit]:
             if found.entry.form == Form.PIECE:
                 users.setdefault(found.piece[0], []).append(found)
             else:
-                for identity, _ in found.parts(tree.load):
+                # Once for each chunk, however often the file repeats it.
+                for identity in dict.fromkeys(identity for identity, _ in found.parts(tree.load)):
                     users.setdefault(identity, []).append(found)
         users.pop(ZERO_ID, None)
         yield Unit(sum(found.entry.size for found in page), list(users), _tell_files(users))

@@ -55,6 +55,16 @@ class Findings:
         with self._lock:
             self.found.append(finding)
 
+    def fail(self, on: str) -> None:
+        """DamageError where there are any, naming the first."""
+        if self.found:
+            first = self.found[0]
+            raise DamageError(
+                f"{len(self.found)} problem{'s' * (len(self.found) > 1)} found, first: {first.what} ({first.on})",
+                on=on,
+                remedy='see the runbook, "Damaged vault"; restores say what they cannot read',
+            )
+
     def count(self, checked: int, logical: int, stored: int) -> None:
         """Note what was looked at: objects or chunks, bytes of disks, bytes read from the vault."""
         with self._lock:
@@ -189,7 +199,11 @@ def verify_stored(store: Store, ctx: Context) -> Findings:
             if not stored_as_named(stamp.name, data):
                 findings.add(Finding("stored bytes are not what was written under this name", stamp.name))
             elif kind is Kind.INDEX:
-                packs = read_run(open_object(stamp.name, bytes(data))).packs
+                try:
+                    packs = read_run(open_object(stamp.name, bytes(data))).packs
+                except DamageError as error:
+                    findings.add(Finding(error.what, stamp.name))
+                    continue
                 with lock:
                     listed.update((pack.name, (pack.size, stamp.name)) for pack in packs)
 

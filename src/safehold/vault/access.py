@@ -13,6 +13,7 @@ from safehold.vault.keys import Keyring
 from safehold.vault.kit import Kit
 from safehold.vault.names import Kind, key_name
 from safehold.vault.records import Features, KeyPayload, KeySlot, OwnerPublic, Parameters, VaultDocument
+from safehold.vault.sealing import MAX_PLAIN
 from safehold.vault.slots import Unlocker
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+_LARGEST_PACK = 1 << 30
 
 
 class Unlocked(msgspec.Struct, frozen=True):
@@ -56,6 +58,18 @@ def parse_document(data: bytes, name: str) -> VaultDocument:
         raise FormatError(
             f"vault has format {document.format}, this program reads {FORMAT}", on=name, remedy="use a newer safehold"
         )
+    parameters = document.parameters
+    possible = (
+        512 <= parameters.block_size <= MAX_PLAIN
+        and 0 < parameters.pack_size <= _LARGEST_PACK
+        and 2 <= parameters.page_refs <= 1 << 16
+        and 1 <= parameters.compression <= 19
+        and parameters.minimum_age >= 0
+        and parameters.recycle >= 0
+    )
+    if not possible:
+        # A writer has only this copy, which nobody vouches for: what it says must not be able to hurt.
+        raise DamageError("vault document has parameters that cannot be", on=name)
     return document
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from safehold.model.errors import DamageError, ObjectNotFound, UsageError
+from safehold.model.errors import DamageError, FormatError, ObjectNotFound, UsageError, VaultKeyError
 from safehold.ports.store import Stamp, Store
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.fetch import SecretCache
-from safehold.vault.names import Kind, commit_name, kind_of, writer_name
+from safehold.vault.names import Kind, commit_name, kind_of, point_subject, writer_name
 from safehold.vault.records import Certificate, PointBody, PointObject
 from safehold.vault.sealed_cache import SealedCache
 from safehold.vault.sealing import SessionSecret, open_body
@@ -37,6 +37,11 @@ class Point(msgspec.Struct, frozen=True):
         return self.sid.hex()
 
     @property
+    def subject(self) -> bytes:
+        """What notes about it go by."""
+        return point_subject(self.name)
+
+    @property
     def resources(self) -> tuple[str, ...]:
         """Names of its members."""
         return tuple(member.name for member in self.body.members)
@@ -45,16 +50,22 @@ class Point(msgspec.Struct, frozen=True):
 class Rejected(msgspec.Struct, frozen=True):
     """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it.
 
-    `void` marks a sound one that does not count because the owner said so: nothing is damaged.
+    `void` marks a sound one that does not count because the owner said so: nothing is damaged. `barred` marks a sound one of a name that its
+    writer may not use: nothing hangs on it either.
     """
 
     name: str
     reason: str
     void: bool = False
+    barred: bool = False
 
 
 class _Void(Exception):
     """A sound point that the owner decided not to count."""
+
+
+class _Barred(Exception):
+    """A sound point of a name that its writer may not use."""
 
 
 class CachedPoint(msgspec.Struct, frozen=True):
@@ -113,10 +124,12 @@ class Catalogue:
                 points.append(self._accept(stamp, entry))
             except _Void as error:
                 rejected.append(Rejected(stamp.name, str(error), void=True))
+            except _Barred as error:
+                rejected.append(Rejected(stamp.name, str(error), barred=True))
             except ObjectNotFound:
                 # It was expired since it was listed.
                 continue
-            except DamageError as error:
+            except (DamageError, FormatError, VaultKeyError) as error:
                 rejected.append(Rejected(stamp.name, str(error)))
         if self._cache and entries.keys() != cached.keys():
             self._cache.store(entries)
@@ -145,7 +158,7 @@ class Catalogue:
         patterns = self._allowed(certificate)
         for member in entry.body.members:
             if not allows(patterns, member.name):
-                raise DamageError(f"writer may not make points of {member.name!r}", on=stamp.name)
+                raise _Barred(f"writer may not make points of {member.name!r}")
         return Point(stamp.name, wid, bytes.fromhex(sid_text), stamp.time, entry.digest, entry.dedup_key, entry.body)
 
 

@@ -23,6 +23,9 @@ _MOST = 1024
 _DEEPEST = 6
 """Levels of nodes: more than any size that a file can have needs."""
 
+_REPEATED_FILE, _REPEATED_NODE = 1 << 40, 4 << 20
+"""Bytes of a file whose nodes may repeat, and the least that such a node stands for: 1 TiB in parts of 4 KiB is work, but it ends."""
+
 Part = tuple[bytes, int]
 """Id of a chunk (the zero id for a hole) and its length in bytes."""
 
@@ -56,7 +59,12 @@ def read_parts(root: bytes, size: int, load: Callable[[bytes], bytes], depth: in
         raise DamageError("list of a file's parts does not decode", on=name) from error
     ids = list(read_ids(node.chunks if node.kind == PARTS else node.nodes))
     sound = node.kind in (PARTS, INDEX) and len(ids) == len(lengths) and sum(lengths) == size
-    if not sound or any(length <= 0 for length in lengths) or not depth:
+    if (
+        not sound
+        or any(length <= 0 for length in lengths)
+        or not depth
+        or (node.kind == INDEX and _endless(ids, lengths))
+    ):
         raise DamageError("list of a file's parts does not add up", on=name)
     for identity, length in zip(ids, lengths, strict=True):
         if node.kind == PARTS:
@@ -65,3 +73,10 @@ def read_parts(root: bytes, size: int, load: Callable[[bytes], bytes], depth: in
             raise DamageError("list of a file's parts refers to nothing", on=name)
         else:
             yield from read_parts(identity, length, load, depth - 1)
+
+
+def _endless(ids: Sequence[bytes], lengths: Sequence[int]) -> bool:
+    """True for a few nodes that a hostile writer made to stand for more parts than anybody can walk."""
+    if len(set(ids)) == len(ids):
+        return False
+    return sum(lengths) > _REPEATED_FILE or sorted(lengths)[len(lengths) // 2] < _REPEATED_NODE

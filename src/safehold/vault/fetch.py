@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from safehold.model.errors import DamageError, ObjectNotFound, ShortRead
+from safehold.model.errors import DamageError, FormatError, ObjectNotFound, ShortRead, VaultKeyError
 from safehold.ports.store import Store
 from safehold.vault.index.rows import Location
 from safehold.vault.keys import Keyring
@@ -30,6 +30,9 @@ _SPAN = 8 * 1024 * 1024
 _LOCAL_PARALLEL = 4
 """Stores that ask for more requests at once than this are across a network."""
 
+_NOT_THERE = (ValueError, DamageError, ObjectNotFound, ShortRead, FormatError, VaultKeyError)
+"""What says that a chunk cannot be had from one place: others may still have it. A pack may be another writer's, who may be hostile."""
+
 
 class Finder(Protocol):
     """Where chunks may lie."""
@@ -42,8 +45,8 @@ class Finder(Protocol):
         """Every location, from the index and, for a chunk that it lacks, from the packs' own tables of contents."""
         ...
 
-    def renew(self) -> bool:
-        """Look at the store again, at most once; false where that was done before."""
+    def renew(self, seen: int) -> int:
+        """Look at the store again where nobody did since look number `seen`, at most once in all; the number of the look in force."""
         ...
 
 
@@ -118,6 +121,19 @@ class Fetcher:
         for position in rest:
             yield self._alone(finder, position, identities[position], dedup_key, None)
 
+    def holds(self, identity: bytes, location: Location, dedup_key: bytes) -> bool:
+        """True where the chunk can be read from that place, and is right."""
+        if not _sane(location):
+            return False
+        try:
+            header = self._header(location.pack, None)
+            record = self._scratch(location.stored)
+            self._store.read_into(location.pack, location.offset, record)
+            self._open(header, record, location, identity, dedup_key)
+        except _NOT_THERE:
+            return False
+        return True
+
     def _span(
         self, finder: Finder, identities: Sequence[bytes], dedup_key: bytes, group: list[tuple[Location, int]]
     ) -> Iterator[Found | Lost]:
@@ -128,7 +144,7 @@ class Fetcher:
             span = self._scratch(end - start)
             self._store.read_into(first.pack, start, span)
             header = self._header(first.pack, span if start == 0 else None)
-        except (DamageError, ObjectNotFound, ShortRead) as error:
+        except _NOT_THERE as error:
             for location, position in group:
                 yield self._alone(finder, position, identities[position], dedup_key, (location, str(error)))
             return
@@ -136,12 +152,15 @@ class Fetcher:
             record = span[location.offset - start : location.offset - start + location.stored]
             try:
                 data = self._open(header, record, location, identities[position], dedup_key)
-            except (ValueError, DamageError) as error:
+            except _NOT_THERE as error:
                 yield self._alone(
                     finder, position, identities[position], dedup_key, (location, f"{location.pack}: {error}")
                 )
                 # The detour reused the scratch buffer; the span's other records have to be read again.
-                self._store.read_into(first.pack, start, span)
+                try:
+                    self._store.read_into(first.pack, start, span)
+                except _NOT_THERE:
+                    span[:] = bytes(len(span))
             else:
                 yield Found(position, data)
 
@@ -151,6 +170,7 @@ class Fetcher:
         """Try every location but the one that failed already; where none works, look for others once more."""
         reasons = [failed[1]] if failed else []
         tried = {(failed[0].pack, failed[0].offset)} if failed else set()
+        look = 0
         while True:
             for location in finder.locations(identity):
                 if (location.pack, location.offset) in tried:
@@ -164,9 +184,10 @@ class Fetcher:
                     record = self._scratch(location.stored)
                     self._store.read_into(location.pack, location.offset, record)
                     return Found(position, self._open(header, record, location, identity, dedup_key))
-                except (ValueError, DamageError, ObjectNotFound, ShortRead) as error:
+                except _NOT_THERE as error:
                     reasons.append(f"{location.pack}: {error}" if location.pack not in str(error) else str(error))
-            if not finder.renew():
+            before, look = look, finder.renew(look)
+            if look == before:
                 break
         return Lost(position, identity, "; ".join(reasons) or "no index run and no pack names it")
 
@@ -231,6 +252,10 @@ class ChunkReader:
     def one(self, identity: bytes) -> bytes:
         """A single chunk's plaintext; DamageError where it cannot be read."""
         return self.fetcher.one(self.finder, identity, self.dedup_key)
+
+    def holds(self, identity: bytes, location: Location) -> bool:
+        """True where the chunk can be read from just there, and is right."""
+        return self.fetcher.holds(identity, location, self.dedup_key)
 
     def many(self, identities: Sequence[bytes]) -> Iterator[Found | Lost]:
         """See `Fetcher.many`."""

@@ -23,7 +23,7 @@ __all__ = ["Expiry", "forgotten_points", "is_forgotten", "pinned_points"]
 def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> bool:
     """True where the owner said that the point `points/<wid>/<sid>` is to be expired."""
     wanted = point.removeprefix("points/")
-    name = forget_name(bytes.fromhex(wanted.rpartition("/")[2]))
+    name = forget_name(point)
     try:
         opened = open_object(name, store.get(name))
         record = decode(opened.payload, Forget, name)
@@ -36,12 +36,25 @@ def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> b
 def forgotten_points(
     store: Store, vault: bytes, trust: OwnerTrust, before: float = float("inf")
 ) -> Callable[[str], bool]:
-    """Tells of a point's object name whether the owner expired it, by the store's time not after `before`; the intents are listed once."""
+    """Tells of a point's object name whether the owner expired it, by the store's time not after `before`; the intents are listed once.
+
+    An intent about a point that something depends on is void: its maker was interrupted before he saw the pin.
+    """
     intents = {stamp.name for stamp in store.list(Kind.FORGET.prefix + "/") if stamp.time <= before}
+    if not intents:
+        return lambda point: False
+    try:
+        pinned = pinned_points(store, vault, trust)
+    except DamageError:
+        # A pin that cannot be read may be of any point.
+        return lambda point: False
 
     def forgotten(point: str) -> bool:
-        intent = forget_name(bytes.fromhex(point.rpartition("/")[2]))
-        return intent in intents and is_forgotten(store, vault, trust, point)
+        return (
+            forget_name(point) in intents
+            and point.removeprefix("points/") not in pinned
+            and is_forgotten(store, vault, trust, point)
+        )
 
     return forgotten
 
@@ -80,7 +93,7 @@ class Expiry:
         """Expire a point: it no longer counts when this returns. UsageError where something depends on it."""
         point = f"{wid.hex()}/{sid.hex()}"
         self._refuse_pinned(point)
-        name = forget_name(sid)
+        name = forget_name(commit_name(wid, sid))
         stored = close(self._vault, name, encode(Forget(self._owner.generation, point)), self._owner.sign)
         try:
             self._store.put(name, [stored])

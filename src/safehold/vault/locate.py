@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectNotFound, ShortRead
+from safehold.model.errors import DamageError, FormatError, ObjectNotFound, ShortRead, VaultKeyError
 from safehold.ports.store import Store
 from safehold.vault.envelope import open_object
 from safehold.vault.fetch import Fetcher, SecretCache
@@ -24,6 +24,10 @@ from safehold.vault.run import open_run_rows, read_run
 from safehold.vault.trust import Chain, OwnerTrust
 
 __all__ = ["DedupView", "DomainFinder", "Locator"]
+
+
+_LARGEST_TABLE = 64 * 1024 * 1024
+"""Bytes; a table of 16 KiB describes a full pack of ours."""
 
 
 @dataclass(frozen=True)
@@ -135,17 +139,16 @@ class DomainFinder:
         self._index = locator.reader_view()
         self._lock = threading.Lock()
         self._recovered: dict[bytes, list[Location]] | None = None
-        self._renewed = False
+        self._look = 0
 
-    def renew(self) -> bool:
-        """Read the runs again, once: a prune may have moved what they said at first. False where that was done before."""
+    def renew(self, seen: int) -> int:
+        """Read the runs again, once: a prune may have moved what they said at first. See `vault.fetch.Finder`."""
         with self._lock:
-            if self._renewed:
-                return False
-            self._renewed = True
-            self._index = self._locator.reader_view()
-            self._recovered = None
-            return True
+            if self._look == seen and not seen:
+                self._index = self._locator.reader_view()
+                self._recovered = None
+                self._look = 1
+            return self._look
 
     def find_many(self, identities: Sequence[bytes]) -> list[Location | None]:
         """One location of each chunk, by the index alone."""
@@ -176,7 +179,7 @@ class DomainFinder:
                     continue
                 try:
                     rows = self.read_table(stamp.name, stamp.size)
-                except (DamageError, ObjectNotFound, ShortRead):
+                except (DamageError, ObjectNotFound, ShortRead, FormatError, VaultKeyError):
                     continue
                 for row in rows:
                     out.setdefault(row.identity, []).append(
@@ -191,6 +194,8 @@ class DomainFinder:
         tail = bytearray(4)
         store.read_into(name, size - 4, memoryview(tail))
         start, length = table_span(size, bytes(tail), name)
+        if length > _LARGEST_TABLE:
+            raise DamageError("pack's table of contents is larger than any can be", on=name)
         sealed = bytearray(length)
         store.read_into(name, start, memoryview(sealed))
         if not header.sessions:

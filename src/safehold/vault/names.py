@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import re
 
+from blake3 import blake3
+
 __all__ = [
     "ZERO_ID",
     "Kind",
@@ -19,6 +21,7 @@ __all__ = [
     "pack_hash",
     "pack_name",
     "pin_name",
+    "point_subject",
     "run_name",
     "session_name",
     "writer_name",
@@ -130,9 +133,16 @@ def pin_name(pin: bytes) -> str:
     return f"pins/{pin.hex()}"
 
 
-def forget_name(sid: bytes) -> str:
-    """Of the intent to expire the point of session `sid`."""
-    return f"forget/{sid.hex()}"
+def point_subject(point: str) -> bytes:
+    """The 16 bytes that notes about a point, and the intent to expire it, go by. Not the session's id alone: another writer may use the
+    same one.
+    """
+    return blake3(point.encode()).digest()[:16]
+
+
+def forget_name(point: str) -> str:
+    """Of the intent to expire the point `points/<wid>/<sid>`."""
+    return f"forget/{point_subject(point).hex()}"
 
 
 def log_name(wid: bytes, stream: bytes, epoch: int, sequence: int) -> str:

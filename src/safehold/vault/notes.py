@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectExists
+from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound
 from safehold.ports.store import Stamp, Store
 from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.keys import Keyring, OwnerKey, seal_to, unseal_with
@@ -122,8 +122,27 @@ class Notes:
             n.kind == "kit" and n.data.get("generation") == self._owner.generation for n in self.about(self._vault)
         )
 
+    def damaged(self) -> frozenset[str]:
+        """Packs that were found damaged, and not right since."""
+        found: set[str] = set()
+        for note in self.about(self._vault):
+            names = {str(name) for name in note.data.get("packs", ())}
+            if note.kind == "damaged":
+                found |= names
+            elif note.kind == "repaired":
+                found -= names
+        return frozenset(found)
+
+    def note_packs(self, right: set[str], wrong: set[str]) -> None:
+        """Note which packs were read and found right or damaged, as far as that is news."""
+        known = self.damaged()
+        if wrong - known:
+            self.add(self._vault, "damaged", {"packs": sorted(wrong - known)})
+        if right & known:
+            self.add(self._vault, "repaired", {"packs": sorted(right & known)})
+
     def facts(self) -> dict[bytes, Facts]:
-        """What the notes say of each point, by session id."""
+        """What the notes say of each subject."""
         facts: dict[bytes, Facts] = {}
         for found in self.all():
             facts.setdefault(found.subject, Facts()).learn(found.time, found.body)
@@ -143,6 +162,8 @@ class Notes:
             try:
                 if found is None or found.time != stamp.time:
                     found = self._open(stamp)
+            except ObjectNotFound:
+                continue
             except DamageError as error:
                 self._ctx.progress.warn(f"a note cannot be read: {error}")
             except ValueError:

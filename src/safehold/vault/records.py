@@ -271,7 +271,7 @@ class PointObject(msgspec.Struct, frozen=True):
 
 class NoteBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sealed inside a note. `kind` is one of tag, hold, release, verified, proof, lock-until, first-seen, revoked,
-    kit, upkeep.
+    kit, upkeep, damaged, repaired.
     """
 
     kind: str

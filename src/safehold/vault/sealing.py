@@ -187,6 +187,9 @@ class ChunkOpener:
             _chunk_cipher(secret.session_key, identity, codec, plain).decrypt_into(
                 bytes(record[2:14]), record[14:], aad, packed
             )
+            # The library takes a frame's own word for its length, whatever limit it is given.
+            if codec == _ZSTD and zstandard.frame_content_size(bytes(packed[:32])) != plain:
+                raise ValueError("compressed chunk announces another length")
             data = self._decompressor.decompress(packed, max_output_size=plain) if codec == _ZSTD else packed
         except (InvalidTag, zstandard.ZstdError) as error:
             raise ValueError(f"does not open: {type(error).__name__}") from error

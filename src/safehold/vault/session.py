@@ -25,7 +25,16 @@ from safehold.vault.index.view import ChunkIndex
 from safehold.vault.names import Kind, commit_name, pack_name, run_name, session_name
 from safehold.vault.node import Node, encode_node
 from safehold.vault.pack import PackBuilder, PackRow
-from safehold.vault.records import Heartbeat, Parameters, PointBody, PointObject, RunPack, SessionInfo, SessionObject
+from safehold.vault.records import (
+    Heartbeat,
+    OwnerPublic,
+    Parameters,
+    PointBody,
+    PointObject,
+    RunPack,
+    SessionInfo,
+    SessionObject,
+)
 from safehold.vault.run import ROW_SIZE, encode_rows, store_run
 from safehold.vault.sealing import ChunkSealer, SessionSecret, chunk_id, seal_body, seal_secret
 from safehold.vault.writers import WriterKey
@@ -83,14 +92,15 @@ class Session:
         direct: Store,
         vault: bytes,
         writer: WriterKey,
+        owner: OwnerPublic,
         certificate: bytes,
         parameters: Parameters,
         info: SessionInfo,
         ctx: Context,
         lanes: int,
     ) -> None:
-        """`direct` is the same store without retries: a commit may be tried again only after the session was seen to
-        exist.
+        """`owner` are the keys in force, to which the session is sealed. `direct` is the same store without retries: a commit may be tried
+        again only after the session was seen to exist.
 
         At most `lanes` threads hand in chunks at once; each may hold a data pack and a metadata pack open.
         """
@@ -102,7 +112,7 @@ class Session:
         self._ctx = ctx
         self.sid = os.urandom(16)
         self._secret = SessionSecret(writer.wid, self.sid, os.urandom(32), writer.dedup_key)
-        self._key = seal_secret(vault, writer.owner, self._secret)
+        self._key = seal_secret(vault, owner, self._secret)
         self.totals = SessionTotals()
         self._lock = threading.Lock()
         self._claiming = threading.Lock()
@@ -238,13 +248,13 @@ class Session:
             self._store.put(name, [data])
             size = len(data)
             data.release()
+            pack = RunPack(name, size)
+            self._view().add(pack, builder.rows)
         except BaseException as error:
             self._fail(error)
             raise
         finally:
             self._buffers.give(builder.buffer)
-        pack = RunPack(name, size)
-        self._view().add(pack, builder.rows)
         with self._claiming:
             self._claims.difference_update(row.identity for row in builder.rows)
         with self._lock:
@@ -336,14 +346,23 @@ class Session:
                     return
                 raise self._fenced(name) from None
             except StoreUnavailable:
-                if attempt == _COMMIT_TRIES - 1:
-                    raise
                 self._ctx.clock.sleep(wait)
                 wait *= 2
+                if self._committed(name, stored):
+                    return
+                if attempt == _COMMIT_TRIES - 1:
+                    raise
                 try:
                     self._store.head(session_name(self._writer.wid, self.sid))
                 except ObjectNotFound:
                     raise self._fenced(name) from None
+
+    def _committed(self, name: str, stored: bytes) -> bool:
+        """True where the attempt whose answer was lost was carried out all the same."""
+        try:
+            return self._store.get(name) == stored
+        except ObjectNotFound:
+            return False
 
     def _fenced(self, name: str) -> FencedError:
         return FencedError(

@@ -218,9 +218,18 @@ def _check(entry: Entry, chunks: int, nodes: int, on: str) -> None:
         sound = sound and sum(lengths) == size
     else:
         sound = entry.form == Form.NODE and len(content) == 1 and 0 <= content[0] < nodes and size > 0
+    sane = (
+        0 <= entry.mode <= 0xFFFF
+        and 0 <= entry.uid <= 0xFFFFFFFF
+        and 0 <= entry.gid <= 0xFFFFFFFF
+        and 0 <= entry.rdev < 1 << 64
+        and 0 <= size < 1 << 63
+        and abs(entry.mtime) < 1 << 63
+        and not any(b"\0" in key or not key for key in entry.xattrs)
+    )
     name = entry.name
     named = name not in (b".", b"..") and b"/" not in name and b"\0" not in name and len(name) <= 255
-    if not sound or not named or (entry.form and not stat.S_ISREG(entry.mode)) or b"\0" in entry.target:
+    if not (sound and sane and named) or (entry.form and not stat.S_ISREG(entry.mode)) or b"\0" in entry.target:
         raise DamageError("a file is described that cannot be", on=on)
 
 

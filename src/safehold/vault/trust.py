@@ -10,7 +10,7 @@ from safehold.model.errors import DamageError, FormatError, ObjectNotFound, Roll
 from safehold.ports.store import Store
 from safehold.vault.envelope import Opened, decode, open_object
 from safehold.vault.keys import Keyring
-from safehold.vault.names import Kind, gc_name, gc_number
+from safehold.vault.names import Kind, gc_name, gc_number, kind_of
 from safehold.vault.records import Certificate, Features, GcRecord, OwnerPublic
 from safehold.vault.writers import read_certificate
 
@@ -51,12 +51,13 @@ class OwnerTrust:
 @dataclass(frozen=True)
 class Chain:
     """The newest record of the gc chain and the BLAKE3 of its stored bytes; `record` is None where the whole chain
-    is gone.
+    is gone, or (`broken`) its newest record is damaged.
     """
 
     record: GcRecord | None = None
     digest: bytes = b""
     problems: list[DamageError] = field(default_factory=list)
+    broken: bool = False
 
     @property
     def features(self) -> Features:
@@ -69,7 +70,11 @@ class Chain:
         return frozenset((*self.record.condemned, *self.record.dead)) if self.record else frozenset()
 
     def require(self, kind: str) -> None:
-        """FormatError unless this program knows every feature on the `read` (`write`, `delete`) list."""
+        """FormatError unless this program knows every feature on the `read` (`write`, `delete`) list; DamageError for anything but reading
+        where the newest record cannot be believed.
+        """
+        if self.broken and kind != "read":
+            raise self.problems[0]
         unknown = set(getattr(self.features, kind)) - KNOWN_FEATURES
         if unknown:
             raise FormatError(
@@ -93,7 +98,7 @@ def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, b
     `seen` is the number and digest of the newest record this machine has met: a chain that ends before it, or holds
     another record under that number, is a RollbackError.
     """
-    numbers = [gc_number(stamp.name) for stamp in store.list(Kind.GC.prefix + "/")]
+    numbers = [gc_number(s.name) for s in store.list(Kind.GC.prefix + "/") if kind_of(s.name) is Kind.GC]
     if not numbers:
         if seen:
             raise RollbackError(
@@ -112,10 +117,23 @@ def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, b
             remedy="find out who replaced the vault's objects; restores from a mirror are safe",
         )
     if seen:
-        _, digest, _ = _read(store, gc_name(seen[0]))
+        try:
+            digest = blake3(store.get(gc_name(seen[0]))).digest()
+        except ObjectNotFound:
+            digest = b""
         if digest != seen[1]:
             raise RollbackError(f"gc record {seen[0]} is not the one this machine has seen", on=store.url)
-    record, digest, opened = _read(store, gc_name(newest))
+    try:
+        return _newest(store, vault, trust, numbers)
+    except DamageError as error:
+        return Chain(
+            problems=[DamageError(error.what, on=error.on, remedy="pruning and backups are refused; restores work")],
+            broken=True,
+        )
+
+
+def _newest(store: Store, vault: bytes, trust: OwnerTrust, numbers: list[int]) -> Chain:
+    record, digest, opened = _read(store, gc_name(max(numbers)))
     if record.generation not in trust:
         _learn_rotations(store, vault, trust, numbers)
     trust.check(vault, opened, record.generation)
@@ -155,6 +173,8 @@ def read_writers(store: Store, vault: bytes, trust: OwnerTrust) -> Writers:
     """Every writer whose certificate is in its place; what is wrong with the others is in `problems`."""
     writers = Writers(vault, trust)
     for stamp in store.list(Kind.WRITER.prefix + "/"):
+        if kind_of(stamp.name) is not Kind.WRITER:
+            continue
         try:
             writers.learn(stamp.name, store.get(stamp.name))
         except DamageError as error:

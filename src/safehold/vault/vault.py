@@ -172,7 +172,8 @@ class Vault:
         return Notes(self.store, self.id, self.trust, self._require_keyring(), self.owner_key, cache, self.ctx)
 
     def expiry(self) -> Expiry:
-        """Lets points go; for the owner only."""
+        """Lets points go; for the owner only. FormatError where the vault uses a feature that this program lacks."""
+        self.chain.require("delete")
         return Expiry(self.store, self.id, self.trust, self.owner_key, self.parameters.recycle)
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -278,6 +279,11 @@ class Vault:
         """Reads the chunks that a point refers to."""
         return ChunkReader(self.fetcher, self.finder(point.wid), point.dedup_key)
 
+    @property
+    def read_log(self) -> Path:
+        """Where this machine keeps when it read which pack."""
+        return self._places.state / "reads" / self.id.hex()
+
     def tree_cache(self, resource: str) -> Path:
         """Where this machine remembers the last backup of a tree."""
         return self._places.cache / self.id.hex() / "trees" / blake3(resource.encode()).hexdigest()[:32]
@@ -305,13 +311,18 @@ class Vault:
                 on=writer.label,
                 remedy="have the owner make a new one",
             )
-        session = Session(self.store, self.direct, self.id, writer, certificate, self.parameters, info, self.ctx, lanes)
+        session = Session(
+            self.store, self.direct, self.id, writer, self.owner, certificate, self.parameters, info, self.ctx, lanes
+        )
         with session:
             session.announce()
             # The view is taken after the session is visible: whoever condemns a pack later than that waits for this session.
             chain = read_chain(self.store, self.id, self.trust)
             chain.require("write")
             view = locator.dedup_view(chain)
+            if self.keyring is not None:
+                # What is in a damaged pack is stored again, and so repaired. A mere writer cannot read the note.
+                view.index.exclude(chain.unusable_packs | self.notes().damaged())
             session.use(view.index, view.runs)
             yield session
 

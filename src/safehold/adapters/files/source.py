@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 from safehold.adapters.files.mounts import expected_mounts, kernel_mounts, mount_points, still_mounts
 from safehold.adapters.files.walk import FileTree, Rules
-from safehold.model.clock import Clock
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, SourceError, UsageError
@@ -35,7 +34,7 @@ class MountMemory:
         self._directory = directory
 
     def _path(self, name: str) -> Path:
-        return self._directory / (quote(name, safe="") + ".json")
+        return self._directory / (hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32] + ".json")
 
     def load(self, name: str) -> set[bytes]:
         """Mount points of the tree at its last backup; empty where nothing is remembered."""
@@ -46,7 +45,7 @@ class MountMemory:
             return set()
 
     def store(self, name: str, mounts: set[bytes]) -> None:
-        """Replace what is remembered."""
+        """Replace what is remembered. OSError where it cannot be."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self._path(name).with_suffix(".new")
         fresh.write_text(json.dumps(sorted(os.fsdecode(path) for path in mounts)))
@@ -97,11 +96,10 @@ class FilesSource:
             )
         tree = FileTree(roots, replace(self.rules, hollow=self.rules.hollow | kernel_mounts()), ctx.clock)
         try:
-            yield TreeCapture(ref, tree, still, ctx.clock)
+            yield TreeCapture(ref, tree, still, self.memory, {path for path in mounted if _touches(path, roots)}, ctx)
         finally:
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        self.memory.store(ref.name, {path for path in mounted if _touches(path, roots)})
 
     def _check_mounts(self, ref: ResourceRef, roots: list[bytes], mounted: set[bytes]) -> None:
         if self.accept_unmounted:
@@ -139,15 +137,30 @@ def _all_still(roots: list[bytes]) -> bool:
 class TreeCapture:
     """Files as they are while they are read. See `ports.source.Capture`."""
 
-    def __init__(self, ref: ResourceRef, content: FileTree, still: Consistency, clock: Clock) -> None:
+    def __init__(
+        self,
+        ref: ResourceRef,
+        content: FileTree,
+        still: Consistency,
+        memory: MountMemory,
+        mounts: set[bytes],
+        ctx: Context,
+    ) -> None:
         self.resource = ref
         self.content = content
         self.topology: Topology | None = None
         self.achieved = still
-        self._clock = clock
-        self._start = clock.now()
+        self._memory, self._mounts, self._ctx = memory, mounts, ctx
+        self._start = ctx.clock.now()
+
+    def committed(self) -> None:
+        """Remember what was mounted, for the next time."""
+        try:
+            self._memory.store(self.resource.name, self._mounts)
+        except OSError as error:
+            self._ctx.progress.warn(f"which file systems were mounted cannot be remembered ({error.strerror})")
 
     @property
     def taken(self) -> Interval:
         """From the beginning of the walk until now."""
-        return Interval(self._start, self._clock.now())
+        return Interval(self._start, self._ctx.clock.now())

@@ -79,6 +79,9 @@ class StreamCapture:
         self._clock = clock
         self._start = clock.now()
 
+    def committed(self) -> None:
+        """Nothing is remembered."""
+
     @property
     def taken(self) -> Interval:
         """From the first byte until now."""

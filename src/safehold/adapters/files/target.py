@@ -79,21 +79,27 @@ class DirectoryTarget:
             self._directory(path)
 
     def _directory(self, path: bytes) -> DirectoryFd:
+        missing = []
+        at = path
+        while (found := self._opened(at)) is None:
+            at, _, name = at.rpartition(b"/")
+            missing.append(name)
+        for name in reversed(missing):
+            at = at + b"/" + name if at else name
+            found = DirectoryFd(self._enter(found.fd, name))
+            with self._lock:
+                self._open[at] = found
+                while len(self._open) > _OPEN_DIRECTORIES:
+                    self._open.popitem(last=False)
+                self._open[b""] = self._root
+        return found
+
+    def _opened(self, path: bytes) -> DirectoryFd | None:
         with self._lock:
             found = self._open.get(path)
-            if found is not None:
-                if path:
-                    self._open.move_to_end(path)
-                return found
-        above, _, name = path.rpartition(b"/")
-        parent = self._directory(above)
-        found = DirectoryFd(self._enter(parent.fd, name))
-        with self._lock:
-            self._open[path] = found
-            while len(self._open) > _OPEN_DIRECTORIES:
-                self._open.popitem(last=False)
-            self._open[b""] = self._root
-        return found
+            if found is not None and path:
+                self._open.move_to_end(path)
+            return found
 
     def _enter(self, parent: int, name: bytes) -> int:
         for _ in range(3):

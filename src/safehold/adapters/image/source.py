@@ -24,6 +24,10 @@ __all__ = ["ImageSource"]
 
 KIND = "volume"
 _PREFIX = "volume:"
+_QCOW2 = (".qcow2", ".qcow")
+"""Only a file of such a name is opened as qcow2. What a raw disk begins with is its guest's to write: taken at its word, a guest could have any
+file of the host opened as its disk's backing file.
+"""
 _TICK_NS = 20_000_000
 """A file changed less than this long ago may change again without its time moving: file times have a granularity of
 some milliseconds.
@@ -75,7 +79,7 @@ class ImageSource:
             head = os.pread(fd, 4, 0)
             with contextlib.ExitStack() as stack:
                 blocks: Blocks
-                if is_qcow2(head) and not watch.device:
+                if is_qcow2(head) and not watch.device and ref.location.endswith(_QCOW2):
                     blocks = stack.enter_context(serve_qcow2(ref.location, shared=bool(watch.writer)))
                     topology = detect(blocks, "qcow2")
                 else:
@@ -150,6 +154,9 @@ class DiskCapture:
             self.still = Consistency.NONE
         else:
             self.still = Consistency.FILESYSTEM if cleanly_unmounted(content) else Consistency.CRASH
+
+    def committed(self) -> None:
+        """Nothing is remembered."""
 
     @property
     def taken(self) -> Interval:

@@ -106,10 +106,14 @@ def choose(
     rows: Iterable[tuple[bytes, Location]],
     present: dict[str, int],
     avoid: frozenset[str],
+    good: Callable[[bytes, Location], bool],
     into: Chosen,
 ) -> None:
     """For each live chunk choose one place among `rows`, which ascend by id: in a pack that is there, and outside of `avoid` where there is
     such a one. Packs that are used already are used on.
+
+    Where there are several places, only one that `good` has read and found right lets the others go: a row may lie, and a copy may have
+    rotted.
     """
     source = iter(rows)
     row = next(source, None)
@@ -125,5 +129,7 @@ def choose(
         if not places:
             into.missing.append(identity)
             continue
-        best = min(places, key=lambda at: (at.pack in avoid, at.pack not in into.packs, at.pack))
-        into.packs[best.pack] = into.packs.get(best.pack, 0) + best.stored
+        places.sort(key=lambda at: (at.pack in avoid, at.pack not in into.packs, at.pack))
+        first = places[0] if len(places) == 1 else next((at for at in places if good(identity, at)), None)
+        for kept in places if first is None else [first]:
+            into.packs[kept.pack] = into.packs.get(kept.pack, 0) + kept.stored

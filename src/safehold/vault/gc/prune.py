@@ -97,7 +97,7 @@ class Prune:
             chain = self._chain()
             try:
                 done = self._attempt(chain)
-            except DamageError:
+            except (DamageError, ObjectNotFound):
                 # What was being walked may have been expired and pruned by others meanwhile.
                 if not self._moved(chain):
                     raise
@@ -182,7 +182,7 @@ class Prune:
             with IdSorter(self._scratch) as live:
                 walk(points, self._vault.chunks, live, self._ctx)
                 before = len(chosen.missing)
-                choose(live, finder.rows(), present, avoid, chosen)
+                choose(live, finder.rows(), present, avoid, self._vault.chunks(points[0]).holds, chosen)
                 for identity in chosen.missing[before:]:
                     # No run tells: a run may be lost, and then the packs themselves tell.
                     places = [
@@ -223,7 +223,7 @@ class Prune:
         recycled = self._vault.store_time() - self._vault.parameters.recycle
         # What was expired longer ago is gone, even where a put that came late has brought its object back.
         points, rejected = self._vault.points(fresh=True, expired_before=recycled)
-        damaged = [one for one in rejected if not one.void]
+        damaged = [one for one in rejected if not one.void and not one.barred]
         if damaged:
             raise DamageError(
                 f"{len(damaged)} objects under points/ are none: what they needed is unknown ({damaged[0].reason})",
@@ -320,6 +320,8 @@ class Prune:
         self.report.live = sum(chosen.packs.values())
         self.report.stored = sum(packs.values())
         base, absorbed = list(record.base), list(record.absorbed)
+        # What an earlier prune deleted is not there either, whoever names it again.
+        alive = frozenset(packs.keys() - dead - set(record.dead))
         for domain in {certificate.domain for certificate in self._vault.writers.values()}:
             locator, index_key, listed = self._vault.domain(domain)
             open_now = {(wid.hex(), sid.hex()) for wid, sid in self._open_ids()}
@@ -330,7 +332,7 @@ class Prune:
                 if name not in absorbed and (name.split("/")[1], name.split("/")[2].rpartition("-")[0]) not in open_now
             ]
             unlisted = frozenset(n for n in ended if n.split("/")[1] == domain.hex() and n not in known)
-            done = absorb(locator, ended, unlisted, dead, self._owner, index_key)
+            done = absorb(locator, ended, unlisted, alive, self._owner, index_key)
             base = [run for run in base if run.name not in done.runs] + list(done.base)
             absorbed += done.runs
         self.report.absorbed = len(absorbed) - len(record.absorbed)

@@ -19,7 +19,7 @@ from safehold.vault.run import encode_rows, store_run
 
 __all__ = ["Absorbed", "absorb", "write_base"]
 
-_MOST_RUNS = 128
+MOST_RUNS = 128
 """Runs that are left as they are before all of them are made into one: each costs a request in a cold cache."""
 _SHARD_ROWS = 1_300_000
 """Rows in a base run: 64 MiB."""
@@ -37,31 +37,31 @@ def absorb(
     locator: Locator,
     ended: Sequence[str],
     unlisted: frozenset[str],
-    dead: frozenset[str],
+    alive: frozenset[str],
     owner: OwnerKey,
     index_key: bytes,
 ) -> Absorbed:
-    """Write base runs (signed by the owner) with the rows of those of the domain's `ended` runs that name a dead pack, of base runs that an
-    interrupted prune left `unlisted`, or of all of them where they have become many; rows in dead packs are left out. Runs that cannot be
-    read stay as they are.
+    """Write base runs, signed by the owner, in place of some of the domain's `ended` runs: those that name a pack which is not `alive`, base
+    runs that an interrupted prune left `unlisted`, or all of them where they have become many. Rows in packs that are not alive are left
+    out. Runs that cannot be read stay as they are.
     """
     chosen: list[str] = []
     rows: list[tuple[str, PackRow]] = []
     sizes: dict[str, int] = {}
-    all_of_them = len(ended) > _MOST_RUNS
+    all_of_them = len(ended) > MOST_RUNS
     for name in ended:
         try:
             record, data = locator.read(name)
         except (DamageError, ObjectNotFound):
             continue
-        if not all_of_them and name not in unlisted and dead.isdisjoint(pack.name for pack in record.packs):
+        if not all_of_them and name not in unlisted and alive.issuperset(pack.name for pack in record.packs):
             continue
         chosen.append(name)
         sizes.update((pack.name, pack.size) for pack in record.packs)
         names = [pack.name for pack in record.packs]
         for at in range(0, len(data), ROW.size):
             identity, number, offset, stored, mixed = ROW.unpack_from(data, at)
-            if number < len(names) and names[number] not in dead:
+            if number < len(names) and names[number] in alive:
                 rows.append((names[number], PackRow(identity, offset, stored, mixed & 0x0FFFFFFF, mixed >> 28)))
     return Absorbed(write_base(locator, rows, sizes, owner, index_key), tuple(chosen))
 

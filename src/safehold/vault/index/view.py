@@ -47,6 +47,7 @@ class ChunkIndex:
         self._recent: dict[bytes, Location] = {}
         self._more: dict[bytes, list[Location]] = {}
         self._rows = 0
+        self._spill_at = _RECENT
         self._excluded: frozenset[str] = frozenset()
         self._lock = threading.Lock()
 
@@ -59,10 +60,9 @@ class ChunkIndex:
         return [self._first(identity) for identity in identities]
 
     def _first(self, identity: bytes) -> Location | None:
-        if identity in self._recent:
-            for found in self._added(identity):
-                if found.pack not in self._excluded:
-                    return found
+        for found in self._added(identity):
+            if found.pack not in self._excluded:
+                return found
         for table in reversed(self._tables):
             for location in table.find(identity):
                 if location.pack not in self._excluded:
@@ -70,7 +70,9 @@ class ChunkIndex:
         return None
 
     def _added(self, identity: bytes) -> list[Location]:
-        return [self._recent[identity], *self._more.get(identity, [])] if identity in self._recent else []
+        # One look at the dict: a spill puts another in its place at any moment, after the table has the rows.
+        first = self._recent.get(identity)
+        return [] if first is None else [first, *self._more.get(identity, [])]
 
     def locations(self, identity: bytes) -> list[Location]:
         """Every location that is not excluded."""
@@ -90,8 +92,12 @@ class ChunkIndex:
                 if self._recent.setdefault(row.identity, location) != location:
                     self._more.setdefault(row.identity, []).append(location)
                 self._rows += 1
-            if self._rows >= _RECENT:
-                self._spill()
+            if self._rows >= self._spill_at:
+                try:
+                    self._spill()
+                except OSError:
+                    # No room for a table: memory has to do for a while.
+                    self._spill_at += _RECENT
 
     def _spill(self) -> None:
         """Readers see a row in the dict until it is in a table: the table is added first."""

@@ -1,0 +1,243 @@
+"""`safehold service …` and `safehold config …`: unattended runs by a configuration file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from safehold.app.backup import this_host
+from safehold.app.service import Memory, Result, run_due
+from safehold.cli.running import Run, json_option, print_json
+from safehold.compose.configuration import Configuration, load_configuration
+from safehold.compose.unattended import Opener, jobs, notify, write_metrics
+from safehold.model.errors import UsageError
+from safehold.model.units import format_duration, format_size
+
+__all__ = ["config", "service"]
+
+_config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The configuration file; default: safehold.yaml in /etc/safehold.",
+)
+
+EXAMPLE = """\
+# What is backed up, where to, when, and for how long. Check it: safehold config check
+version: 1
+
+vaults:
+  main:
+    place: /backup/vault                     # or s3://bucket/prefix
+    passphrase_file: /etc/safehold/passphrase
+
+resources:
+  etc:
+    paths: [/etc]
+    plan: nightly
+  # web:
+  #   paths: [/srv/www, /var/lib/www]
+  #   exclude: ['*.tmp', '**/cache/**']
+  #   plan: nightly
+
+plans:
+  nightly:
+    at: "02:30"                              # each day; or: at: sun 03:00, or: every: 6h
+    keep: {last: 3, daily: 7, weekly: 5, monthly: 12, yearly: 7}
+    verify: {older_than: 30d, read_budget: 10GB}
+    prune: 7d
+    # on_failure: {command: /usr/local/bin/page-me}       # or: {webhook: https://example.org/hook}
+
+# metrics: /var/lib/prometheus/node-exporter/safehold.prom
+"""
+
+SERVICE = """\
+[Unit]
+Description=Safehold backups that are due
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+ExecStart={program} service run --config {config}
+Nice=10
+IOSchedulingClass=idle
+# What stops in the middle is taken up again: nothing that was uploaded is lost.
+KillSignal=SIGTERM
+TimeoutStopSec=60
+UMask=0077
+NoNewPrivileges=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+RestrictRealtime=yes
+"""
+
+TIMER = """\
+[Unit]
+Description=Looks every five minutes whether a Safehold backup is due
+
+[Timer]
+OnCalendar=*:0/5
+RandomizedDelaySec=60
+Persistent=yes
+
+[Install]
+WantedBy=timers.target
+"""
+
+
+@click.group()
+def service() -> None:
+    """Unattended runs."""
+
+
+@click.group()
+def config() -> None:
+    """The configuration file of unattended runs."""
+
+
+def _place(run: Run, path: Path | None) -> Path:
+    return path or run.paths.config / "safehold.yaml"
+
+
+@config.command()
+@_config_option
+@json_option
+def check(path: Path | None, as_json: bool) -> None:
+    """Read the file and say what it asks for; the first thing that is wrong is named with its line."""
+    with Run.begin() as run:
+        place = _place(run, path)
+        found = load_configuration(place)
+        asked = jobs(found, run.paths)
+    if as_json:
+        print_json({"config": str(place), "resources": [{"name": job.resource, "vault": job.vault} for job in asked]})
+        return
+    for job in asked:
+        settings = found.resources[job.resource]
+        plan = found.plans[settings.plan]
+        print(f"{job.resource}: {', '.join(settings.paths)} into {job.vault}, {plan.at or f'every {plan.every}'}")
+    print(f"ok: {place}")
+
+
+@config.command("init")
+@_config_option
+def init_verb(path: Path | None) -> None:
+    """Write an example to begin with."""
+    with Run.begin() as run:
+        place = _place(run, path)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise UsageError(
+                f"cannot be written ({error.strerror})", on=str(place), remedy="give another place with --config"
+            ) from error
+        with os.fdopen(fd, "w") as file:
+            file.write(EXAMPLE)
+    print(f"Edit {place}, then: safehold config check{'' if path is None else f' --config {path}'}")
+
+
+@service.command("run")
+@_config_option
+@click.option("--all", "everything", is_flag=True, help="Everything now, whatever the schedules say.")
+@json_option
+def run_verb(path: Path | None, everything: bool, as_json: bool) -> int:
+    """Do what is due now, and end: back up, expire, verify, prune. Meant for a timer; two at once do no harm, the second ends at once.
+
+    The worst exit code of the steps is the run's.
+    """
+    with Run.begin() as run:
+        found = load_configuration(_place(run, path))
+        run.paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(run.paths.state / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                run.ctx.progress.note("another run is at work")
+                return 0
+            results = _run(run, found, everything=everything, quiet=as_json)
+        finally:
+            os.close(lock)
+    if as_json:
+        print_json({"steps": [_document(result) for result in results]})
+    return max((result.code for result in results), default=0)
+
+
+def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> list[Result]:
+    def tell(result: Result) -> None:
+        if not quiet:
+            print(_line(result), flush=True)
+        if result.error is not None and result.error.remedy:
+            run.ctx.progress.warn(f"{result.on}: {result.error} → {result.error.remedy}")
+        notify(found, result, run.ctx)
+
+    memory = Memory(run.paths.state / "service.json")
+    zone = datetime.now().astimezone().tzinfo or UTC
+    opener = Opener(found, run.paths, run.ctx)
+    results = run_due(
+        jobs(found, run.paths), opener, this_host(run.paths.state), memory, zone, tell, run.ctx, everything=everything
+    )
+    if found.metrics and results:
+        write_metrics(Path(found.metrics), results, run.ctx)
+    return results
+
+
+def _line(result: Result) -> str:
+    took = format_duration(result.finished - result.started)
+    if result.error is not None:
+        return f"FAILED  {result.step} {result.on}: {result.error} ({took})"
+    told = ", ".join(
+        f"{name.removesuffix('_bytes').replace('_', ' ')} {format_size(value) if name.endswith('_bytes') else int(value)}"
+        for name, value in result.figures.items()
+    )
+    return f"{'PARTIAL' if result.code else 'ok':<7} {result.step} {result.on}: {told} ({took})"
+
+
+def _document(result: Result) -> dict[str, object]:
+    error = result.error
+    return {
+        "step": result.step,
+        "on": result.on,
+        "vault": result.vault,
+        "code": result.code,
+        "what": str(error) if error else "",
+        "remedy": error.remedy if error else "",
+        "figures": result.figures,
+        "seconds": round(result.finished - result.started, 3),
+    }
+
+
+@service.command("install-units")
+@_config_option
+@click.option("--user", is_flag=True, help="For this user instead of the system.")
+@click.option(
+    "--to", "directory", type=click.Path(path_type=Path, file_okay=False), help="Write the units here instead."
+)
+def install_units(path: Path | None, user: bool, directory: Path | None) -> None:
+    """Write a systemd service and timer that run what is due, and print how to switch them on."""
+    with Run.begin() as run:
+        place = _place(run, path).absolute()
+        load_configuration(place)
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        where = directory or (home / "systemd/user" if user else Path("/etc/systemd/system"))
+        program = (
+            shutil.which("safehold", path=str(Path(sys.executable).parent)) or shutil.which("safehold") or "safehold"
+        )
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+            (where / "safehold.service").write_text(SERVICE.format(program=program, config=place))
+            (where / "safehold.timer").write_text(TIMER)
+        except OSError as error:
+            raise UsageError(
+                f"units cannot be written ({error.strerror})", on=str(where), remedy="run it as root, or with --user"
+            ) from error
+    flag = " --user" if user else ""
+    print(f"safehold.service and safehold.timer are in {where}. Next:")
+    print(f"  systemctl{flag} daemon-reload && systemctl{flag} enable --now safehold.timer")

@@ -1,0 +1,250 @@
+"""The configuration file: which resources go into which vault, when, and for how long. Errors name file, line and field."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from safehold.model.errors import UsageError
+from safehold.model.units import parse_size, parse_span
+from safehold.policies.retention import KeepRules
+from safehold.policies.schedule import Schedule, parse_schedule
+
+__all__ = ["Configuration", "OnFailure", "PlanSettings", "ResourceSettings", "VaultSettings", "load_configuration"]
+
+
+class VaultSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A vault: its place, and one way to open it. `environment` are variables such as AWS_ENDPOINT_URL."""
+
+    place: str
+    passphrase_file: str = ""
+    passphrase_command: str = ""
+    kit: str = ""
+    identity: str = ""
+    writer: str = ""
+    environment: dict[str, str] = {}
+
+
+class ResourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is backed up: one disk, or files and directories, and what of them is left out."""
+
+    paths: list[str]
+    plan: str
+    vault: str = ""
+    exclude: list[str] = []
+    exclude_caches: bool = False
+    one_file_system: bool = False
+    require: str = ""
+    tags: dict[str, str] = {}
+
+
+class _Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    last: int = 0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+    hanoi: int = 0
+    window: str = ""
+    tags: list[str] = []
+
+
+class _Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    older_than: str = "30d"
+    read_budget: str = "10GB"
+
+
+class OnFailure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who is told: a command (it gets a JSON document on its standard input), or a web address that the document is sent to."""
+
+    command: str = ""
+    webhook: str = ""
+
+
+class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When (`every: 6h`, or `at: "02:30"`), what is kept, how much is verified after each backup, and how often the vault is pruned."""
+
+    every: str = ""
+    at: str = ""
+    keep: _Keep | None = None
+    verify: _Verify | None = None
+    prune: str = ""
+    on_failure: OnFailure = OnFailure()
+
+    @property
+    def schedule(self) -> Schedule:
+        """ValueError where there is none, or two."""
+        if bool(self.every) == bool(self.at):
+            raise ValueError('give one of every: 6h and at: "02:30"')
+        return Schedule(every=parse_span(self.every)) if self.every else parse_schedule(self.at)
+
+    @property
+    def rules(self) -> KeepRules | None:
+        """What to keep; None where nothing expires."""
+        keep = self.keep
+        if keep is None:
+            return None
+        counts = {
+            name: getattr(keep, name) for name in ("last", "hourly", "daily", "weekly", "monthly", "yearly", "hanoi")
+        }
+        if min(counts.values()) < 0:
+            raise ValueError("keep counts are 0 or more")
+        rules = KeepRules(**counts, window=parse_span(keep.window) if keep.window else 0.0, tags=tuple(keep.tags))
+        if rules.empty:
+            raise ValueError("keep says nothing to keep; leave it out to keep everything")
+        return rules
+
+    @property
+    def verification(self) -> tuple[float, int] | None:
+        """Seconds after which data is read again, and bytes for one run."""
+        return (parse_span(self.verify.older_than), parse_size(self.verify.read_budget)) if self.verify else None
+
+    @property
+    def pruning(self) -> float | None:
+        """Seconds between prunes; None for never."""
+        return parse_span(self.prune) if self.prune else None
+
+
+class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of it. `metrics` is a file that is written in Prometheus' text format after each run."""
+
+    version: int
+    vaults: dict[str, VaultSettings]
+    resources: dict[str, ResourceSettings]
+    plans: dict[str, PlanSettings]
+    metrics: str = ""
+
+    def vault_of(self, resource: ResourceSettings) -> str:
+        """The name of the vault that a resource goes into: the only one where none is named."""
+        return resource.vault or next(iter(self.vaults))
+
+
+class _Fault(Exception):
+    def __init__(self, path: tuple[str, ...], what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.path, self.what, self.remedy = path, what, remedy
+
+
+def load_configuration(path: Path) -> Configuration:
+    """Read and check the file. UsageError with the line and the field of the first thing that is wrong."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UsageError(
+            f"cannot be read ({error.strerror})", on=str(path), remedy="give its place with --config"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("is no text", on=str(path)) from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        plain = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UsageError(
+            f"is no YAML ({getattr(error, 'problem', error)})", on=f"{path}{line}", remedy="correct that line"
+        ) from error
+    try:
+        return _check(plain)
+    except _Fault as fault:
+        where = ".".join(fault.path) or "file"
+        raise UsageError(
+            f"{where}: {fault.what}", on=f"{path}:{_line(root, fault.path)}", remedy=fault.remedy or "correct that line"
+        ) from None
+
+
+def _check(plain: Any) -> Configuration:
+    if not isinstance(plain, dict):
+        raise _Fault((), "is empty", "begin with: version: 1")
+    if plain.get("version") != 1:
+        raise _Fault(("version",), "this program reads version 1", "write version: 1")
+    try:
+        found = msgspec.convert(plain, Configuration)
+    except msgspec.ValidationError as error:
+        raise _translated(error, plain) from None
+    if not found.vaults:
+        raise _Fault(("vaults",), "there is none")
+    for name, vault in found.vaults.items():
+        ways = [w for w in ("passphrase_file", "passphrase_command", "kit", "identity", "writer") if getattr(vault, w)]
+        if len(ways) != 1:
+            raise _Fault(("vaults", name), "give one way to open it", "passphrase_file: /etc/safehold/passphrase")
+    for name, resource in found.resources.items():
+        _known(("resources", name, "plan"), resource.plan, found.plans)
+        if resource.vault or len(found.vaults) > 1:
+            _known(("resources", name, "vault"), resource.vault, found.vaults)
+        if not resource.paths:
+            raise _Fault(("resources", name, "paths"), "there is none")
+        if resource.require not in ("", "none", "crash", "filesystem", "application"):
+            raise _Fault(
+                ("resources", name, "require"), f"{resource.require!r} is none of none, crash, filesystem, application"
+            )
+    for name, plan in found.plans.items():
+        for field, read in (("every", "schedule"), ("keep", "rules"), ("verify", "verification"), ("prune", "pruning")):
+            try:
+                getattr(plan, read)
+            except ValueError as error:
+                raise _Fault(
+                    ("plans", name, field if getattr(plan, field) else "at" if field == "every" else field), str(error)
+                ) from None
+        webhook = plan.on_failure.webhook
+        if webhook and not re.match(r"https://|http://(127\.\d+\.\d+\.\d+|localhost)[:/]", webhook):
+            raise _Fault(("plans", name, "on_failure", "webhook"), "is not encrypted", "use an https:// address")
+    return found
+
+
+def _known(path: tuple[str, ...], name: str, among: dict[str, Any]) -> None:
+    if name in among:
+        return
+    near = difflib.get_close_matches(name, among, 1)
+    raise _Fault(
+        path,
+        f"there is no {path[-1]} {name!r}",
+        f"did you mean {near[0]}?" if near else f"there is: {', '.join(among)}",
+    )
+
+
+def _translated(error: msgspec.ValidationError, plain: Any) -> _Fault:
+    what, _, where = str(error).partition(" - at `$")
+    path: list[str] = []
+    at = plain
+    for key in re.findall(r"\.(\w+)|\[(\.\.\.|\d+)\]", where):
+        name = key[0] or key[1]
+        if name == "...":
+            # The library does not say which entry of a mapping; it is the first that does not fit.
+            name = next((str(k) for k in at if _unfit(path, at[k])), "") if isinstance(at, dict) else "0"
+        path.append(name)
+        at = at.get(name) if isinstance(at, dict) else at
+    unknown = re.search(r"unknown field `(\w+)`", what)
+    if unknown:
+        return _Fault((*path, unknown[1]), "no such setting")
+    missing = re.search(r"missing required field `(\w+)`", what)
+    return _Fault(tuple(path), f"{missing[1]} is missing" if missing else what.lower())
+
+
+def _unfit(path: list[str], value: Any) -> bool:
+    kinds: dict[str, type] = {"vaults": VaultSettings, "resources": ResourceSettings, "plans": PlanSettings}
+    kind = kinds.get(path[-1]) if path else None
+    try:
+        msgspec.convert(value, kind or dict)
+    except msgspec.ValidationError:
+        return True
+    return False
+
+
+def _line(node: yaml.Node | None, path: tuple[str, ...]) -> int:
+    """The line of a field, or of the nearest thing around it."""
+    line = 1
+    for name in path:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        pair = next(((k, v) for k, v in node.value if str(k.value) == name), None)
+        if pair is None:
+            break
+        line, node = pair[0].start_mark.line + 1, pair[1]
+    return line

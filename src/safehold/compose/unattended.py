@@ -1,0 +1,176 @@
+"""Puts an unattended run together from the configuration: vaults, sources, and who is told of what."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from safehold.app.backup import BackupOptions
+from safehold.app.opening import open_vault
+from safehold.app.service import Job, Plan, Result, metrics
+from safehold.compose.configuration import Configuration, ResourceSettings, VaultSettings
+from safehold.compose.credentials import find_credentials
+from safehold.compose.paths import Paths
+from safehold.compose.wiring import Sources, TreeOptions, open_stores, places
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
+from safehold.model.errors import VaultKeyError
+from safehold.model.resource import ResourceRef
+from safehold.ports.source import Source
+from safehold.vault.vault import Vault
+
+__all__ = ["Opener", "jobs", "notify", "write_metrics"]
+
+_PATIENCE = 60.0
+"""Seconds that a failure command or address may take."""
+_METRIC = re.compile(r"^(\w+\{.*\}) (\S+)$")
+
+
+class Opener:
+    """Opens the vaults of a configuration, each when first needed and anew each time: a run may outlast what another machine changes."""
+
+    def __init__(self, configuration: Configuration, paths: Paths, ctx: Context) -> None:
+        self._configuration, self._paths, self._ctx = configuration, paths, ctx
+
+    def __call__(self, name: str) -> Vault:
+        """See `app.opening.open_vault`."""
+        settings = self._configuration.vaults[name]
+        with _environment(settings.environment):
+            stores = open_stores(settings.place, self._ctx.clock)
+            credentials = find_credentials(_variables(settings), None, None, None, _nobody)
+            return open_vault(stores, credentials, places(self._paths), self._ctx)
+
+
+def _variables(settings: VaultSettings) -> dict[str, str]:
+    """The settings as the environment variables that mean the same."""
+    return {
+        name: value
+        for name, value in {
+            "SAFEHOLD_PASSPHRASE_FILE": settings.passphrase_file,
+            "SAFEHOLD_PASSPHRASE_COMMAND": settings.passphrase_command,
+            "SAFEHOLD_KIT": settings.kit,
+            "SAFEHOLD_IDENTITY": settings.identity,
+            "SAFEHOLD_WRITER": settings.writer,
+        }.items()
+        if value
+    }
+
+
+def _nobody() -> str:
+    raise VaultKeyError(
+        "nobody is there to be asked for a passphrase", remedy="set passphrase_file in the configuration"
+    )
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def jobs(configuration: Configuration, paths: Paths) -> list[Job]:
+    """What the configuration asks for, in its order."""
+    out = []
+    for name, resource in configuration.resources.items():
+        plan = configuration.plans[resource.plan]
+        vault = configuration.vault_of(resource)
+        require = Consistency.parse(resource.require) if resource.require else None
+        out.append(
+            Job(
+                name,
+                vault,
+                Plan(plan.schedule, plan.rules, plan.verification, plan.pruning),
+                BackupOptions(require, resource.tags),
+                _source(name, resource, configuration.vaults[vault].place, paths),
+            )
+        )
+    return out
+
+
+def _source(
+    name: str, resource: ResourceSettings, place: str, paths: Paths
+) -> Callable[[], tuple[Source, ResourceRef]]:
+    def find() -> tuple[Source, ResourceRef]:
+        options = TreeOptions(tuple(resource.exclude), resource.exclude_caches, resource.one_file_system)
+        sources = Sources(options, paths, place)
+        if len(resource.paths) > 1:
+            return sources.join(resource.paths, name)
+        source, ref = sources.resolve(resource.paths[0])
+        return source, replace(ref, name=name)
+
+    return find
+
+
+def notify(configuration: Configuration, result: Result, ctx: Context) -> None:
+    """Tell of a failure, as the plan says; what goes wrong with that is warned of."""
+    if not result.code:
+        return
+    plans = {
+        configuration.resources[name].plan
+        for name in configuration.resources
+        if result.on == name or result.on == configuration.vault_of(configuration.resources[name])
+    }
+    error = result.error
+    document = {
+        "step": result.step,
+        "on": result.on,
+        "vault": result.vault,
+        "code": result.code,
+        "what": str(error) if error else f"partial: {len(result.outcome.partial) if result.outcome else 0} problems",
+        "remedy": error.remedy if error else "",
+        "run": ctx.run_id,
+    }
+    body = json.dumps(document).encode()
+    for plan in sorted(plans):
+        told = configuration.plans[plan].on_failure
+        try:
+            if told.command:
+                subprocess.run(
+                    shlex.split(told.command), input=body, timeout=_PATIENCE, check=True, stdout=subprocess.DEVNULL
+                )
+            if told.webhook:
+                request = urllib.request.Request(told.webhook, body, {"Content-Type": "application/json"})
+                urllib.request.urlopen(request, timeout=_PATIENCE).close()
+        except (OSError, subprocess.SubprocessError, ValueError) as fault:
+            ctx.progress.warn(f"nobody could be told of the failure ({fault})")
+
+
+def write_metrics(path: Path, results: list[Result], ctx: Context) -> None:
+    """Replace the metrics file; figures of steps that did not run stay."""
+    before: dict[str, float] = {}
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in path.read_text().splitlines():
+            match = _METRIC.match(line)
+            if match:
+                before[match[1]] = float(match[2])
+    figures = metrics(results, before)
+    names = sorted({name.partition("{")[0] for name in figures})
+    text = ""
+    for name in names:
+        text += f"# TYPE {name} gauge\n"
+        text += "".join(
+            f"{full} {value:.17g}\n" for full, value in sorted(figures.items()) if full.partition("{")[0] == name
+        )
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text)
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except OSError as error:
+        ctx.progress.warn(f"the metrics cannot be written ({error})")

@@ -1,0 +1,188 @@
+"""Reads a vault piece by piece over many runs, what was not read for longest first, and notes what is proved by it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from blake3 import blake3
+
+from safehold.model.context import Context
+from safehold.model.errors import DamageError, FormatError, ObjectNotFound, VaultKeyError
+from safehold.model.spread import spread
+from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
+from safehold.recovery.units import units
+from safehold.recovery.verify import Finding, Findings
+from safehold.vault.catalogue import Point
+from safehold.vault.pack import open_table, parse_header, table_span
+from safehold.vault.sealing import ChunkOpener
+from safehold.vault.vault import Vault
+
+__all__ = ["ReadLog", "Rolled", "verify_rolling"]
+
+_SAVE_EVERY = 16
+_BATCH = 1024
+
+
+class ReadLog:
+    """When each pack was last read and found right, by the store's time, in a file of this machine. Losing it costs reading again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self.times = msgspec.msgpack.decode(path.read_bytes(), type=dict[str, float])
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            self.times = {}
+
+    def save(self, there: Iterable[str]) -> None:
+        """Keep what is known of packs that are still there. A machine that cannot keep it goes on without."""
+        kept = {name: self.times[name] for name in there if name in self.times}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            fresh.write_bytes(msgspec.msgpack.encode(kept))
+            fresh.replace(self._path)
+        except OSError:
+            return
+
+
+@dataclass
+class Rolled:
+    """What a run read and proved: bytes and packs read, points proved by it, points that still wait, and what was wrong."""
+
+    read: int = 0
+    packs: int = 0
+    waiting_bytes: int = 0
+    proved: list[Point] = field(default_factory=list)
+    waiting: list[Point] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
+
+
+def verify_rolling(
+    vault: Vault, points: Sequence[Point], older_than: float, budget: int, log: ReadLog, ctx: Context
+) -> Rolled:
+    """Prove points whose last proof is older than `older_than` seconds, reading at most about `budget` bytes of packs.
+
+    Metadata is read for all of them; data pack by pack, the one not read for longest first, so that a run goes on where the last one
+    stopped. A point is proved once all packs that it needs were read within that time.
+    """
+    rolled = Rolled()
+    now = vault.store_time()
+    notes = vault.notes()
+    facts = notes.facts()
+    due = [p for p in points if p.subject not in facts or facts[p.subject].data < now - older_than]
+    sizes = {s.name: s.size for prefix in ("packs/", "meta/") for s in vault.store.list(prefix)}
+    needs = {point.name: _needs(vault, point, sizes, rolled.findings, ctx) for point in due}
+    wanted = {name for packs in needs.values() if packs is not None for name in packs}
+    stale = sorted(
+        (name for name in wanted if log.times.get(name, 0.0) < now - older_than),
+        key=lambda n: (log.times.get(n, 0.0), n),
+    )
+    chosen: list[str] = []
+    total = 0
+    for name in stale:
+        if chosen and total + sizes[name] > budget:
+            break
+        chosen.append(name)
+        total += sizes[name]
+    ctx.progress.start("verify", total)
+    bad = _read(vault, chosen, log, now, sizes, rolled, ctx)
+    ctx.progress.done()
+    log.save(sizes)
+    notes.note_packs(set(chosen) - bad.keys(), set(bad))
+    for name, reason in bad.items():
+        hurt = [p for p in due if name in (needs[p.name] or ())]
+        rolled.findings.add(Finding(reason, name, hurt[0].id if hurt else ""))
+    for point in due:
+        packs = needs[point.name]
+        if packs is None or any(name in bad for name in packs):
+            continue
+        oldest = min((log.times.get(name, 0.0) for name in packs), default=now)
+        if oldest >= now - older_than:
+            notes.add(point.subject, "verified", {"depth": "data", "since": oldest})
+            rolled.proved.append(point)
+        else:
+            rolled.waiting.append(point)
+    rolled.waiting_bytes = sum(sizes[name] for name in stale[len(chosen) :])
+    return rolled
+
+
+def _needs(
+    vault: Vault, point: Point, sizes: dict[str, int], findings: Findings, ctx: Context
+) -> frozenset[str] | None:
+    """The packs that hold a point's data; None where that cannot be told, with the reason among the findings."""
+    packs: set[str] = set()
+    try:
+        chunks = vault.chunks(point)
+        for member in point.body.members:
+            for unit in units(vault, point, member):
+                ctx.cancel.check()
+                for at in range(0, len(unit.ids), _BATCH):
+                    ids = unit.ids[at : at + _BATCH]
+                    for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
+                        place = location if location and location.pack in sizes else None
+                        for other in () if place else chunks.finder.locations(identity):
+                            place = other if other.pack in sizes else place
+                        if place is None:
+                            raise DamageError(f"chunk {identity.hex()[:16]} is gone", on=member.name)
+                        packs.add(place.pack)
+    except DamageError as error:
+        findings.add(Finding(error.what, error.on, point.id))
+        return None
+    return frozenset(packs)
+
+
+def _read(
+    vault: Vault, chosen: list[str], log: ReadLog, now: float, sizes: dict[str, int], rolled: Rolled, ctx: Context
+) -> dict[str, str]:
+    """Read packs whole; gives those that are not right, with the reason."""
+    bad: dict[str, str] = {}
+    lock = threading.Lock()
+
+    def work(share: Iterator[str]) -> None:
+        opener = ChunkOpener(vault.id)
+        for name in share:
+            ctx.cancel.check()
+            try:
+                chunks = _prove(vault, name, opener)
+            except (DamageError, ObjectNotFound, FormatError, VaultKeyError, ValueError) as error:
+                with lock:
+                    bad[name] = str(error)
+                    log.times.pop(name, None)
+                continue
+            with lock:
+                log.times[name] = now
+                rolled.packs += 1
+                rolled.read += sizes[name]
+                rolled.findings.checked += chunks
+                if rolled.packs % _SAVE_EVERY == 0:
+                    log.save(sizes)
+            ctx.progress.advance(sizes[name])
+
+    spread(iter(chosen), work, THREADS_REMOTE if vault.store.caps.parallel > THREADS_LOCAL * 2 else THREADS_LOCAL)
+    return bad
+
+
+def _prove(vault: Vault, name: str, opener: ChunkOpener) -> int:
+    """Read a pack and every chunk in it; returns how many there are. DamageError, ValueError where anything is wrong."""
+    data = memoryview(vault.store.get(name))
+    if blake3(data).hexdigest() != name.rpartition("/")[2]:
+        raise DamageError("stored bytes are not what was written under this name", on=name)
+    header = parse_header(data, vault.id, name)
+    if header is None or not header.sessions:
+        raise DamageError("pack has no header", on=name)
+    start, length = table_span(len(data), bytes(data[-4:]), name)
+    first = vault.session_secret(header.sessions[0], on=name)
+    rows = open_table(bytes(data[start : start + length]), vault.id, header, first, name)
+    for row in rows:
+        record = data[row.offset : row.offset + row.stored]
+        slot = int.from_bytes(record[:2], "little")
+        if slot >= len(header.sessions):
+            raise DamageError("record names a session that the pack does not list", on=name)
+        secret = vault.session_secret(header.sessions[slot], on=name)
+        opener.open(record, header.kind, row.identity, row.codec, row.plain, secret, secret.dedup_key)
+    return len(rows)

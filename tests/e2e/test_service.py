@@ -1,0 +1,108 @@
+"""Unattended runs with the installed program."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from safehold.testing.program import Program
+
+
+@pytest.fixture
+def place(program: Program, vault: Path, tmp_path: Path) -> Path:
+    """A configuration with a tree, a disk, and a thing that is not there."""
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www/index.html").write_text("<html>")
+    (tmp_path / "disk.img").write_bytes(b"x" * 100_000)
+    (tmp_path / "pass").write_text("correct horse\n")
+    (tmp_path / "pass").chmod(0o600)
+    (tmp_path / "tell").write_text(f"#!/bin/sh\ncat >> {tmp_path}/told\n")
+    (tmp_path / "tell").chmod(0o700)
+    path = tmp_path / "safehold.yaml"
+    path.write_text(f"""\
+version: 1
+vaults:
+  main: {{place: {vault}, passphrase_file: {tmp_path}/pass}}
+resources:
+  www: {{paths: [{tmp_path}/www, {tmp_path}/kit.txt], plan: often}}
+  disk: {{paths: [{tmp_path}/disk.img], plan: often}}
+  gone: {{paths: [{tmp_path}/nothing], plan: often}}
+plans:
+  often:
+    every: 6h
+    keep: {{last: 1}}
+    verify: {{older_than: 1d, read_budget: 1GB}}
+    prune: 1d
+    on_failure: {{command: {tmp_path}/tell}}
+metrics: {tmp_path}/safehold.prom
+""")
+    return path
+
+
+def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> None:
+    program.passphrase = False
+    assert "www: " in program.run("config", "check", "--config", place).stdout
+    first = program.json("service", "run", "--config", place, code=2)["steps"]
+    assert [(s["step"], s["on"], s["code"]) for s in first] == [
+        ("backup", "www", 0),
+        ("backup", "disk", 0),
+        ("backup", "gone", 2),
+        ("verify", "main", 0),
+        ("expire", "www", 0),
+        ("expire", "disk", 0),
+        ("expire", "gone", 2),
+        ("prune", "main", 0),
+    ]
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().replace("}{", "}\n{").splitlines()]
+    assert {(t["step"], t["on"]) for t in told} == {("backup", "gone"), ("expire", "gone")}
+    assert "no such file" in told[0]["what"]
+    figures = (tmp_path / "safehold.prom").read_text()
+    assert 'safehold_last_run_code{step="backup",on="gone",vault="main"} 2' in figures
+    assert 'safehold_last_success_timestamp_seconds{step="backup",on="www",vault="main"} ' in figures
+    assert 'on="gone"' not in "\n".join(line for line in figures.splitlines() if "last_success" in line)
+    # Nothing is due again, and the metrics stay.
+    assert program.json("service", "run", "--config", place)["steps"] == []
+    assert (tmp_path / "safehold.prom").read_text() == figures
+    (tmp_path / "disk.img").write_bytes(b"y" * 100_000)
+    second = program.run("service", "run", "--config", place, "--all", code=2).stdout
+    assert "ok      backup disk" in second
+    assert "FAILED  backup gone" in second
+    program.passphrase = True
+    assert sorted(p["members"][0]["name"] for p in program.json("points")["points"]) == ["disk", "www"]
+    program.run("restore", "disk@latest", "--to", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"y" * 100_000
+
+
+def test_two_at_once(program: Program, place: Path) -> None:
+    runs = [program.start("service", "run", "--config", place, "--all") for _ in range(3)]
+    outputs = [run.communicate() for run in runs]
+    assert sum("another run is at work" in err for _, err in outputs) >= 1
+    assert any("ok      backup disk" in out for out, _ in outputs)
+    program.run("verify")
+
+
+def test_beginning(program: Program, tmp_path: Path, place: Path) -> None:
+    program.run("config", "init")
+    written = program.home / "config/safehold.yaml"
+    assert "version: 1" in written.read_text()
+    assert "File exists" in program.run("config", "init", code=2).stderr
+    program.run("config", "check")
+    units = tmp_path / "units"
+    said = program.run("service", "install-units", "--config", place, "--to", units).stdout
+    assert "enable --now safehold.timer" in said
+    text = (units / "safehold.service").read_text()
+    assert f"service run --config {place}" in text
+    if shutil.which("systemd-analyze"):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", units / "safehold.service", units / "safehold.timer"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "safehold" not in done.stderr, done.stderr
+    place.write_text("version: 3")
+    assert "safehold.yaml:1" in program.run("service", "install-units", "--config", place, "--to", units, code=2).stderr

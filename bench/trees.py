@@ -39,6 +39,7 @@ class Trees:
 
     def __init__(self, work: Path) -> None:
         self.work = work
+        self.restores = 0
         self.environment = {
             "SAFEHOLD_HOME": str(work / "home"),
             "SAFEHOLD_VAULT": str(work / "safehold"),
@@ -66,7 +67,7 @@ class Trees:
         """The tree, with the program's own memory of the last time."""
         return self._run(
             {
-                "safehold": [SAFEHOLD, "backup", "tree"],
+                "safehold": [SAFEHOLD, "backup", "tree", "--name", "tree"],
                 "restic": ["restic", "backup", "-q", "tree"],
                 "borg": ["borg", "create", "-C", "zstd,1", f"{self.work / 'borg'}::{{now:%s%f}}", "tree"],
             }[program]
@@ -74,8 +75,9 @@ class Trees:
 
     def restore(self, program: str) -> Measured:
         """All of it into an empty directory, compared with rsync."""
-        back = self.work / "back"
-        shutil.rmtree(back, ignore_errors=True)
+        # A new directory each time: where many files were deleted a moment ago, ext4 is slow to make new ones.
+        self.restores += 1
+        back = self.work / f"back{self.restores}"
         back.mkdir()
         settle()
         if program == "borg":
@@ -89,10 +91,10 @@ class Trees:
             done = self._run(["borg", "extract", f"{self.work / 'borg'}::{listed.stdout.strip()}"], back)
             found = back / "tree"
         elif program == "restic":
-            done = self._run(["restic", "restore", "-q", "latest", "--target", "back"])
+            done = self._run(["restic", "restore", "-q", "latest", "--target", back.name])
             found = next(path for path in back.rglob("tree") if path.is_dir())
         else:
-            done = self._run([SAFEHOLD, "restore", f"tree@latest:{self.work / 'tree'}", "--to", "back/tree"])
+            done = self._run([SAFEHOLD, "restore", f"tree@latest:{self.work / 'tree'}", "--to", f"{back.name}/tree"])
             found = back / "tree"
         differences = subprocess.run(
             ["rsync", "-rlptgo", "-n", "-i", "--delete", f"{self.work / 'tree'}/", f"{found}/"],

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from pyfastcdc import FastCDC
 
+from safehold.backup.sealers import BufferRing, SealPool
 from safehold.model.extents import ExtentKind
 from safehold.ports.tree import OpenFile
 from safehold.vault.content import Part
-from safehold.vault.names import ZERO_ID, Kind
+from safehold.vault.names import ZERO_ID
 from safehold.vault.sealing import chunk_id
-from safehold.vault.session import Lane
 
 __all__ = ["ContentCutter"]
 
 _WINDOW = 16 * 1024 * 1024
+_WINDOWS = 4
+"""One being filled, the others being compressed."""
 _FEWEST, _AVERAGE, _MOST = 256 * 1024, 1024 * 1024, 4 * 1024 * 1024
 """Chunk sizes: small enough that a change costs little, large enough that the index stays small."""
 
 
 class ContentCutter:
-    """Cuts larger content into chunks where its own bytes say so, and stores them. Not thread-safe."""
+    """Cuts larger content into chunks where its own bytes say so, and hands them in. Not thread-safe."""
 
-    def __init__(self, lane: Lane, dedup_key: bytes) -> None:
-        self._lane, self._dedup_key = lane, dedup_key
-        self._buffer = bytearray(_WINDOW)
+    def __init__(self, sealers: SealPool, dedup_key: bytes) -> None:
+        self._sealers, self._dedup_key = sealers, dedup_key
+        self._ring = BufferRing(_WINDOW, _WINDOWS)
+        self._buffer = self._ring.take()
         # One bit less than a word: the library shifts it.
         seed = int.from_bytes(chunk_id(dedup_key, b"chunk boundaries")[:8], "big") >> 1
         self._cdc = FastCDC(_AVERAGE, min_size=_FEWEST, max_size=_MOST, seed=seed)
@@ -40,11 +43,10 @@ class ContentCutter:
 
     def _range(self, opened: OpenFile, start: int, end: int, parts: list[Part]) -> bool:
         """Bytes `start` to `end`; False where the file ended before."""
-        view = memoryview(self._buffer)
         filled = 0
         while True:
             want = min(_WINDOW - filled, end - start)
-            got = opened.read_into(start, view[filled : filled + want])
+            got = opened.read_into(start, self.room[filled : filled + want])
             start, filled = start + got, filled + got
             last = got < want or start == end
             filled = self.feed(filled, parts, last=last)
@@ -53,12 +55,12 @@ class ContentCutter:
 
     @property
     def room(self) -> memoryview:
-        """The buffer that `feed` takes from."""
+        """The buffer that `feed` takes from; another one after each call of it."""
         return memoryview(self._buffer)
 
     def feed(self, filled: int, parts: list[Part], *, last: bool) -> int:
-        """Store the chunks in the first `filled` bytes of the buffer; returns how many bytes of it are kept at its front, as their chunk
-        may go on. With `last` nothing is kept.
+        """Hand in the chunks in the first `filled` bytes of the buffer; returns how many bytes are kept, at the front of the next buffer, as
+        their chunk may go on. With `last` nothing is kept.
         """
         if not filled:
             return 0
@@ -67,10 +69,11 @@ class ContentCutter:
         kept = 0 if last else cuts.pop()[1]
         pieces = [view[offset : offset + length] for offset, length in cuts]
         ids = [ZERO_ID if _zero(piece) else chunk_id(self._dedup_key, piece) for piece in pieces]
-        full = [n for n, identity in enumerate(ids) if identity != ZERO_ID]
-        self._lane.put_known(Kind.PACK, [ids[n] for n in full], [pieces[n] for n in full])
         parts += [(identity, len(piece)) for identity, piece in zip(ids, pieces, strict=True)]
-        view[:kept] = bytes(view[filled - kept :])
+        full = [n for n, identity in enumerate(ids) if identity != ZERO_ID]
+        used, self._buffer = self._buffer, self._ring.take()
+        self._buffer[:kept] = view[filled - kept :]
+        self._sealers.put([ids[n] for n in full], [pieces[n] for n in full], used, self._ring)
         return kept
 
 

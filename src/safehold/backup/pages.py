@@ -11,12 +11,13 @@ import msgspec
 
 from safehold.backup.cutter import ContentCutter
 from safehold.backup.entries import References, make_entry, references, same_file, split_ids, unmoved
+from safehold.backup.sealers import BufferRing, SealPool
 from safehold.backup.tree_cache import CachedGroup, CachedPage
 from safehold.model.context import Context
 from safehold.model.files import Entry, Form
 from safehold.ports.tree import Listing, Tree, Unreadable
 from safehold.vault.content import write_parts
-from safehold.vault.names import ZERO_ID, Kind
+from safehold.vault.names import ZERO_ID
 from safehold.vault.node import Node
 from safehold.vault.sealing import chunk_id
 from safehold.vault.session import Session
@@ -28,9 +29,11 @@ _SMALL = 128 * 1024
 """Files up to this size share chunks with their neighbours."""
 _BUNDLE = 1024 * 1024
 """A bundle is stored once it has this much: large enough to compress well, small enough to read for one file."""
+_BUNDLES = 8
 _INLINE_PARTS = 64
 """Longer lists of chunks go into nodes of their own."""
 _TRIES = 3
+_TELL = 1024 * 1024
 _TOO_LARGE_TO_REPEAT = 256 * 1024 * 1024
 _LARGEST_PAGE = 8 * 1024 * 1024
 _RACY_NS = 1_000_000_000
@@ -62,23 +65,25 @@ class Segment:
 
 
 class PageStore:
-    """One thread's way of storing pages."""
+    """Stores pages one after another. Not thread-safe."""
 
     def __init__(
         self,
         session: Session,
+        sealers: SealPool,
         tree: Tree,
         dedup_key: bytes,
         sparse: frozenset[bytes],
-        twins: dict[tuple[int, int], tuple[Entry, CachedPage]],
         ctx: Context,
     ) -> None:
-        """`sparse` are chunks whose files are to be stored anew, `twins` files of several names that some thread stored already."""
-        self._twins = twins
+        """`sparse` are chunks whose files are to be stored anew."""
+        self._sealers = sealers
+        self._twins: dict[tuple[int, int], tuple[Entry, CachedPage]] = {}
         self._session, self._tree, self._dedup_key = session, tree, dedup_key
         self._sparse, self._ctx = sparse, ctx
         self._lane = session.lane()
-        self._bundle = bytearray(_BUNDLE + _SMALL + 1)
+        self._ring = BufferRing(_BUNDLE + _SMALL + 1, _BUNDLES)
+        self._bundle = self._ring.take()
         self._cutter: ContentCutter | None = None
         self.read = 0
 
@@ -92,13 +97,17 @@ class PageStore:
         total = 0
         for segment in segments:
             entries = []
+            told = total
             for n in range(segment.low, segment.high):
                 self._ctx.cancel.check()
                 entry = self._entry(segment, n)
                 if entry is not None:
                     entries.append(entry)
                     total += entry.size
-                    self._ctx.progress.advance(entry.size)
+                    if total - told > _TELL:
+                        self._ctx.progress.advance(total - told)
+                        told = total
+            self._ctx.progress.advance(total - told)
             if entries:
                 groups.append((segment, entries))
         self._flush()
@@ -223,14 +232,17 @@ class PageStore:
         """Store the bundle that is being filled."""
         if self._position < 0:
             return
-        identity = self._lane.put(Kind.PACK, [memoryview(self._bundle)[: self._filled]])[0]
+        view = memoryview(self._bundle)[: self._filled]
+        identity = chunk_id(self._dedup_key, view)
         self._refs.fill(self._position, identity)
+        used, self._bundle = self._bundle, self._ring.take()
+        self._sealers.put([identity], [view], used, self._ring)
         self._filled, self._position = 0, -1
 
     def _large(self, listing: Listing, n: int) -> Entry:
         """A file in chunks of its own."""
         if self._cutter is None:
-            self._cutter = ContentCutter(self._lane, self._dedup_key)
+            self._cutter = ContentCutter(self._sealers, self._dedup_key)
         for _ in range(_TRIES):
             with listing.open(n) as opened:
                 parts = self._cutter.file(opened)

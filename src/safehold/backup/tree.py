@@ -1,35 +1,31 @@
 """Stores a tree of files: compares it with what the last backup found, reads what differs, and hands in pages of entries.
 
-The walk runs in the calling thread. It cuts directories into pages by their paths alone and compares each with the memory of the last
-backup: a page that is the same is taken over by its id, without opening a file. The others go to threads that read their files. Small
-files of a page share chunks ("bundles"), because a chunk for each would cost more than the files.
+Walking and reading run in the calling thread, compression and what follows in others (`backup.sealers`). Directories are cut into pages
+by their paths alone, and each page is compared with the memory of the last backup: one that is the same is taken over by its id, without
+opening a file. Small files of a page share chunks ("bundles"), because a chunk for each would cost more than the files.
 """
 
 from __future__ import annotations
 
 import marshal
-import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from blake3 import blake3
 
 from safehold.backup.disk import LANES
 from safehold.backup.pages import PageStore, Segment
+from safehold.backup.sealers import SealPool
 from safehold.backup.stored import StoredContent
 from safehold.backup.tree_cache import CachedGroup, CachedPage, TreeCache
 from safehold.model.context import Context
-from safehold.model.files import Entry, path_key
+from safehold.model.files import path_key
 from safehold.ports.tree import Listing, Tree
 from safehold.vault.session import Session
 from safehold.vault.tree import FEWEST_ENTRIES, MOST_ENTRIES, Boundaries, InnerBuilder, LeafRef
 
 __all__ = ["store_tree"]
-
-_AHEAD = 12
-"""Pages under way at once: each holds its directories open."""
 
 RACY_NS = 1_000_000_000
 """A file changed less than this before it was looked at may change again without its times moving."""
@@ -122,34 +118,24 @@ def _same_page(page: list[Segment]) -> CachedPage | None:
 def store_tree(session: Session, tree: Tree, dedup_key: bytes, cache: TreeCache, ctx: Context) -> StoredContent:
     """Store the tree in the session. What cannot be read is reported to the tree, and left out.
 
-    Raises what the walk, the session or the first failing thread raised.
+    Raises what the walk, the session or a sealing thread raised.
     """
     boundaries = Boundaries(dedup_key)
     lane = session.lane()
     inner = InnerBuilder(boundaries, lambda node: session.put_node(lane, node))
-    size = 0
     live: dict[bytes, int] = {}
-    local = threading.local()
-    stores: list[PageStore] = []
-    twins: dict[tuple[int, int], tuple[Entry, CachedPage]] = {}
-    stopped = threading.Event()
-
-    def store(page: list[Segment]) -> list[CachedPage]:
-        if stopped.is_set():
-            return []
-        mine: PageStore | None = getattr(local, "store", None)
-        if mine is None:
-            mine = local.store = PageStore(session, tree, dedup_key, cache.sparse, twins, ctx)
-            stores.append(mine)
-        return mine.store(page)
-
-    with cache.writer() as writer, ThreadPoolExecutor(LANES, thread_name_prefix="page") as executor:
-        waiting: deque[Future[list[CachedPage]] | CachedPage] = deque()
-
-        def take() -> None:
-            nonlocal size
-            done = waiting.popleft()
-            for page in [done] if isinstance(done, CachedPage) else done.result():
+    size = 0
+    with cache.writer() as writer, SealPool(session, LANES) as sealers:
+        store = PageStore(session, sealers, tree, dedup_key, cache.sparse, ctx)
+        for segments in _pages(tree, cache, boundaries):
+            ctx.cancel.check()
+            same = _same_page(segments)
+            if same is not None and _relied_on(session, same, cache.sparse):
+                stored = [same]
+                ctx.progress.advance(same.size)
+            else:
+                stored = store.store(segments)
+            for page in stored:
                 first = page.groups[0]
                 inner.add(LeafRef(page.identity, first.parent, first.first, page.entries))
                 writer.add(page)
@@ -158,25 +144,10 @@ def store_tree(session: Session, tree: Tree, dedup_key: bytes, cache: TreeCache,
                     if used:
                         identity = page.chunks[n * 32 : n * 32 + 32]
                         live[identity] = live.get(identity, 0) + used
-
-        try:
-            for page in _pages(tree, cache, boundaries):
-                ctx.cancel.check()
-                same = _same_page(page)
-                if same is not None and _relied_on(session, same, cache.sparse):
-                    waiting.append(same)
-                    ctx.progress.advance(same.size)
-                else:
-                    waiting.append(executor.submit(store, page))
-                while len(waiting) > _AHEAD or (waiting and isinstance(waiting[0], CachedPage)):
-                    take()
-            while waiting:
-                take()
-        finally:
-            stopped.set()
+        sealers.drain()
         root, levels, entries = inner.finish()
         writer.commit(_sparse(session, live))
-    return StoredContent(root, levels, size, sum(one.read for one in stores), entries)
+    return StoredContent(root, levels, size, store.read, entries)
 
 
 def _relied_on(session: Session, page: CachedPage, sparse: frozenset[bytes]) -> bool:

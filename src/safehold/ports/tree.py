@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from safehold.model.extents import Extent
 from safehold.model.files import Entry
@@ -22,16 +21,14 @@ class Unreadable(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What a stat does not say: extended attributes, and where a symbolic link leads."""
 
     xattrs: dict[bytes, bytes]
     target: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class SmallFile:
+class SmallFile(NamedTuple):
     """A file that was read as a whole: its length, its stat after the read, and its extended attributes."""
 
     length: int

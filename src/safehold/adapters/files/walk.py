@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_SMALL_FLAGS = _FLAGS | os.O_NONBLOCK
 _CACHE_TAG = b"CACHEDIR.TAG"
 _CACHE_MARK = b"Signature: 8a477f597d28d172789f06886806bc55"
 
@@ -131,7 +132,11 @@ def _reasons() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unreadable("vanished" if error.errno == errno.ENOENT else error.strerror or str(error)) from error
+        raise _reason(error) from error
+
+
+def _reason(error: OSError) -> Unreadable:
+    return Unreadable("vanished" if error.errno == errno.ENOENT else error.strerror or str(error))
 
 
 class DirectoryListing:
@@ -153,19 +158,32 @@ class DirectoryListing:
 
     def read_small(self, position: int, buf: memoryview) -> SmallFile:
         """See `ports.tree.Listing`."""
-        with _reasons():
-            fd = open_below(self._directory.fd, self.names[position], _FLAGS | os.O_NONBLOCK)
+        # Written out, without helpers: this runs once for each file.
+        name, directory = self.names[position], self._directory.fd
+        try:
             try:
-                length = os.readv(fd, [buf])
+                fd = os.open(name, _SMALL_FLAGS | os.O_NOATIME, dir_fd=directory)
+            except PermissionError:
+                fd = os.open(name, _SMALL_FLAGS, dir_fd=directory)
+            try:
+                length = os.readv(fd, (buf,))
                 status = os.fstat(fd)
                 while 0 < length < status.st_size and length < len(buf):
-                    got = os.readv(fd, [buf[length:]])
+                    got = os.readv(fd, (buf[length:],))
                     if not got:
                         break
                     length += got
-                return SmallFile(length, status, read_attributes(fd, follow=True))
+                try:
+                    xattrs = read_attributes(fd, follow=True) if os.listxattr(fd) else {}
+                except OSError as error:
+                    if error.errno != errno.ENOTSUP:
+                        raise
+                    xattrs = {}
             finally:
                 os.close(fd)
+        except OSError as error:
+            raise _reason(error) from error
+        return SmallFile(length, status, xattrs)
 
     @contextlib.contextmanager
     def open(self, position: int) -> Iterator[OpenFd]:

@@ -22,7 +22,6 @@ from safehold.testing.fault_store import Killed
 from safehold.testing.interleave import InterleavedStore
 from safehold.vault.gc import prune, runs
 from safehold.vault.gc.prune import OpenSession, Prune
-from safehold.vault.locate import Locator
 from safehold.vault.names import Kind, kind_of
 from safehold.vault.session import Session
 from safehold.vault.trust import Chain
@@ -231,8 +230,8 @@ def _no_waiting(patch: pytest.MonkeyPatch) -> None:
 def _no_second_look(patch: pytest.MonkeyPatch) -> None:
     right = Prune._mark
 
-    def mark(self: Prune, avoid: frozenset[str], dead: frozenset[str]) -> object:
-        chosen = right(self, avoid, dead)
+    def mark(self: Prune, avoid: frozenset[str], dead: frozenset[str], movable: dict[str, int] | None = None) -> object:
+        chosen = right(self, avoid, dead, movable)
         chosen.packs = {name: size for name, size in chosen.packs.items() if name not in avoid}
         return chosen
 
@@ -281,14 +280,6 @@ def _view_before_session(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "commit", late)
 
 
-def _fenced_runs_do_not_count(patch: pytest.MonkeyPatch) -> None:
-    def view(self: Locator) -> object:
-        fenced = {s.name.removeprefix("points/") for s in self.store.list("points/") if not s.size}
-        return self._load([n for n in self.run_names() if n.split("/", 1)[1].rsplit("-", 1)[0] not in fenced])
-
-    patch.setattr(Locator, "reader_view", view)
-
-
 MISTAKES = {
     "condemned packs are deduplicated against": _no_condemned,
     "sessions are not waited for": _no_waiting,
@@ -296,7 +287,6 @@ MISTAKES = {
     "the chain is overwritten": _chain_overwritten,
     "a commit overwrites its fence": _commit_over_a_fence,
     "the view is taken before the session is announced": _view_before_session,
-    "runs of fenced sessions do not count": _fenced_runs_do_not_count,
 }
 
 

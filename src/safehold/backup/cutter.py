@@ -10,13 +10,14 @@ from safehold.ports.tree import OpenFile
 from safehold.vault.content import Part
 from safehold.vault.names import ZERO_ID
 from safehold.vault.sealing import chunk_id
+from safehold.vault.session import LARGEST_CUT
 
 __all__ = ["ContentCutter"]
 
 _WINDOW = 16 * 1024 * 1024
 _WINDOWS = 4
 """One being filled, the others being compressed."""
-_FEWEST, _AVERAGE, _MOST = 256 * 1024, 1024 * 1024, 4 * 1024 * 1024
+_FEWEST, _AVERAGE, _MOST = 256 * 1024, 1024 * 1024, LARGEST_CUT
 """Chunk sizes: small enough that a change costs little, large enough that the index stays small."""
 
 

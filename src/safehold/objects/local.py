@@ -12,7 +12,7 @@ import errno
 import fcntl
 import itertools
 import os
-import threading
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -156,7 +156,8 @@ class LocalStore:
         if create_only and os.path.lexists(path):
             raise ObjectExists("object exists already", on=name)
         temporary = os.path.join(
-            directory, f"{_TEMPORARY}{os.getpid()}-{threading.get_native_id()}-{next(self._numbers)}"
+            directory,  # Process numbers repeat across containers and hosts that share the directory.
+            f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}",
         )
         try:
             self._make_directories(directory)

@@ -39,7 +39,7 @@ from safehold.vault.run import ROW_SIZE, encode_rows, store_run
 from safehold.vault.sealing import ChunkSealer, SessionSecret, chunk_id, seal_body, seal_secret
 from safehold.vault.writers import WriterKey
 
-__all__ = ["Lane", "Session", "SessionTotals"]
+__all__ = ["LARGEST_CUT", "Lane", "Session", "SessionTotals"]
 
 HEARTBEAT = 3600.0
 """Seconds between heartbeats: prune calls a session stale only after many of them are missing."""
@@ -55,6 +55,9 @@ _COMMIT_WAIT = 1.0
 """Seconds before the second attempt to commit; doubled each time. Together about two minutes, then the run fails and
 can be repeated.
 """
+
+LARGEST_CUT = 4 * 1024 * 1024
+"""Bytes of the largest chunk that is cut by content; a pack that has room at all has room for one."""
 
 _SLACK = 1024 * 1024
 """Room behind a pack's target size for the table of contents."""
@@ -122,7 +125,8 @@ class Session:
         self._uploads: deque[Future[None]] = deque()
         workers = max(2, min(store.caps.parallel, _MAX_UPLOADS))
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="upload")
-        self._buffers = _Buffers(workers + 2 * lanes, parameters.pack_size + parameters.block_size + _SLACK)
+        largest = max(parameters.block_size, LARGEST_CUT)
+        self._buffers = _Buffers(workers + 2 * lanes, parameters.pack_size + largest + _SLACK)
         self._pending: list[tuple[RunPack, list[PackRow]]] = []
         self._runs = 0
         self._last_run = ctx.clock.monotonic()

@@ -120,6 +120,18 @@ def _open_direct(fd: int) -> int:
         return -1
 
 
+def _take_name(temporary: Path, path: str) -> None:
+    """Give the file its name without replacing anything. FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without links, such as vfat: between the look and the renaming somebody could take the name.
+        check_new(path)
+        os.rename(temporary, path)
+
+
 @contextlib.contextmanager
 def open_new(path: str, size: int) -> Iterator[DiskTarget]:
     """A sparse file of `size` bytes that takes its name only when the block ends well; mode 0600. TargetError where
@@ -145,7 +157,7 @@ def open_new(path: str, size: int) -> Iterator[DiskTarget]:
         finally:
             target.close()
         try:
-            os.link(temporary, path)
+            _take_name(temporary, path)
         except FileExistsError:
             raise TargetError("target appeared during the restore", on=path, remedy="give another name") from None
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

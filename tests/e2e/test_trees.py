@@ -254,3 +254,31 @@ def test_damage_is_found_and_named(program: Program, vault: Path, source: Path, 
         if path.is_file():
             relative = str(path.relative_to(tmp_path / "salvaged"))
             assert path.read_bytes() == (source / relative).read_bytes() or relative in saved.stderr
+
+
+def test_how_two_points_differ(program: Program, source: Path) -> None:
+    first = program.json("backup", source, "--name", "www")["points"][0]["point"]
+    assert program.json("diff", f"www@{first}:{source}", "www@latest")["changes"] == []
+    (source / "new").write_text("x")
+    (source / "img/3.txt").unlink()
+    (source / "img/4.txt").write_text("other")
+    (source / "index.html").chmod(0o600)
+    (source / "big.bin").write_bytes(b"replaced")
+    program.run("backup", source, "--name", "www")
+    told = program.json("diff", f"www@{first}:{source}", f"www@latest:{source}")["changes"]
+    base = len(str(source)) + 1
+    assert {(c["path"][base:], c["how"]) for c in told} == {
+        ("", "attributes"),
+        ("new", "added"),
+        ("img", "attributes"),
+        ("img/3.txt", "removed"),
+        ("img/4.txt", "changed"),
+        ("index.html", "attributes"),
+        ("big.bin", "changed"),
+    }
+    shown = program.run("diff", f"www@{first}:{source}/img", f"www@latest:{source}/img").stdout
+    assert shown.splitlines()[1:] == [
+        f"- {source}/img/3.txt",
+        f"M {source}/img/4.txt",
+        "1 removed, 1 changed, 1 attributes",
+    ]

@@ -13,10 +13,10 @@ from safehold.recovery.tree import file_data, write_in_order
 from safehold.vault.catalogue import Point
 from safehold.vault.content import read_parts
 from safehold.vault.records import Member
-from safehold.vault.tree import EntryAt, StoredTree
+from safehold.vault.tree import EntryAt, StoredTree, changed_entries
 from safehold.vault.vault import Vault
 
-__all__ = ["Place", "cat", "find_files", "list_files", "open_place", "tree_path"]
+__all__ = ["FileChange", "Place", "cat", "diff_files", "find_files", "list_files", "open_place", "tree_path"]
 
 
 def tree_path(text: str) -> bytes:
@@ -93,3 +93,36 @@ def cat(vault: Vault, points: list[Point], text: str, write: Callable[[memoryvie
 
 def _lost(text: str, reason: str) -> None:
     raise DamageError(f"cannot be read whole: {reason}", on=text, remedy="take it from another point")
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """A path that differs: `added`, `removed`, `changed` (its content or kind), or `attributes`."""
+
+    path: bytes
+    how: str
+
+
+def diff_files(vault: Vault, points: list[Point], left: str, right: str) -> Iterator[FileChange]:
+    """How the files of two points of trees differ, at or below the paths that the selectors name. UsageError where they cannot be compared."""
+    old, new = open_place(vault, points, left), open_place(vault, points, right)
+    if old.point.dedup_key != new.point.dedup_key:
+        raise UsageError(
+            "these points cannot be compared by their ids: they are of different dedup domains", on=f"{left} {right}"
+        )
+    base = new.path or old.path
+    for before, after in changed_entries(old.tree, new.tree):
+        found = after or before
+        assert found is not None
+        if base and found.path != base and not found.path.startswith(base + b"/"):
+            continue
+        if before is None or after is None:
+            yield FileChange(found.path, "added" if before is None else "removed")
+            continue
+        a, b = before.entry, after.entry
+        same = before.references == after.references and (a.target, a.rdev, a.mode >> 12) == (
+            b.target,
+            b.rdev,
+            b.mode >> 12,
+        )
+        yield FileChange(found.path, "attributes" if same else "changed")

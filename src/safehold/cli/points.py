@@ -12,7 +12,8 @@ from safehold.app.expire import apply_expiry, plan_expiry, plan_single
 from safehold.app.expire import hold as keep
 from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
-from safehold.app.points import diff_points, select
+from safehold.app.files import FileChange, diff_files
+from safehold.app.points import diff_points, member_of, parse_selector, select
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
@@ -323,10 +324,14 @@ def diff(
     access: Access,
     as_json: bool,
 ) -> None:
-    """What changed from point OLD to point NEW, in whole blocks; no data is read."""
+    """What changed from point OLD to point NEW: blocks of a disk, or files of a tree (with :PATH, below it); no data is read."""
     with Run.begin() as run:
         opened = run.open(access)
-        difference = diff_points(opened, read_points(opened, run.ctx), old, new)
+        found = read_points(opened, run.ctx)
+        if member_of(select(found, new), parse_selector(new).resource).kind == "tree":
+            _show_files(list(diff_files(opened, found, old, new)), as_json=as_json)
+            return
+        difference = diff_points(opened, found, old, new)
     if as_json:
         print_json(
             {
@@ -346,3 +351,17 @@ def diff(
     )
     if difference.old_size != difference.new_size:
         print(f"size: {difference.old_size} → {difference.new_size}")
+
+
+_SIGNS = {"added": "+", "removed": "-", "changed": "M", "attributes": "a"}
+
+
+def _show_files(changes: list[FileChange], *, as_json: bool) -> None:
+    if as_json:
+        told = [{"path": "/" + printable(c.path), "path_hex": c.path.hex(), "how": c.how} for c in changes]
+        print_json({"changes": told})
+        return
+    for change in changes:
+        print(f"{_SIGNS[change.how]} /{printable(change.path)}")
+    counts = {how: sum(change.how == how for change in changes) for how in _SIGNS}
+    print(", ".join(f"{count} {how}" for how, count in counts.items() if count) or "no differences")

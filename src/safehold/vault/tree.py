@@ -33,6 +33,7 @@ __all__ = [
     "LeafRef",
     "RawGroup",
     "StoredTree",
+    "changed_entries",
     "encode_leaf",
 ]
 
@@ -337,3 +338,37 @@ class StoredTree:
             if path and found.parent != path and not found.parent.startswith(path + b"/"):
                 return
             yield found
+
+
+def changed_entries(old: StoredTree, new: StoredTree) -> Iterator[tuple[EntryAt | None, EntryAt | None]]:
+    """Entries that differ, in order, as (old, new); None where a tree has none at that path. Pages that both have are not read.
+
+    Both must be of one dedup domain: contents are compared by their ids.
+    """
+    before, after = list(old.leaves()), list(new.leaves())
+    shared = {leaf.identity for leaf in before} & {leaf.identity for leaf in after}
+    left, right = _entries(old, before, shared), _entries(new, after, shared)
+    a, b = next(left, None), next(right, None)
+    while a is not None or b is not None:
+        if b is None or (a is not None and a.key < b.key):
+            yield a, None
+            a = next(left, None)
+        elif a is None or b.key < a.key:
+            yield None, b
+            b = next(right, None)
+        else:
+            if _told(a) != _told(b):
+                yield a, b
+            a, b = next(left, None), next(right, None)
+
+
+def _entries(tree: StoredTree, leaves: list[LeafRef], without: set[bytes]) -> Iterator[EntryAt]:
+    for leaf in leaves:
+        if leaf.identity not in without:
+            yield from tree.page(leaf)
+
+
+def _told(found: EntryAt) -> tuple[object, ...]:
+    """What makes two entries the same to a user; where they lie in a page, and when they were looked at, does not."""
+    e = found.entry
+    return e.mode, e.uid, e.gid, e.size, e.mtime, e.rdev, e.target, e.xattrs, found.references

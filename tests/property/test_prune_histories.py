@@ -129,6 +129,9 @@ class History:
         """A put of long ago arrives a second time."""
         if self.kept:
             name, data = self.rng.choice(self.kept)
+            if kind_of(name) is Kind.INDEX and not self.listed:
+                # It names packs that left the chain's list of the dead: it would come more than 30 days late.
+                return
             try:
                 self.world.store.put(name, [data])
             except ObjectExists:

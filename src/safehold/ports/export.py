@@ -1,0 +1,71 @@
+"""The seam between a disk that is served live and the protocol that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+__all__ = ["Export", "ExportDirectory"]
+
+
+class Export(Protocol):
+    """A disk that clients read and write while it is served. Every method is called from several threads at once.
+
+    Offsets and lengths are in bytes, of any alignment, and already checked against `size`. Methods raise OSError with the
+    errno that the client is to see (EIO where data cannot be had, ENOSPC, EROFS); whoever raises has told the operator why.
+    """
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """True where every change is refused with EROFS. May turn true while the disk is served."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """The request size and alignment in bytes that is cheapest."""
+        ...
+
+    def read_into(self, offset: int, buf: memoryview) -> None:
+        """Fill all of `buf`."""
+        ...
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data`; once this returns, every later read sees it. Not durable until `flush`."""
+        ...
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make a range read as zeros."""
+        ...
+
+    def discard(self, offset: int, length: int) -> None:
+        """The client does not need a range any more; it reads as zeros afterwards."""
+        ...
+
+    def flush(self) -> None:
+        """Return when every write that was answered before this call is durable."""
+        ...
+
+    def status(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]]:
+        """The range in runs of (length, hole, zero), as `base:allocation` means them; stopping early is allowed."""
+        ...
+
+
+class ExportDirectory(Protocol):
+    """What a server offers. Called from several threads."""
+
+    def names(self) -> list[str]:
+        """Exports that a client may ask for."""
+        ...
+
+    def open(self, name: str) -> Export | None:
+        """The export, held until `release`; None where there is none of that name."""
+        ...
+
+    def release(self, name: str) -> None:
+        """One client of it hung up."""
+        ...

@@ -1,12 +1,19 @@
 """Volumes that Safehold serves itself: written in place or redirected, snapshotted in an instant, filled in from a vault.
 
-block     64 KiB of a volume, the unit in which changes and presence are known; independent of the vault's block size
+block     the unit in which changes and presence are known, 512 KiB unless the vault's blocks are larger: one block of a
+          volume is one or more whole blocks of the vault, so what is unchanged there needs no reading here
 sector    4 KiB, the finest thing that is known of a partial or redirected block
-map       what is known of each block: missing, partial, present or zero; changed since the last seal or not
-epoch     the time between two seals; writes belong to the one in which they were let through the gate
-seal      the end of an epoch: its content stands still from there on. O(1): no drain, no sync, no copy
-overlay   where writes to blocks go that a sealed epoch which is still wanted holds still
-drained   a sealed epoch whose content has reached the vault; it is folded into the data, oldest first
+map       what is known of each block (missing, partial, present), and of each sector of a partial one
+epoch     the time between two seals; a write belongs to the one in which it was let through the gate
+seal      the end of an epoch: its content stands still from there on. No drain, no sync, no copy
+held      a block that a sealed epoch changed and that has not reached the vault yet
+overlay   where writes to held blocks go, at the same offsets
+drained   a sealed epoch whose content has reached the vault, or that was given up
+fold      moving an overlay into the data once every epoch before it is drained; oldest first
+phase     one arrangement of epochs and overlays; writers pass the gate into the one in force
 checkpoint  the durable form of the map; a block is durable as present only after its data
 hydration filling in missing blocks from the recovery point that a volume was made of
+
+From the bottom up: `layout` and `maps`; `checkpoint`; `layers`; `volume` serves one disk; `sealed` is a snapshot's content;
+`fold` and `hydration` work behind; `opening` recovers; `directory` has all volumes of a machine; `server` speaks NBD.
 """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from safehold.model.extents import Extent
 
-__all__ = ["Blocks", "Lineage", "MutableBlocks"]
+__all__ = ["Blocks", "IncrementalBlocks", "Lineage", "MutableBlocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,26 @@ class Blocks(Protocol):
         """Fill all of `buf` from byte `offset`; safe from several threads. SourceError or DamageError where it
         cannot.
         """
+        ...
+
+
+@runtime_checkable
+class IncrementalBlocks(Blocks, Protocol):
+    """A disk that knows what changed since its last point, and the ids that its blocks have there.
+
+    Its `extents` call SAME what did not change; that is never read. Numbers and ids are of the vault's blocks.
+    """
+
+    def known_ids(self, first: int, count: int) -> list[bytes]:
+        """The ids of consecutive blocks that are SAME; 32 zero bytes for a block of zeros. From several threads."""
+        ...
+
+    def remember_ids(self, first: int, identities: list[bytes]) -> None:
+        """Blocks that were read, with the ids they have in the point that is being made. From several threads."""
+        ...
+
+    def remember_zeros(self, first: int, count: int) -> None:
+        """Blocks that are zeros in the point that is being made. From several threads."""
         ...
 
 

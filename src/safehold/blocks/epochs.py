@@ -1,0 +1,195 @@
+"""Seals, and what happens to a sealed epoch afterwards: made durable, drained, folded away."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from safehold.blocks.checkpoint import Change, ChangeKind
+from safehold.blocks.layers import DataFile, Overlay, Phase
+from safehold.blocks.layout import VolumeFiles, VolumeRecord, sync_directory
+from safehold.blocks.maps import ByteMap
+from safehold.blocks.volume import LiveVolume
+from safehold.model.errors import FailedError
+
+__all__ = ["MOST_EPOCHS", "Epochs", "LiveHeader", "Prepared", "seal_together"]
+
+MOST_EPOCHS = 8
+"""Sealed epochs that may wait for the vault: each one more makes writes look at one map more."""
+
+
+class LiveHeader:
+    """The file `live.map`: which boot the maps are of, which epoch is the current one, and whether they were put away in order.
+
+    Mapped, so that a seal is one store to memory and outlives the process.
+    """
+
+    _FORM = struct.Struct("<8sB7xQ64s")
+    _MAGIC = b"SHLIVE01"
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.truncate(descriptor, mmap.PAGESIZE)
+            self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> tuple[bool, int, str]:
+        """(put away in order, current epoch, boot); epoch 0 where the file says nothing."""
+        magic, clean, epoch, boot = self._FORM.unpack_from(self._page)
+        if magic != self._MAGIC:
+            return False, 0, ""
+        return bool(clean), epoch, boot.rstrip(b"\0").decode(errors="replace")
+
+    def write(self, *, clean: bool, epoch: int, boot: str) -> None:
+        """Say all of it, durably."""
+        self._FORM.pack_into(self._page, 0, self._MAGIC, clean, epoch, boot.encode()[:64])
+        self._page.flush()
+
+    def turn(self, epoch: int) -> None:
+        """Another epoch is the current one from here on."""
+        struct.pack_into("<Q", self._page, 16, epoch)
+
+
+class Prepared:
+    """What the next epoch needs, made before the gate is closed."""
+
+    def __init__(self, files: VolumeFiles, record: VolumeRecord, epoch: int) -> None:
+        self.epoch = epoch
+        self.dirty = ByteMap.create(files.dirty(epoch), record.blocks)
+        sectors = ByteMap.create(files.overlay_sectors(epoch), record.sectors)
+        self.overlay = Overlay(epoch, DataFile(files.overlay(epoch), size=record.blocks * record.block), sectors)
+        # Their content is synced later, each by itself; their names are not.
+        sync_directory(files.directory)
+
+
+class Epochs:
+    """The sealed epochs of one volume, oldest first. One thread at a time may end them; seals may come from another."""
+
+    def __init__(
+        self,
+        volume: LiveVolume,
+        files: VolumeFiles,
+        record: VolumeRecord,
+        header: LiveHeader,
+        sealed: dict[int, ByteMap],
+    ) -> None:
+        self.volume = volume
+        self.files = files
+        self.header = header
+        self._record = record
+        self._sealed = dict(sorted(sealed.items()))
+        self._working = threading.Lock()
+
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the sealed epochs that are not drained."""
+        return list(self._sealed)
+
+    def dirty(self, epoch: int) -> ByteMap:
+        """The blocks that a sealed epoch changed."""
+        return self._sealed[epoch]
+
+    def prepare(self) -> Prepared:
+        """FailedError where too many epochs are open already."""
+        if len(self._sealed) >= MOST_EPOCHS:
+            raise FailedError(
+                f"{len(self._sealed)} snapshots are still on their way to the vault",
+                on=self._record.name,
+                remedy="wait for them (safehold volume show), or mend what stops them",
+            )
+        return Prepared(self.files, self._record, self.volume.gate.phase.epoch + 1)
+
+    def turn(self, prepared: Prepared) -> None:
+        """The seal itself. The caller holds the gate's lock and knows that `prepared` is for the next epoch."""
+        phase = self.volume.gate.phase
+        self.header.turn(prepared.epoch)
+        self._sealed[phase.epoch] = phase.dirty
+        held = (*phase.held, phase.dirty)
+        self.volume.gate.switch(Phase(prepared.epoch, prepared.dirty, held, (prepared.overlay, *phase.overlays)))
+
+    def settle(self, epoch: int) -> None:
+        """Have a sealed epoch survive a power loss: its writers out, its data and maps on the disk. OSError."""
+        self.volume.gate.drain()
+        self._sealed[epoch].sync()
+        self.volume.note([Change(ChangeKind.SEALED, epoch, 0, 0, 1)])
+        self.volume.flush()
+
+    def drop(self, epoch: int) -> None:
+        """The oldest sealed epoch has reached the vault: nothing is held for it any more."""
+        with self._working:
+            gate = self.volume.gate
+            with gate.lock:
+                dirty = self._sealed.pop(epoch)
+                phase = gate.phase
+                held = tuple(one for one in phase.held if one is not dirty)
+                gate.switch(Phase(phase.epoch, phase.dirty, held, phase.overlays))
+            self.volume.note([Change(ChangeKind.DRAINED, epoch, 0, 0, 1)])
+            self.volume.flush()
+            dirty.path.unlink(missing_ok=True)
+            self._fold()
+
+    def give_up(self, epoch: int) -> None:
+        """The oldest sealed epoch will never reach the vault: what it changed counts as changed in the next one."""
+        with self.volume.gate.lock:
+            later = [self._sealed[one] for one in self._sealed if one > epoch] or [self.volume.gate.phase.dirty]
+        for start, end in self._sealed[epoch].runs():
+            later[0].fill(start, end, 1)
+        later[0].sync()
+        self.drop(epoch)
+
+    def suspect(self) -> None:
+        """Everything counts as changed since the last seal."""
+        with self.volume.gate.lock:
+            dirty = self.volume.gate.phase.dirty
+            dirty.fill(0, dirty.length, 1)
+
+    def fold(self) -> None:
+        """Move into the data what no open epoch keeps apart any more; done after each `drop`, and when a volume is opened."""
+        with self._working:
+            self._fold()
+
+    def _fold(self) -> None:
+        volume, gate = self.volume, self.volume.gate
+        buffer = memoryview(bytearray(volume.block_size))
+        while gate.phase.overlays:
+            oldest = gate.phase.overlays[-1]
+            if any(epoch < oldest.epoch for epoch in self._sealed):
+                return
+            # Writers of earlier phases may still redirect to it.
+            gate.drain()
+            for block in oldest.blocks(volume.maps.per_block):
+                volume.fold_block(oldest, block, buffer)
+            volume.flush()
+            with gate.lock:
+                # Nothing is redirected to it any more: what is not held goes in place, what is held has a newer overlay.
+                phase = gate.phase
+                gate.switch(Phase(phase.epoch, phase.dirty, phase.held, phase.overlays[:-1]))
+            gate.drain()
+            volume.flush()
+            oldest.file.path.unlink(missing_ok=True)
+            oldest.sectors.path.unlink(missing_ok=True)
+
+
+def seal_together(epochs: Sequence[Epochs], prepared: Sequence[Prepared]) -> tuple[float, float]:
+    """Seal volumes at one instant; returns from when to when their gates were closed, seconds since 1970.
+
+    A write that was acknowledged before is in, one that began after is not, across all of them.
+    """
+    with contextlib.ExitStack() as locks:
+        # Always in the same order, so that two groups with a volume in common do not wait for each other.
+        for one in sorted(epochs, key=lambda each: str(each.files.directory)):
+            locks.enter_context(one.volume.gate.lock)
+        began = time.time()
+        for one, ready in zip(epochs, prepared, strict=True):
+            if ready.epoch != one.volume.gate.phase.epoch + 1:
+                raise RuntimeError("another seal came between")
+            one.turn(ready)
+        return began, time.time()

@@ -1,0 +1,166 @@
+"""Where the bytes of a volume lie: data, overlays, and the arrangement of them that is in force."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from safehold.blocks.maps import ByteMap
+
+__all__ = ["MISSING", "PARTIAL", "PRESENT", "DataFile", "Gate", "Overlay", "Phase"]
+
+MISSING, PARTIAL, PRESENT = 0, 1, 2
+"""States of a block. Missing is what a map that was lost says, for then a vault is asked instead of zeros given out."""
+
+
+_PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_ZEROS = memoryview(bytes(1024 * 1024))
+
+
+class DataFile:
+    """A sparse file that is read and written at offsets. Closed when nobody refers to it any more: readers may still be at work on one
+    that is no longer needed.
+    """
+
+    def __init__(self, path: Path, *, size: int | None = None) -> None:
+        """With a size it is made, or made anew; without one it has to be there."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        self.path = path
+        self.descriptor = os.open(path, flags if size is None else flags | os.O_CREAT | os.O_TRUNC, 0o600)
+        if size is not None:
+            os.truncate(self.descriptor, size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view`; what lies beyond the end of the file is zeros. OSError."""
+        while view:
+            got = os.preadv(self.descriptor, [view], offset)
+            if not got:
+                view[:] = bytes(len(view))
+                return
+            view, offset = view[got:], offset + got
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write all of `view`. OSError."""
+        while view:
+            done = os.pwrite(self.descriptor, view, offset)
+            view, offset = view[done:], offset + done
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, as a hole where the file system can. OSError."""
+        punch = _LIBC.fallocate(self.descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(length))
+        if punch:
+            for at in range(offset, offset + length, len(_ZEROS)):
+                self.write(at, _ZEROS[: offset + length - at])
+
+    def allocated(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """The range as (start, end, has data)."""
+        at = start
+        while at < end:
+            try:
+                low = min(max(os.lseek(self.descriptor, at, os.SEEK_DATA), at), end)
+            except OSError:
+                low = end
+            if low > at:
+                yield at, low, False
+            if low < end:
+                high = min(os.lseek(self.descriptor, low, os.SEEK_HOLE), end)
+                yield low, high, True
+                low = high
+            at = low
+
+    def sync(self) -> None:
+        """Return when what was written is durable. OSError, after which nothing written before can be relied on."""
+        os.fdatasync(self.descriptor)
+
+
+class Overlay:
+    """Redirected writes of one epoch: a sparse file and the map of its sectors."""
+
+    def __init__(self, epoch: int, file: DataFile, sectors: ByteMap) -> None:
+        self.epoch = epoch
+        self.file = file
+        self.sectors = sectors
+
+    def blocks(self, per_block: int) -> Iterator[int]:
+        """Numbers of the blocks of which it has sectors, ascending; `per_block` is a block's number of sectors."""
+        last = -1
+        for start, end in self.sectors.runs():
+            for block in range(max(start // per_block, last + 1), (end - 1) // per_block + 1):
+                last = block
+                yield block
+
+
+class Phase:
+    """One arrangement: the epoch that writes belong to, the blocks that sealed epochs hold, and the overlays, newest first.
+
+    Nothing of it changes but the number of writers inside, which belongs to the volume's gate.
+    """
+
+    def __init__(self, epoch: int, dirty: ByteMap, held: tuple[ByteMap, ...], overlays: tuple[Overlay, ...]) -> None:
+        self.epoch = epoch
+        self.dirty = dirty
+        self.held = held
+        self.overlays = overlays
+        self.plain = not overlays
+        self.writers = 0
+        self.retired = False
+        self.idle = threading.Event()
+
+    @property
+    def overlay(self) -> Overlay:
+        """Where this epoch's redirected writes go; there is one whenever anything is held or overlaid."""
+        return self.overlays[0]
+
+    def holds(self, block: int) -> bool:
+        """True where a sealed epoch needs the block as it is."""
+        return any(dirty.cells[block] for dirty in self.held)
+
+    def shadows(self, low: int, high: int) -> bool:
+        """True where an overlay has one of the sectors from `low` to before `high`."""
+        return any(overlay.sectors.any(low, high) for overlay in self.overlays)
+
+
+class Gate:
+    """Lets writers into the phase in force, and waits for those of earlier ones.
+
+    `lock` is held only for the moment of entering, leaving or switching; to switch several volumes at one instant, hold all their locks.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        self.lock = threading.Lock()
+        self.phase = phase
+        self._retired: list[Phase] = []
+
+    def leave(self, phase: Phase) -> None:
+        """A writer is done. Entering is `phase.writers += 1` under the lock, written out where writes are served."""
+        with self.lock:
+            phase.writers -= 1
+            if phase.retired and not phase.writers:
+                phase.idle.set()
+
+    def switch(self, phase: Phase) -> None:
+        """Put another phase in force; the caller holds the lock."""
+        old, self.phase = self.phase, phase
+        old.retired = True
+        if old.writers:
+            self._retired.append(old)
+        else:
+            old.idle.set()
+
+    def drain(self) -> None:
+        """Return when no writer is left in any phase that is no longer in force."""
+        while True:
+            with self.lock:
+                self._retired = [phase for phase in self._retired if phase.writers]
+                if not self._retired:
+                    return
+                oldest = self._retired[0]
+            oldest.idle.wait()

@@ -1,0 +1,224 @@
+"""Making a volume's files, and opening them again after whatever happened."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
+from safehold.blocks.epochs import Epochs, LiveHeader, Prepared
+from safehold.blocks.ids import write_ids
+from safehold.blocks.layers import PARTIAL, PRESENT, DataFile, Overlay, Phase
+from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, sync_directory, write_record
+from safehold.blocks.maps import ByteMap
+from safehold.blocks.volume import LiveVolume, Maps
+from safehold.model.errors import FailedError
+
+__all__ = ["Opened", "create_volume", "open_volume"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open volume. `suspect` says why the map of changes cannot be believed, or nothing; `lost` are the epochs that were sealed and did not
+    survive a power loss.
+    """
+
+    volume: LiveVolume
+    epochs: Epochs
+    suspect: str
+    lost: frozenset[int]
+
+
+def create_volume(
+    directory: Path,
+    record: VolumeRecord,
+    missing: Iterable[tuple[int, int]],
+    ids: Iterable[tuple[int, bytes]],
+) -> None:
+    """Make the files of a volume: zeros, but for the `missing` runs of blocks (start, end), which are to be filled in; `ids` as for
+    `ids.write_ids`. It is there whole or not at all. FailedError where the name is taken or there is no room.
+    """
+    fresh = directory.with_name(f".{directory.name}.new")
+    if directory.exists():
+        raise FailedError("there is a volume of that name", on=record.name, remedy="choose another name, or delete it")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True, mode=0o700)
+        files = VolumeFiles(fresh)
+        DataFile(files.data, size=record.blocks * record.block).sync()
+        states = ByteMap.create(files.states, record.blocks)
+        states.fill(0, record.blocks, PRESENT)
+        for start, end in missing:
+            states.fill(start, end, 0)
+        ByteMap.create(files.sectors, record.sectors)
+        ByteMap.create(files.dirty(1), record.blocks)
+        CheckpointLog.write_new(files.checkpoint, _states(states)).close()
+        write_ids(files.ids, ids)
+        LiveHeader(files.live).write(clean=True, epoch=1, boot="")
+        write_record(files, record)
+        os.replace(fresh, directory)
+        sync_directory(directory.parent)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise FailedError(
+            f"the volume cannot be made ({error.strerror})", on=str(directory), remedy="see that there is room"
+        ) from error
+
+
+def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callable[[str], None]) -> Opened:
+    """Open a volume after an orderly end, after a crash of the service, or after a power loss. FailedError where its files are damaged.
+
+    After a crash on the same boot (or an orderly end) the maps are believed: the page cache outlives the process. After a
+    power loss they are made anew from the checkpoint, everything counts as changed, and sealed epochs that had not been
+    made durable are lost as such (their writes are not).
+    """
+    files = VolumeFiles(directory)
+    try:
+        header = LiveHeader(files.live)
+        clean, current, last_boot = header.read()
+        if current and (clean or last_boot == boot):
+            return _trusting(files, record, header, current, boot, report)
+        return _rebuilding(files, record, header, boot, report)
+    except OSError as error:
+        raise FailedError(
+            f"the volume cannot be opened ({error.strerror})",
+            on=str(error.filename or directory),
+            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+        ) from error
+
+
+def _trusting(
+    files: VolumeFiles,
+    record: VolumeRecord,
+    header: LiveHeader,
+    current: int,
+    boot: str,
+    report: Callable[[str], None],
+) -> Opened:
+    maps = _maps(files, record)
+    for epoch in {*files.epochs("dirty"), *files.epochs("ov")}:
+        if epoch > current:
+            # Made for a seal that did not come about.
+            _remove(files, epoch)
+    overlays = tuple(
+        Overlay(epoch, DataFile(files.overlay(epoch)), ByteMap(files.overlay_sectors(epoch), record.sectors))
+        for epoch in reversed(files.epochs("ov"))
+    )
+    sealed = {epoch: ByteMap(files.dirty(epoch), record.blocks) for epoch in files.epochs("dirty") if epoch < current}
+    phase = Phase(current, ByteMap(files.dirty(current), record.blocks), tuple(sealed.values()), overlays)
+    opened = _assemble(files, record, header, maps, phase, sealed, report)
+    header.write(clean=False, epoch=current, boot=boot)
+    return Opened(*opened, "", frozenset())
+
+
+def _rebuilding(
+    files: VolumeFiles, record: VolumeRecord, header: LiveHeader, boot: str, report: Callable[[str], None]
+) -> Opened:
+    states = ByteMap.create(files.states, record.blocks)
+    sectors = ByteMap.create(files.sectors, record.sectors)
+    masks: dict[int, ByteMap] = {}
+    settled: set[int] = set()
+    drained: set[int] = set()
+    there = set(files.epochs("ov"))
+    for change in CheckpointLog.read(files.checkpoint):
+        end = change.start + change.cells
+        if change.kind is ChangeKind.STATE:
+            states.fill(change.start, end, change.value)
+        elif change.kind is ChangeKind.SECTOR:
+            sectors.fill(change.start, end, change.value)
+        elif change.kind is ChangeKind.SEALED:
+            settled.add(change.epoch)
+        elif change.kind is ChangeKind.DRAINED:
+            drained.add(change.epoch)
+        elif change.epoch in there:
+            if change.epoch not in masks:
+                masks[change.epoch] = ByteMap.create(files.overlay_sectors(change.epoch), record.sectors)
+            masks[change.epoch].fill(change.start, end, change.value)
+    # A partial block that filled up says so in its state; its sectors do not matter then.
+    maps = Maps(states, sectors, record.block // SECTOR, -(-record.size // SECTOR))
+    every = {*files.epochs("dirty"), *there}
+    held = sorted((settled - drained) & set(files.epochs("dirty")))
+    sealed = {epoch: ByteMap(files.dirty(epoch), record.blocks) for epoch in held}
+    for epoch in every:
+        if epoch not in sealed:
+            files.dirty(epoch).unlink(missing_ok=True)
+        if epoch not in masks:
+            files.overlay(epoch).unlink(missing_ok=True)
+            files.overlay_sectors(epoch).unlink(missing_ok=True)
+    overlays = tuple(
+        Overlay(epoch, DataFile(files.overlay(epoch)), masks[epoch]) for epoch in sorted(masks, reverse=True)
+    )
+    fresh = Prepared(files, record, max(every, default=0) + 1)
+    fresh.dirty.fill(0, record.blocks, 1)
+    fresh.dirty.sync()
+    phase = Phase(fresh.epoch, fresh.dirty, tuple(sealed.values()), (fresh.overlay, *overlays))
+    opened = _assemble(files, record, header, maps, phase, sealed, report)
+    header.write(clean=False, epoch=fresh.epoch, boot=boot)
+    suspect = "this machine went down without putting the volume away: the next snapshot compares everything"
+    return Opened(*opened, suspect, frozenset(every - set(sealed)))
+
+
+def _assemble(
+    files: VolumeFiles,
+    record: VolumeRecord,
+    header: LiveHeader,
+    maps: Maps,
+    phase: Phase,
+    sealed: dict[int, ByteMap],
+    report: Callable[[str], None],
+) -> tuple[LiveVolume, Epochs]:
+    data = DataFile(files.data)
+    # The log starts anew from the maps as they are, so what they say has to be on the disk before.
+    data.sync()
+    for overlay in phase.overlays:
+        overlay.file.sync()
+    for dirty in sealed.values():
+        dirty.sync()
+    log = CheckpointLog.write_new(files.checkpoint, _everything(maps, phase, sealed))
+    volume = LiveVolume(record.size, record.block, data, maps, phase, log, report)
+    return volume, Epochs(volume, files, record, header, sealed)
+
+
+def _maps(files: VolumeFiles, record: VolumeRecord) -> Maps:
+    return Maps(
+        ByteMap(files.states, record.blocks),
+        ByteMap(files.sectors, record.sectors),
+        record.block // SECTOR,
+        -(-record.size // SECTOR),
+    )
+
+
+def _remove(files: VolumeFiles, epoch: int) -> None:
+    for path in (files.dirty(epoch), files.overlay(epoch), files.overlay_sectors(epoch)):
+        path.unlink(missing_ok=True)
+
+
+def _states(states: ByteMap) -> Iterator[Change]:
+    at = 0
+    for value, run in itertools.groupby(states.cells[: states.length]):
+        count = sum(1 for _ in run)
+        yield Change(ChangeKind.STATE, 0, at, count, value)
+        at += count
+
+
+def _everything(maps: Maps, phase: Phase, sealed: dict[int, ByteMap]) -> Iterator[Change]:
+    at = 0
+    for change in _states(maps.states):
+        yield change
+        if change.value == PARTIAL:
+            for block in range(change.start, change.start + change.cells):
+                low, high = maps.span(block)
+                for start, end in maps.sectors.runs(low, high):
+                    yield Change(ChangeKind.SECTOR, 0, start, end - start, 1)
+        at += change.cells
+    for overlay in phase.overlays:
+        # An overlay that has nothing is named too: it is in force.
+        yield Change(ChangeKind.OVERLAY, overlay.epoch, 0, 0, 0)
+        for start, end in overlay.sectors.runs():
+            yield Change(ChangeKind.OVERLAY, overlay.epoch, start, end - start, 1)
+    for epoch in sealed:
+        yield Change(ChangeKind.SEALED, epoch, 0, 0, 1)

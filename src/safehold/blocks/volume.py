@@ -1,0 +1,328 @@
+"""One live volume: reads, writes and flushes while snapshots are taken and missing blocks arrive. See `ports.export.Export`."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
+from safehold.blocks.layers import MISSING, PARTIAL, PRESENT, DataFile, Gate, Overlay, Phase
+from safehold.blocks.layout import SECTOR
+from safehold.blocks.maps import ByteMap
+
+__all__ = ["LiveVolume", "Maps"]
+
+_LOCKS = 64
+_MOST_CHANGES = 50_000
+"""Changes of the maps that wait for a flush; more are made durable without being asked, so that memory stays bounded."""
+
+_BASE = -1
+_ABSENT = -2
+
+
+class Maps:
+    """What is known of the blocks of a volume and of the sectors of partial ones."""
+
+    def __init__(self, states: ByteMap, sectors: ByteMap, per_block: int, valid_sectors: int) -> None:
+        """`per_block` sectors make a block; `valid_sectors` is where the volume ends."""
+        self.states = states
+        self.sectors = sectors
+        self.per_block = per_block
+        self.valid_sectors = valid_sectors
+
+    def span(self, block: int) -> tuple[int, int]:
+        """The sectors of a block that lie within the volume."""
+        low = block * self.per_block
+        return low, min(low + self.per_block, self.valid_sectors)
+
+
+class LiveVolume:
+    """The data path. Thread-safe; reads take no lock, writes a short one."""
+
+    read_only = False
+
+    def __init__(
+        self,
+        size: int,
+        block: int,
+        data: DataFile,
+        maps: Maps,
+        phase: Phase,
+        log: CheckpointLog,
+        report: Callable[[str], None],
+    ) -> None:
+        """`report` is told what an operator has to know: why the volume became read-only, what could not be fetched."""
+        self.size, self.block_size = size, block
+        self.data, self.maps, self.gate = data, maps, Gate(phase)
+        self.fetch: Callable[[int], None] | None = None
+        """Makes a missing block present by calling `fill`; DamageError or OSError where it cannot."""
+        self._log = log
+        self._report = report
+        self._changes: deque[Change] = deque()
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        self._flushing = threading.Lock()
+        self._asked = self._flushed = 0
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read_into(self, offset: int, buf: memoryview) -> None:
+        """Fill `buf`; waits for the vault where a sector is missing. OSError EIO where it cannot be had."""
+        end = offset + len(buf)
+        first, last = offset // self.block_size, (end - 1) // self.block_size
+        phase = self.gate.phase
+        if phase.plain and self.maps.states.all(first, last + 1, PRESENT):
+            self.data.read_into(offset, buf)
+            return
+        self.read_layers(phase.overlays, offset, buf)
+
+    def read_layers(self, overlays: tuple[Overlay, ...], offset: int, buf: memoryview) -> None:
+        """Read through certain overlays, newest first, and what lies below them."""
+        end = offset + len(buf)
+        while offset < end:
+            block = offset // self.block_size
+            stop = min(end, (block + 1) * self.block_size)
+            self._read_block(overlays, block, offset, buf[: stop - offset])
+            buf, offset = buf[stop - offset :], stop
+
+    def _read_block(self, overlays: tuple[Overlay, ...], block: int, offset: int, buf: memoryview) -> None:
+        low, high = offset // SECTOR, -(-(offset + len(buf)) // SECTOR)
+        owners = self._owners(overlays, block, low, high)
+        if _ABSENT in owners:
+            self.require(block)
+            owners = self._owners(overlays, block, low, high)
+        at = low
+        for owner, run in itertools.groupby(owners):
+            count = len(list(run))
+            start, stop = max(at * SECTOR, offset), min((at + count) * SECTOR, offset + len(buf))
+            source = self.data if owner == _BASE else overlays[owner].file
+            source.read_into(start, buf[start - offset : stop - offset])
+            at += count
+
+    def _owners(self, overlays: tuple[Overlay, ...], block: int, low: int, high: int) -> list[int]:
+        """For each sector the overlay's place in the list, `_BASE`, or `_ABSENT`."""
+        # Overlays before the data: a fold moves sectors down, and one that was looked for first is found on either side.
+        above = [overlay.sectors.cells[low:high] for overlay in overlays]
+        state = self.maps.states.cells[block]
+        if state == PRESENT:
+            owners = [_BASE] * (high - low)
+        elif state == MISSING:
+            owners = [_ABSENT] * (high - low)
+        else:
+            owners = [_BASE if cell else _ABSENT for cell in self.maps.sectors.cells[low:high]]
+        for place in range(len(above) - 1, -1, -1):
+            if above[place].count(0) != high - low:
+                owners = [place if cell else owner for cell, owner in zip(above[place], owners, strict=True)]
+        return owners
+
+    def require(self, block: int) -> None:
+        """Have a block present, from the vault if need be. OSError EIO where that cannot be."""
+        if self.maps.states.cells[block] == PRESENT:
+            return
+        if self.fetch is None:
+            self._report(f"block {block} is missing and nothing fills the volume")
+            raise OSError(errno.EIO, "the block is not here and nothing fetches it")
+        self.fetch(block)
+
+    def fill(self, block: int, content: memoryview) -> None:
+        """Vault content of one whole block arrives: every sector that was not written here takes it."""
+        base = block * self.block_size
+        with self._lock(block):
+            state = self.maps.states.cells[block]
+            if state == PRESENT:
+                return
+            if state == MISSING:
+                self.data.write(base, content)
+            else:
+                low, high = self.maps.span(block)
+                written = self.maps.sectors.cells[low:high]
+                at = written.find(0)
+                while at >= 0:
+                    stop = written.find(1, at)
+                    stop = len(written) if stop < 0 else stop
+                    self.data.write(base + at * SECTOR, content[at * SECTOR : stop * SECTOR])
+                    at = written.find(0, stop)
+            self._present(block)
+        self._bound_changes()
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """See `ports.export.Export`."""
+        self._change(offset, len(data), data)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """See `ports.export.Export`: a hole where the file system can."""
+        self._change(offset, length, None)
+
+    discard = write_zeroes
+
+    def _change(self, offset: int, length: int, data: memoryview | None) -> None:
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not length:
+            return
+        gate = self.gate
+        first, last = offset // self.block_size, (offset + length - 1) // self.block_size
+        ones = b"\1" * (last + 1 - first)
+        with gate.lock:
+            phase = gate.phase
+            phase.writers += 1
+            # Under the lock: whoever comes in after a seal has to see what those before it will change. And before the data:
+            # the map may say too much, never too little.
+            phase.dirty.cells[first : last + 1] = ones
+        try:
+            if phase.plain and self.maps.states.all(first, last + 1, PRESENT):
+                _put(self.data, offset, length, data)
+                return
+            for block in range(first, last + 1):
+                start = max(offset, block * self.block_size)
+                stop = min(offset + length, (block + 1) * self.block_size)
+                part = None if data is None else data[start - offset : stop - offset]
+                self._change_block(phase, block, start, stop, part)
+        finally:
+            gate.leave(phase)
+        self._bound_changes()
+
+    def _change_block(self, phase: Phase, block: int, start: int, stop: int, data: memoryview | None) -> None:
+        low, high = start // SECTOR, -(-stop // SECTOR)
+        ragged = bool(start % SECTOR) or bool(stop % SECTOR and stop != self.size)
+        if ragged and self.maps.states.cells[block] != PRESENT:
+            # Part of a sector needs the rest of it.
+            self.require(block)
+        with self._lock(block):
+            if phase.holds(block) or phase.shadows(low, high):
+                overlay = phase.overlay
+                if ragged:
+                    start, stop, data = self._whole(phase, block, start, stop, data)
+                _put(overlay.file, start, stop - start, data)
+                overlay.sectors.fill(low, high, 1)
+                self._changes.append(Change(ChangeKind.OVERLAY, overlay.epoch, low, high - low, 1))
+                return
+            _put(self.data, start, stop - start, data)
+            if self.maps.states.cells[block] != PRESENT:
+                self.written(block, low, high)
+
+    def _whole(
+        self, phase: Phase, block: int, start: int, stop: int, data: memoryview | None
+    ) -> tuple[int, int, memoryview]:
+        """The whole sectors that a change touches, with the change made in them."""
+        low, high = start // SECTOR * SECTOR, -(-stop // SECTOR) * SECTOR
+        content = memoryview(bytearray(high - low))
+        self._read_block(phase.overlays, block, low, content)
+        content[start - low : stop - low] = bytes(stop - start) if data is None else data
+        return low, high, content
+
+    def written(self, block: int, low: int, high: int) -> None:
+        """Sectors of a block that is not present have got content of their own. The caller holds the block's lock."""
+        first, end = self.maps.span(block)
+        self.maps.sectors.fill(low, high, 1)
+        if self.maps.sectors.all(first, end, 1):
+            self._present(block)
+            return
+        self.maps.states.cells[block] = PARTIAL
+        self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PARTIAL))
+        self._changes.append(Change(ChangeKind.SECTOR, 0, low, high - low, 1))
+
+    def _present(self, block: int) -> None:
+        self.maps.states.cells[block] = PRESENT
+        self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PRESENT))
+
+    def _lock(self, block: int) -> threading.Lock:
+        return self._locks[block % _LOCKS]
+
+    # -- durability --------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """See `ports.export.Export`. Those who ask at once share one. After a failure the volume is read-only: the kernel has
+        forgotten what it could not write.
+        """
+        with self.gate.lock:
+            self._asked += 1
+            ticket = self._asked
+        with self._flushing:
+            if self._flushed >= ticket:
+                return
+            with self.gate.lock:
+                goal = self._asked
+            self._make_durable()
+            self._flushed = goal
+
+    def _make_durable(self) -> None:
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        # Only what was there before the data is synced: its data is in the page cache by now.
+        changes = [self._changes.popleft() for _ in range(len(self._changes))]
+        try:
+            self.data.sync()
+            for overlay in self.gate.phase.overlays:
+                overlay.file.sync()
+            if changes:
+                self._log.append(changes)
+        except OSError as error:
+            self.read_only = True
+            self._report(f"writing to {self.data.path} failed ({error.strerror}): the volume is read-only")
+            raise
+
+    def _bound_changes(self) -> None:
+        if len(self._changes) > _MOST_CHANGES:
+            self.flush()
+
+    def note(self, changes: list[Change]) -> None:
+        """Have changes of the maps written with the next flush."""
+        self._changes.extend(changes)
+
+    # -- folding -----------------------------------------------------------------------------------------------------
+
+    def fold_block(self, overlay: Overlay, block: int, buffer: memoryview) -> int:
+        """Move one block's sectors of an overlay into the data; returns bytes moved. `buffer` has room for a block."""
+        low, high = self.maps.span(block)
+        moved = 0
+        with self._lock(block):
+            for start, end in _runs(overlay.sectors.cells[low:high]):
+                start, end = low + start, low + end
+                part = buffer[: (end - start) * SECTOR]
+                overlay.file.read_into(start * SECTOR, part)
+                self.data.write(start * SECTOR, part)
+                if self.maps.states.cells[block] != PRESENT:
+                    self.written(block, start, end)
+                overlay.sectors.fill(start, end, 0)
+                self._changes.append(Change(ChangeKind.OVERLAY, overlay.epoch, start, end - start, 0))
+                moved += len(part)
+        self._bound_changes()
+        return moved
+
+    # -- what is where -----------------------------------------------------------------------------------------------
+
+    def status(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]]:
+        """See `ports.export.Export`: holes are where nothing was ever written or was discarded; missing blocks count as data."""
+        end = offset + length
+        while offset < end:
+            block = offset // self.block_size
+            stop = min(end, (block + 1) * self.block_size)
+            low, high = offset // SECTOR, -(-stop // SECTOR)
+            if self.maps.states.cells[block] != PRESENT or self.gate.phase.shadows(low, high):
+                yield stop - offset, False, False
+            else:
+                for start, high_end, has_data in self.data.allocated(offset, stop):
+                    yield high_end - start, not has_data, not has_data
+            offset = stop
+
+
+def _put(file: DataFile, offset: int, length: int, data: memoryview | None) -> None:
+    if data is None:
+        file.zero(offset, length)
+    else:
+        file.write(offset, data)
+
+
+def _runs(cells: bytes) -> Iterator[tuple[int, int]]:
+    at = cells.find(1)
+    while at >= 0:
+        stop = cells.find(0, at)
+        stop = len(cells) if stop < 0 else stop
+        yield at, stop
+        at = cells.find(1, stop)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,16 @@ from safehold.vault.records import Member, PointBody, SessionInfo
 from safehold.vault.session import Session
 from safehold.vault.vault import Vault
 
-__all__ = ["UNKNOWN", "BackupOptions", "BackupOutcome", "Host", "back_up", "process_start", "this_host"]
+__all__ = [
+    "UNKNOWN",
+    "BackupOptions",
+    "BackupOutcome",
+    "Host",
+    "back_up",
+    "back_up_together",
+    "process_start",
+    "this_host",
+]
 
 UNKNOWN = -1
 """The start of a process that is there and cannot be looked at."""
@@ -136,12 +145,64 @@ def process_start(pid: int) -> int:
 def back_up(
     vault: Vault, source: Source, ref: ResourceRef, host: Host, options: BackupOptions, ctx: Context
 ) -> BackupOutcome:
-    """Make one point of one resource.
+    """Make one point of one resource. See `back_up_together`."""
+    return back_up_together(vault, [(source, ref)], host, options, ctx)[0]
 
-    ConsistencyError where the resource was not as still as required, by the time its last byte was read: nothing is
-    committed then. UsageError where another host goes by the resource's name, VaultKeyError where the credential may
+
+def back_up_together(
+    vault: Vault, resources: Sequence[tuple[Source, ResourceRef]], host: Host, options: BackupOptions, ctx: Context
+) -> list[BackupOutcome]:
+    """Make one point that has every resource as a member; what the outcomes say of `new` and `stored` is of the point as a whole.
+
+    ConsistencyError where a resource was not as still as required, by the time its last byte was read: nothing is
+    committed then. UsageError where another host goes by a resource's name, VaultKeyError where the credential may
     not write it.
     """
+    writer = vault.writer()
+    previous = [_admit(vault, ref, host, options) for _, ref in resources]
+    started, began = ctx.clock.now(), ctx.clock.monotonic()
+    program = f"safehold {safehold.__version__} python {platform.python_version()}"
+    info = SessionInfo(host.id, host.boot, os.getpid(), process_start(os.getpid()), program, started, ctx.run_id)
+    with contextlib.ExitStack() as held:
+        captures = [held.enter_context(source.capture(ref, options.least(ref.kind), ctx)) for source, ref in resources]
+        session = held.enter_context(vault.session(info, LANES + 1))
+        contents = [_store(vault, session, capture, writer.dedup_key, ctx) for capture in captures]
+        session.flush()
+        achieved = [_achieved(capture, options) for capture in captures]
+        members = [
+            _member(vault, capture, stored, options, level, before)
+            for capture, stored, level, before in zip(captures, contents, achieved, previous, strict=True)
+        ]
+        body = PointBody(
+            nodes=tuple(stored.root for stored in contents),
+            members=tuple(members),
+            host=host.name,
+            host_id=host.id,
+            program=program,
+            run=ctx.run_id,
+            started=started,
+            finished=ctx.clock.now(),
+            tags=dict(options.tags),
+            keep=options.keep,
+            read=sum(stored.read for stored in contents),
+            new=session.totals.new,
+            stored=session.totals.stored,
+            twice=vault.stored_twice(session),
+        )
+        name = session.commit(body)
+        ctx.progress.done()
+        vault.committed(name)
+        for capture in captures:
+            capture.committed()
+        seconds = ctx.clock.monotonic() - began
+        return [
+            _outcome(member, session, body, stored.read, seconds)
+            for member, stored in zip(members, contents, strict=True)
+        ]
+
+
+def _admit(vault: Vault, ref: ResourceRef, host: Host, options: BackupOptions) -> Point | None:
+    """The resource's newest point, where this host with this credential may go on with its history."""
     writer = vault.writer()
     if not writer.may_write(ref.name):
         raise VaultKeyError(
@@ -157,42 +218,19 @@ def back_up(
             on=ref.location,
             remedy="give this one a name of its own with --name, or, if it replaces that host, go on with --adopt",
         )
-    started, began = ctx.clock.now(), ctx.clock.monotonic()
-    program = f"safehold {safehold.__version__} python {platform.python_version()}"
-    info = SessionInfo(host.id, host.boot, os.getpid(), process_start(os.getpid()), program, started, ctx.run_id)
-    require = options.least(ref.kind)
-    with source.capture(ref, require, ctx) as capture, vault.session(info, LANES + 1) as session:
-        stored = _store(vault, session, capture, writer.dedup_key, ctx)
-        session.flush()
-        achieved = capture.achieved
-        if achieved < require:
-            raise ConsistencyError(
-                f"{ref.name} was being written during the backup: {achieved.label} reached, {require.label} asked for",
-                on=ref.location,
-                remedy="stop what writes to it, or accept it with --require none; what was uploaded is reused",
-            )
-        member = _member(vault, capture, stored, options, achieved, previous)
-        body = PointBody(
-            nodes=(stored.root,),
-            members=(member,),
-            host=host.name,
-            host_id=host.id,
-            program=program,
-            run=ctx.run_id,
-            started=started,
-            finished=ctx.clock.now(),
-            tags=dict(options.tags),
-            keep=options.keep,
-            read=stored.read,
-            new=session.totals.new,
-            stored=session.totals.stored,
-            twice=vault.stored_twice(session),
+    return previous
+
+
+def _achieved(capture: Capture, options: BackupOptions) -> Consistency:
+    """How still the resource was held to the last byte; ConsistencyError where that is less than asked for."""
+    achieved, require, ref = capture.achieved, options.least(capture.resource.kind), capture.resource
+    if achieved < require:
+        raise ConsistencyError(
+            f"{ref.name} was being written during the backup: {achieved.label} reached, {require.label} asked for",
+            on=ref.location,
+            remedy="stop what writes to it, or accept it with --require none; what was uploaded is reused",
         )
-        name = session.commit(body)
-        ctx.progress.done()
-        vault.committed(name)
-        capture.committed()
-        return _outcome(ref, session, body, member, ctx.clock.monotonic() - began)
+    return achieved
 
 
 def _store(vault: Vault, session: Session, capture: Capture, dedup_key: bytes, ctx: Context) -> StoredContent:
@@ -253,12 +291,12 @@ def _member(
     )
 
 
-def _outcome(ref: ResourceRef, session: Session, body: PointBody, member: Member, seconds: float) -> BackupOutcome:
+def _outcome(member: Member, session: Session, body: PointBody, read: int, seconds: float) -> BackupOutcome:
     return BackupOutcome(
-        resource=ref.name,
+        resource=member.name,
         point=session.sid.hex(),
         size=member.size,
-        read=body.read,
+        read=read,
         new=body.new,
         stored=session.totals.stored,
         twice=body.twice,

@@ -53,6 +53,11 @@ class LiveHeader:
         self._FORM.pack_into(self._page, 0, self._MAGIC, clean, epoch, boot.encode()[:64])
         self._page.flush()
 
+    def put_away(self) -> None:
+        """The maps are on the disk as they are."""
+        struct.pack_into("<B", self._page, 8, 1)
+        self._page.flush()
+
     def turn(self, epoch: int) -> None:
         """Another epoch is the current one from here on."""
         struct.pack_into("<Q", self._page, 16, epoch)
@@ -120,6 +125,12 @@ class Epochs:
         self.volume.gate.drain()
         self._sealed[epoch].sync()
         self.volume.note([Change(ChangeKind.SEALED, epoch, 0, 0, 1)])
+        self.volume.flush()
+
+    def settle_all(self) -> None:
+        """Have the volume as it is survive a power loss."""
+        for epoch in self.open:
+            self.settle(epoch)
         self.volume.flush()
 
     def drop(self, epoch: int) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
 from safehold.blocks.epochs import Epochs, LiveHeader, Prepared
 from safehold.blocks.ids import write_ids
@@ -18,7 +20,7 @@ from safehold.blocks.maps import ByteMap
 from safehold.blocks.volume import LiveVolume, Maps
 from safehold.model.errors import FailedError
 
-__all__ = ["Opened", "create_volume", "open_volume"]
+__all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,41 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
             on=str(error.filename or directory),
             remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
         ) from error
+
+
+def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
+    """Put a volume away in order: its maps can be believed after a reboot too. OSError where something cannot be written."""
+    epochs.settle_all()
+    maps, phase = volume.maps, volume.gate.phase
+    for one in (maps.states, maps.sectors, phase.dirty, *phase.held, *(overlay.sectors for overlay in phase.overlays)):
+        one.sync()
+    epochs.header.put_away()
+
+
+def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
+    """Make the files of a volume that was put away fit a larger size; what is added is zeros, present and changed. FailedError."""
+    grown = msgspec.structs.replace(record, size=size)
+    clean, epoch, _ = LiveHeader(files.live).read()
+    if not clean:
+        raise FailedError(
+            "the volume was not put away in order", on=record.name, remedy="start the service and try again"
+        )
+    lengths = [(files.data, grown.blocks * grown.block), (files.states, grown.blocks), (files.sectors, grown.sectors)]
+    lengths += [(files.dirty(one), grown.blocks) for one in files.epochs("dirty")]
+    for one in files.epochs("ov"):
+        lengths += [(files.overlay(one), grown.blocks * grown.block), (files.overlay_sectors(one), grown.sectors)]
+    try:
+        for path, length in lengths:
+            os.truncate(path, length)
+        # The block that was last may have been short: what lies behind its old end is part of the volume from here on.
+        states, dirty = ByteMap(files.states, grown.blocks), ByteMap(files.dirty(epoch), grown.blocks)
+        states.fill(record.blocks, grown.blocks, PRESENT)
+        dirty.fill(max(record.blocks - 1, 0), grown.blocks, 1)
+        states.sync()
+        dirty.sync()
+        write_record(files, grown)
+    except OSError as error:
+        raise FailedError(f"the volume cannot be resized ({error.strerror})", on=record.name) from error
 
 
 def _trusting(

@@ -16,6 +16,7 @@ from safehold.blocks.epochs import Epochs, seal_together
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layers import PRESENT
 from safehold.blocks.layout import (
+    Lineage,
     Snapshot,
     SnapshotState,
     VolumeFiles,
@@ -83,15 +84,15 @@ class HeldVolume:
             self.record = msgspec.structs.replace(self.record, **changes)
             write_record(self.files, self.record)
 
-    def change_snapshot(self, identity: str, **changes: object) -> Snapshot:
-        """Change what the record says of one snapshot, durably; returns it."""
+    def change_snapshot(self, identity: str, lineage: Lineage | None = None, **changes: object) -> Snapshot:
+        """Change what the record says of one snapshot, and of the lineage where there is another, durably; returns the snapshot."""
         with self._changing:
             all_of_them = tuple(
                 msgspec.structs.replace(one, **changes) if one.id == identity else one for one in self.record.snapshots
             )
             done = [one for one in all_of_them if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
             kept = tuple(one for one in all_of_them if one not in done)
-            self.record = msgspec.structs.replace(self.record, snapshots=kept)
+            self.record = msgspec.structs.replace(self.record, snapshots=kept, lineage=lineage or self.record.lineage)
             write_record(self.files, self.record)
         return next(one for one in all_of_them if one.id == identity)
 
@@ -119,6 +120,21 @@ class HeldVolume:
         if compare:
             self.update(suspect=problem)
         self.epochs.give_up(snapshot.epoch)
+
+    def complete_snapshot(self, snapshot: Snapshot, lineage: Lineage, *, read: int, stored: int) -> None:
+        """The oldest pending snapshot has become the point of that lineage."""
+        self.ids.keep(lineage.point)
+        self.change_snapshot(
+            snapshot.id,
+            lineage,
+            state=SnapshotState.COMPLETED,
+            point=lineage.point,
+            read=read,
+            stored=stored,
+            problem="",
+        )
+        self.ids.adopt(lineage.point)
+        self.epochs.drop(snapshot.epoch)
 
     @property
     def missing(self) -> int:

@@ -84,6 +84,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     created: float
     version: int = VERSION
     origin: str = ""
+    pin: str = ""
     lineage: Lineage | None = None
     suspect: str = ""
     snapshots: tuple[Snapshot, ...] = ()

@@ -31,6 +31,7 @@ _VERBS = {
     "status": "safehold.cli.status:status",
     "vault": "safehold.cli.vault:vault",
     "verify": "safehold.cli.verify:verify",
+    "volume": "safehold.cli.volume:volume",
 }
 
 

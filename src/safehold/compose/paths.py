@@ -12,11 +12,27 @@ __all__ = ["Paths", "find_paths"]
 
 @dataclass(frozen=True)
 class Paths:
-    """Directories for settings, state that is remembered, and what can be computed again."""
+    """Directories for settings, state that is remembered, what can be computed again, and what a reboot clears away."""
 
     config: Path
     state: Path
     cache: Path
+    run: Path
+
+    @property
+    def volumes(self) -> Path:
+        """The directory of the volumes that this machine serves."""
+        return self.state / "volumes"
+
+    @property
+    def volume_control(self) -> Path:
+        """The socket on which the volume service takes orders."""
+        return self.run / "volumes.control"
+
+    @property
+    def volume_exports(self) -> Path:
+        """The socket on which the volume service speaks NBD."""
+        return self.run / "volumes.nbd"
 
     @property
     def default_vault(self) -> Path:
@@ -29,9 +45,11 @@ def find_paths(environment: Mapping[str, str], user: int) -> Paths:
     home = environment.get("SAFEHOLD_HOME")
     if home:
         base = Path(home).expanduser()
-        return Paths(base / "config", base / "state", base / "cache")
+        return Paths(base / "config", base / "state", base / "cache", base / "run")
     if user == 0:
-        return Paths(Path("/etc/safehold"), Path("/var/lib/safehold"), Path("/var/cache/safehold"))
+        return Paths(
+            Path("/etc/safehold"), Path("/var/lib/safehold"), Path("/var/cache/safehold"), Path("/run/safehold")
+        )
 
     def place(variable: str, fallback: str) -> Path:
         return (
@@ -39,6 +57,6 @@ def find_paths(environment: Mapping[str, str], user: int) -> Paths:
             / "safehold"
         )
 
-    return Paths(
-        place("XDG_CONFIG_HOME", ".config"), place("XDG_STATE_HOME", ".local/state"), place("XDG_CACHE_HOME", ".cache")
-    )
+    state = place("XDG_STATE_HOME", ".local/state")
+    run = Path(environment["XDG_RUNTIME_DIR"]) / "safehold" if environment.get("XDG_RUNTIME_DIR") else state / "run"
+    return Paths(place("XDG_CONFIG_HOME", ".config"), state, place("XDG_CACHE_HOME", ".cache"), run)

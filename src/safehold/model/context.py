@@ -23,6 +23,10 @@ class CancelToken:
         """Ask the run to stop at the next safe place."""
         self._event.set()
 
+    def wait(self) -> None:
+        """Return once `cancel` was called."""
+        self._event.wait()
+
     def check(self) -> None:
         """Raise CancelledError once `cancel` was called."""
         if self._event.is_set():

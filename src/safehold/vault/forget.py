@@ -7,14 +7,16 @@ commit it finds that it has ended. An intent stays: a point that comes back behi
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
 from safehold.ports.store import Store
 from safehold.vault.envelope import close, decode, encode, open_object
-from safehold.vault.keys import OwnerKey
-from safehold.vault.names import Kind, commit_name, forget_name, kind_of, session_name
-from safehold.vault.records import Forget, Pin
+from safehold.vault.keys import OwnerKey, seal_to
+from safehold.vault.names import Kind, commit_name, forget_name, kind_of, pin_name, session_name
+from safehold.vault.records import Forget, NoteBody, Pin
 from safehold.vault.trust import OwnerTrust
 
 __all__ = ["Expiry", "forgotten_points", "is_forgotten", "pinned_points"]
@@ -88,6 +90,24 @@ class Expiry:
     def pinned(self) -> dict[str, str]:
         """See `pinned_points`."""
         return pinned_points(self._store, self._vault, self._trust)
+
+    def pin(self, wid: bytes, sid: bytes, body: NoteBody) -> str:
+        """Have a point stay while something depends on it; returns the pin's name for `unpin`. UsageError where it is being expired."""
+        point = f"{wid.hex()}/{sid.hex()}"
+        name = pin_name(os.urandom(16))
+        sealed = seal_to(self._owner.public.seal, encode(body), b"SH1 pin" + self._vault + name.encode())
+        record = Pin(self._owner.generation, point, sealed)
+        self._store.put(name, [close(self._vault, name, encode(record), self._owner.sign)])
+        # Whoever expires it at this moment either sees the pin, or left the intent that is looked for here.
+        if is_forgotten(self._store, self._vault, self._trust, commit_name(wid, sid)):
+            self._store.delete(name)
+            raise UsageError("the point is being expired", on=point, remedy="take another one")
+        return name
+
+    def unpin(self, name: str) -> None:
+        """Nothing depends on that pin's point any more; harmless where the pin is gone."""
+        with contextlib.suppress(ObjectNotFound):
+            self._store.delete(name)
 
     def forget(self, wid: bytes, sid: bytes) -> None:
         """Expire a point: it no longer counts when this returns. UsageError where something depends on it."""

@@ -1,0 +1,126 @@
+"""A volume's snapshots on their way to the vault."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from safehold.app.backup import BackupOptions, Host, back_up_together
+from safehold.backup.disk import BaseGone
+from safehold.blocks.directory import HeldVolume
+from safehold.blocks.layout import Lineage, Snapshot
+from safehold.blocks.sealed import SealedDisk
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
+from safehold.model.errors import FailedError
+from safehold.model.resource import ResourceRef
+from safehold.model.topology import Topology
+from safehold.ports.blocks import Blocks
+from safehold.ports.source import Capture, Interval
+from safehold.vault.vault import Vault
+
+__all__ = ["Described", "SealedCapture", "SealedSource", "next_group", "upload"]
+
+Described = Callable[[Blocks], Topology]
+"""Says what lies on a disk."""
+
+Sealed = tuple[HeldVolume, Snapshot]
+
+
+class SealedCapture:
+    """A sealed epoch. See `ports.source.Capture`: it stands still whatever is written meanwhile."""
+
+    def __init__(self, ref: ResourceRef, content: SealedDisk, snapshot: Snapshot, topology: Topology) -> None:
+        self.resource = ref
+        self.content = content
+        self.topology: Topology | None = topology
+        self.taken = Interval(*snapshot.taken)
+        self.achieved = Consistency.parse(snapshot.achieved)
+
+    def committed(self) -> None:
+        """What there is to remember is remembered with the point's name, by `upload`."""
+
+
+class SealedSource:
+    """`ports.source.Source` of the one snapshot that is next in each volume."""
+
+    def __init__(self, held: HeldVolume, snapshot: Snapshot, same: bool, describe: Described) -> None:
+        """`same` as for `SealedDisk`."""
+        self._held, self._snapshot, self._same, self._describe = held, snapshot, same, describe
+
+    def resolve(self, spec: str) -> ResourceRef | None:
+        """Nothing: snapshots are not named on the command line of a backup."""
+        return None
+
+    @contextlib.contextmanager
+    def capture(self, ref: ResourceRef, require: Consistency, ctx: Context) -> Iterator[Capture]:
+        """The sealed epoch."""
+        disk = SealedDisk(self._held.epochs, self._snapshot.epoch, same=self._same, ids=self._held.ids)
+        yield SealedCapture(ref, disk, self._snapshot, self._describe(disk))
+
+
+def next_group(volumes: Sequence[HeldVolume]) -> list[Sealed]:
+    """The snapshot that is to go to its vault next, with all volumes that were sealed at its instant; empty where there is none."""
+    heads = {held.name: (held, held.record.pending[0]) for held in volumes if held.record.pending}
+    for held, snapshot in sorted(heads.values(), key=lambda head: head[1].taken):
+        names = snapshot.group or (held.name,)
+        group = [heads[name] for name in names if name in heads and heads[name][1].id == snapshot.id]
+        if len(group) == len(names):
+            return group
+        if any(not _waits(name, snapshot.id, volumes) for name in names):
+            # A member lost it: what is left is not the instant that was asked for.
+            for one, mine in group:
+                one.fail_snapshot(mine, f"{_lost(names, snapshot.id, volumes)} lost its part of it", compare=False)
+            return next_group(volumes)
+    return []
+
+
+def _waits(name: str, identity: str, volumes: Sequence[HeldVolume]) -> bool:
+    return any(s.id == identity for held in volumes if held.name == name for s in held.record.pending)
+
+
+def _lost(names: Sequence[str], identity: str, volumes: Sequence[HeldVolume]) -> str:
+    return ", ".join(name for name in names if not _waits(name, identity, volumes))
+
+
+def upload(vault: Vault, group: Sequence[Sealed], host: Host, describe: Described, ctx: Context) -> str:
+    """Make the recovery point of one instant; returns its id. FailedError where a snapshot can never become one (it is marked so, and the
+    next one compares everything); other errors leave it pending.
+    """
+    here = _here(vault)
+    for held, snapshot in group:
+        lineage = held.record.lineage
+        if lineage is not None and not snapshot.full and (lineage.vault, lineage.domain) != here:
+            _fail(group, "the vault or the writer is another one than that of the volume's last point")
+    snapshot = group[0][1]
+    options = BackupOptions(require=Consistency.parse(snapshot.asked), tags=snapshot.tags)
+    resources = []
+    for held, mine in group:
+        lineage = held.record.lineage
+        same = lineage is not None and (lineage.vault, lineage.domain) == here
+        ref = ResourceRef("volume", held.name, f"volume:{held.name}")
+        resources.append((SealedSource(held, mine, same, describe), ref))
+    try:
+        outcomes = back_up_together(vault, resources, host, options, ctx)
+    except BaseGone as error:
+        _fail(group, str(error))
+    except BaseException:
+        for held, _ in group:
+            held.ids.forget()
+        raise
+    for (held, mine), outcome in zip(group, outcomes, strict=True):
+        lineage = Lineage(here[0], outcome.point, held.record.size, here[1])
+        held.complete_snapshot(mine, lineage, read=outcome.read, stored=outcome.stored)
+    return outcomes[0].point
+
+
+def _here(vault: Vault) -> tuple[str, str]:
+    return vault.id.hex(), vault.writer().domain.hex()
+
+
+def _fail(group: Sequence[Sealed], why: str) -> None:
+    for held, snapshot in group:
+        held.fail_snapshot(snapshot, why, compare=True)
+    raise FailedError(
+        why, on=", ".join(held.name for held, _ in group), remedy="take another snapshot: it compares everything"
+    )

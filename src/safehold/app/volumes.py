@@ -1,0 +1,315 @@
+"""The volumes of a machine at work: made, snapshotted, filled in, and their snapshots brought to the vault."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from safehold.app.backup import Host
+from safehold.app.points import member_of, parse_selector, select
+from safehold.app.snapshots import Described, next_group, upload
+from safehold.blocks.directory import HeldVolume, VolumeDirectory, check_name
+from safehold.blocks.layout import Lineage, Snapshot, VolumeRecord
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
+from safehold.model.errors import ConsistencyError, SafeholdError, UsageError
+from safehold.model.extents import ExtentKind
+from safehold.recovery.hydration import Hydrator
+from safehold.vault.catalogue import Point
+from safehold.vault.disk import StoredDisk
+from safehold.vault.records import Member, NoteBody
+from safehold.vault.vault import Vault
+
+__all__ = ["BLOCK", "SnapshotRequest", "VolumeService"]
+
+BLOCK = 512 * 1024
+"""Bytes of a volume's block, unless the vault's are larger."""
+
+_IDS_AT_ONCE = 4096
+_PATIENCE = (1.0, 5.0, 15.0, 60.0)
+"""Seconds until a snapshot that could not be brought to its vault is tried again, the last one for ever."""
+
+RECYCLE = 7 * 86400.0
+"""Seconds that a deleted volume can be taken back."""
+
+
+@dataclass(frozen=True)
+class SnapshotRequest:
+    """Volumes to seal at one instant. `achieved` is how still brackets held them, `asked` the least that will do."""
+
+    names: Sequence[str]
+    asked: Consistency = Consistency.CRASH
+    achieved: Consistency = Consistency.CRASH
+    tags: Mapping[str, str] | None = None
+
+
+class VolumeService:
+    """Works behind the served volumes until it is stopped. Thread-safe."""
+
+    def __init__(
+        self,
+        directory: VolumeDirectory,
+        open_vault: Callable[[str], Vault],
+        host: Host,
+        describe: Described,
+        ctx: Context,
+    ) -> None:
+        """`open_vault` opens the vault at an address, anew each time."""
+        self.directory = directory
+        self._open_vault = open_vault
+        self._host, self._describe, self._ctx = host, describe, ctx
+        self._hydrators: dict[str, Hydrator] = {}
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._uploads: dict[str, str] = {}
+        """Why a volume's snapshots do not reach the vault at the moment."""
+        self._uploader = threading.Thread(target=self._upload_all, name="snapshots", daemon=True)
+
+    def start(self) -> None:
+        """Go on with whatever was under way."""
+        for held in self.directory.all():
+            if held.record.origin and held.missing:
+                self._hydrate(held)
+        self._uploader.start()
+
+    def stop(self) -> None:
+        """End what works behind at the next safe place, and put the volumes away."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._ctx.cancel.cancel()
+        for hydrator in list(self._hydrators.values()):
+            hydrator.stop()
+        self._uploader.join()
+        self.directory.close()
+
+    # -- making and filling in ---------------------------------------------------------------------------------------
+
+    def create(self, name: str, size: int, vault: str, origin: str = "") -> HeldVolume:
+        """A volume of zeros, or with `origin` (RESOURCE@WHEN) one with the content of that point, usable at once. `size` 0 means that of the
+        point. UsageError for a size or a point that will not do.
+        """
+        check_name(name)
+        record = VolumeRecord(name, uuid.uuid4().hex, size, BLOCK, vault, self._ctx.clock.now())
+        if not origin:
+            if size <= 0 or size % 512:
+                raise UsageError(
+                    "the size of a volume is a multiple of 512 bytes", on=name, remedy="such as --size 10G"
+                )
+            return self.directory.create(record, (), ())
+        opened = self._open_vault(vault)
+        point = select(opened.points()[0], origin)
+        member = member_of(point, parse_selector(origin).resource)
+        if member.kind != "volume":
+            raise UsageError(f"a {member.kind} is no disk", on=origin, remedy="restore it: safehold restore")
+        if size and size < member.size:
+            raise UsageError(
+                f"the point has {member.size} bytes, and a volume of it cannot be smaller",
+                on=name,
+                remedy="leave out --size",
+            )
+        disk = opened.disk(point, member)
+        record = _of_point(record, opened, point, member, disk)
+        pin = self._pin(opened, point, name)
+        try:
+            ids = _ids(disk) if record.lineage else ()
+            held = self.directory.create(record, _missing(disk, record.block), ids)
+            held.update(pin=pin)
+            if size > record.size:
+                held = self.directory.resize(name, size)
+        except BaseException:
+            if pin:
+                opened.expiry().unpin(pin)
+            raise
+        self._hydrate(held)
+        return held
+
+    def _pin(self, vault: Vault, point: Point, name: str) -> str:
+        body = NoteBody("volume", self._ctx.clock.now(), {"volume": name, "host": self._host.name})
+        return vault.expiry().pin(point.wid, point.sid, body)
+
+    def _hydrate(self, held: HeldVolume) -> None:
+        selector = held.record.origin
+
+        def open_disk() -> StoredDisk:
+            vault = self._open_vault(held.record.vault)
+            point = select(vault.points()[0], selector)
+            return vault.disk(point, member_of(point, parse_selector(selector).resource))
+
+        def done() -> None:
+            self._ctx.progress.note(f"{held.name}: everything of {selector} is here")
+            self._let_go(held)
+
+        hydrator = self._hydrators[held.name] = Hydrator(held.volume, open_disk, done, self._ctx)
+        hydrator.start()
+
+    def _let_go(self, held: HeldVolume) -> None:
+        """Nothing depends on the point any more. Where that cannot be said now, it is said when the volume goes."""
+        if held.record.pin:
+            try:
+                self._open_vault(held.record.vault).expiry().unpin(held.record.pin)
+            except SafeholdError as error:
+                self._ctx.progress.warn(f"{held.name}: its point stays pinned ({error})")
+            else:
+                held.update(pin="")
+
+    def delete(self, name: str) -> str:
+        """Put a volume into the recycle bin; returns where it lies."""
+        held = self.directory.get(name)
+        hydrator = self._hydrators.pop(name, None)
+        if hydrator is not None and not held.clients:
+            hydrator.stop()
+        place = self.directory.delete(name)
+        gone = self.directory.empty_bin(self._ctx.clock.now() - RECYCLE)
+        for old in gone:
+            self._ctx.progress.note(f"{old}: deleted for good after {RECYCLE / 86400:.0f} days in the recycle bin")
+        return str(place)
+
+    def undelete(self, name: str) -> HeldVolume:
+        """Take a volume out of the recycle bin."""
+        held = self.directory.undelete(name)
+        if held.record.origin and held.missing:
+            self._hydrate(held)
+        return held
+
+    def resize(self, name: str, size: int) -> HeldVolume:
+        """Make a volume larger."""
+        hydrator = self._hydrators.pop(name, None)
+        if hydrator is not None:
+            hydrator.stop()
+        try:
+            return self.directory.resize(name, size)
+        finally:
+            held = self.directory.get(name)
+            if held.record.origin and held.missing:
+                self._hydrate(held)
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def snapshot(self, request: SnapshotRequest) -> Snapshot:
+        """Seal; the snapshot is pending when this returns. ConsistencyError where it was held less still than asked for."""
+        if request.achieved < request.asked:
+            raise ConsistencyError(
+                f"{request.achieved.label} consistency reached, {request.asked.label} asked for",
+                on=", ".join(request.names),
+                remedy="give a --bracket that reaches it, or ask for less with --require",
+            )
+        names = tuple(sorted(set(request.names)))
+        identity = uuid.uuid4().hex
+
+        def describe(held: HeldVolume, taken: tuple[float, float]) -> Snapshot:
+            return Snapshot(
+                identity,
+                held.volume.gate.phase.epoch - 1,
+                taken,
+                request.achieved.label,
+                request.asked.label,
+                group=names if len(names) > 1 else (),
+                tags=dict(request.tags or {}),
+                full=bool(held.record.suspect),
+            )
+
+        snapshots = self.directory.seal(names, describe)
+        with self._changed:
+            self._changed.notify_all()
+        return snapshots[0]
+
+    def find(self, identity: str) -> list[tuple[HeldVolume, Snapshot]]:
+        """A snapshot in every volume that has it."""
+        return [(held, s) for held in self.directory.all() for s in held.record.snapshots if s.id == identity]
+
+    def problem(self, held: HeldVolume) -> str:
+        """What an operator should know of a volume, or nothing."""
+        hydrator = self._hydrators.get(held.name)
+        return "; ".join(
+            filter(None, (held.problem, self._uploads.get(held.name, ""), hydrator.problem if hydrator else ""))
+        )
+
+    def _upload_all(self) -> None:
+        failures = 0
+        while not self._stopped:
+            group: list[tuple[HeldVolume, Snapshot]] = []
+            try:
+                self._settle()
+                group = next_group(self.directory.all())
+                if group:
+                    self._upload(group)
+                failures = 0
+            except (SafeholdError, OSError) as error:
+                if self._stopped:
+                    return
+                for held, _ in group:
+                    self._uploads[held.name] = f"its snapshot waits: {error}"
+                self._ctx.progress.warn(f"snapshot of {', '.join(held.name for held, _ in group)} waits: {error}")
+                if not group or any(self._pending(held, snapshot) for held, snapshot in group):
+                    self._wait(_PATIENCE[min(failures, len(_PATIENCE) - 1)])
+                failures += 1
+                continue
+            if not group:
+                self._wait(None)
+
+    def _wait(self, seconds: float | None) -> None:
+        with self._changed:
+            if not self._stopped and (seconds is not None or not self._work_to_do()):
+                self._changed.wait(seconds)
+
+    def _pending(self, held: HeldVolume, snapshot: Snapshot) -> bool:
+        return any(s.id == snapshot.id for s in held.record.pending)
+
+    def _work_to_do(self) -> bool:
+        return any(held.record.pending for held in self.directory.all())
+
+    def _settle(self) -> None:
+        """Have every sealed epoch survive a power loss, before anything is sent."""
+        for held in self.directory.all():
+            for snapshot in held.record.pending:
+                if not snapshot.durable:
+                    held.epochs.settle(snapshot.epoch)
+                    held.change_snapshot(snapshot.id, durable=True)
+
+    def _upload(self, group: list[tuple[HeldVolume, Snapshot]]) -> None:
+        vault = self._open_vault(group[0][0].record.vault)
+        point = upload(vault, group, self._host, self._describe, self._ctx)
+        names = ", ".join(held.name for held, _ in group)
+        for held, _ in group:
+            self._uploads.pop(held.name, None)
+        self._ctx.progress.note(f"{names}: snapshot {group[0][1].id[:8]} is point {point[:8]}")
+
+
+def _of_point(record: VolumeRecord, vault: Vault, point: Point, member: Member, disk: StoredDisk) -> VolumeRecord:
+    """The record of a volume that is made of a point."""
+    if disk.block_size % 4096:
+        raise UsageError(
+            f"blocks of {disk.block_size} bytes cannot be filled in behind",
+            on=member.name,
+            remedy="safehold restore to a file",
+        )
+    certificate = vault.certificate(point.wid)
+    domain = certificate.domain.hex() if certificate else ""
+    ours = domain == vault.writer().domain.hex() and disk.block_size == vault.parameters.block_size
+    return VolumeRecord(
+        record.name,
+        record.uuid,
+        member.size,
+        disk.block_size * max(1, BLOCK // disk.block_size),
+        record.vault,
+        record.created,
+        origin=f"{member.name}@{point.id}",
+        lineage=Lineage(vault.id.hex(), point.id, member.size, domain) if ours else None,
+        suspect="" if ours else "it was made of another writer's point: the first snapshot reads everything",
+    )
+
+
+def _missing(disk: StoredDisk, block: int) -> Iterator[tuple[int, int]]:
+    """Runs of blocks of the volume that have data in the point."""
+    for extent in disk.extents():
+        if extent.kind is ExtentKind.DATA:
+            yield extent.offset // block, -(-extent.end // block)
+
+
+def _ids(disk: StoredDisk) -> Iterator[tuple[int, bytes]]:
+    for start, count, data in disk.tree.runs():
+        for first in range(start, start + count, _IDS_AT_ONCE) if data else ():
+            yield first, b"".join(disk.tree.block_ids(first, min(_IDS_AT_ONCE, start + count - first)))

@@ -1,0 +1,173 @@
+"""The process that serves volumes: its sockets, and the orders it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from safehold.adapters.image.topology import detect
+from safehold.app.backup import this_host
+from safehold.app.opening import Credentials, open_vault
+from safehold.app.volumes import SnapshotRequest, VolumeService
+from safehold.blocks.directory import HeldVolume, VolumeDirectory
+from safehold.blocks.layout import Snapshot, VolumeRecord
+from safehold.blocks.server import NbdServer
+from safehold.compose.paths import Paths
+from safehold.compose.wiring import open_stores, places
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
+from safehold.model.errors import FailedError, UsageError
+from safehold.model.topology import Topology
+from safehold.ports.blocks import Blocks
+from safehold.vault.vault import Vault
+from safehold.wire.control import ControlServer
+
+__all__ = ["serve_volumes"]
+
+
+def serve_volumes(
+    paths: Paths, credentials: Callable[[], Credentials], ready: Callable[[], None], ctx: Context
+) -> None:
+    """Serve this machine's volumes until the run is cancelled. FailedError where another process does.
+
+    `credentials` opens vaults, asked anew each time; `ready` is called once clients can connect.
+    """
+
+    def vault(address: str) -> Vault:
+        return open_vault(open_stores(address, ctx.clock), credentials(), places(paths), ctx)
+
+    try:
+        paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise FailedError(f"cannot be made ({error.strerror})", on=str(paths.run)) from error
+    host = this_host(paths.state)
+    directory = VolumeDirectory(paths.volumes, host.boot, ctx.clock)
+    for name, problem in directory.broken.items():
+        ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
+    service = VolumeService(directory, vault, host, _on_device, ctx)
+    exports = NbdServer(paths.volume_exports, directory)
+    control = ControlServer(paths.volume_control, Orders(service).answer)
+    try:
+        service.start()
+        ready()
+        ctx.cancel.wait()
+    finally:
+        control.close()
+        exports.close()
+        service.stop()
+
+
+def _on_device(blocks: Blocks) -> Topology:
+    return detect(blocks, "volume")
+
+
+class Orders:
+    """Carries out what the command line asks the service for."""
+
+    def __init__(self, service: VolumeService) -> None:
+        self._service = service
+        self._verbs: dict[str, Callable[[Mapping[str, object]], object]] = {
+            "ping": lambda order: {"pid": os.getpid()},
+            "create": self._create,
+            "list": self._list,
+            "show": lambda order: self._volume(self._service.directory.get(_text(order, "name"))),
+            "delete": lambda order: self._service.delete(_text(order, "name")),
+            "undelete": lambda order: self._volume(self._service.undelete(_text(order, "name"))),
+            "resize": lambda order: self._volume(self._service.resize(_text(order, "name"), _number(order, "size"))),
+            "snapshot": self._snapshot,
+            "find": self._find,
+        }
+
+    def answer(self, order: Mapping[str, object]) -> Mapping[str, object]:
+        """See `wire.control.ControlServer`."""
+        verb = self._verbs.get(_text(order, "verb"))
+        if verb is None:
+            raise UsageError(
+                "the volume service does not know this order",
+                on=_text(order, "verb"),
+                remedy="restart it: it is of another version",
+            )
+        return {"result": verb(order)}
+
+    def _create(self, order: Mapping[str, object]) -> object:
+        held = self._service.create(
+            _text(order, "name"), _number(order, "size"), _text(order, "vault"), _text(order, "origin")
+        )
+        return self._volume(held)
+
+    def _list(self, order: Mapping[str, object]) -> object:
+        directory = self._service.directory
+        return {
+            "volumes": [self._volume(held) for held in directory.all()],
+            "broken": {name: str(error) for name, error in directory.broken.items()},
+            "deleted": [_record(record) for record in directory.deleted()],
+        }
+
+    def _snapshot(self, order: Mapping[str, object]) -> object:
+        names, tags = order.get("names"), order.get("tags")
+        if not isinstance(names, list) or not isinstance(tags, dict):
+            raise UsageError("not an order for a snapshot")
+        asked, achieved = (Consistency.parse(_text(order, key)) for key in ("asked", "achieved"))
+        snapshot = self._service.snapshot(SnapshotRequest([str(name) for name in names], asked, achieved, tags))
+        return _snapshot(snapshot)
+
+    def _find(self, order: Mapping[str, object]) -> object:
+        found = self._service.find(_text(order, "id"))
+        return [
+            {"volume": held.name, "problem": self._service.problem(held), **_snapshot(snapshot)}
+            for held, snapshot in found
+        ]
+
+    def _volume(self, held: HeldVolume) -> dict[str, object]:
+        record = held.record
+        return {
+            **_record(record),
+            "missing": min(held.missing * record.block, record.size),
+            "clients": held.clients,
+            "read_only": held.volume.read_only,
+            "problem": self._service.problem(held),
+            "directory": str(held.files.directory),
+            "snapshots": [_snapshot(snapshot) for snapshot in record.snapshots],
+        }
+
+
+def _record(record: VolumeRecord) -> dict[str, object]:
+    return {
+        "name": record.name,
+        "uuid": record.uuid,
+        "size": record.size,
+        "block": record.block,
+        "vault": record.vault,
+        "created": record.created,
+        "origin": record.origin,
+        "last_point": record.lineage.point if record.lineage else "",
+        "suspect": record.suspect,
+        "deleted": record.deleted,
+    }
+
+
+def _snapshot(snapshot: Snapshot) -> dict[str, object]:
+    return {
+        "id": snapshot.id,
+        "state": str(snapshot.state),
+        "taken": snapshot.taken[1],
+        "pause": snapshot.taken[1] - snapshot.taken[0],
+        "achieved": snapshot.achieved,
+        "group": list(snapshot.group),
+        "point": snapshot.point,
+        "snapshot_problem": snapshot.problem,
+        "compared_everything": snapshot.full,
+        "read": snapshot.read,
+        "stored": snapshot.stored,
+    }
+
+
+def _text(order: Mapping[str, object], key: str) -> str:
+    return str(order.get(key, ""))
+
+
+def _number(order: Mapping[str, object], key: str) -> int:
+    value = order.get(key, 0)
+    if not isinstance(value, int):
+        raise UsageError("not a number", on=key)
+    return value

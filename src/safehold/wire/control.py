@@ -1,0 +1,118 @@
+"""One question, one answer, over a unix socket that only its owner may use: a JSON document on a line each way."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safehold.model import errors
+from safehold.model.errors import FailedError, SafeholdError
+
+__all__ = ["ControlServer", "ServiceAbsent", "ask"]
+
+_LONGEST = 4 * 1024 * 1024
+"""Bytes of a question or an answer; a longer one is rubbish."""
+
+
+class ServiceAbsent(FailedError):
+    """Nobody answers on the socket."""
+
+
+def ask(path: Path, question: Mapping[str, object], timeout: float) -> dict[str, object]:
+    """The answer of whoever listens there. Raises the SafeholdError that it answers with, and ServiceAbsent where nobody does."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout)
+            connection.connect(str(path))
+            connection.sendall(json.dumps(question).encode() + b"\n")
+            line = _line(connection)
+        answer = json.loads(line)
+    except (OSError, ValueError) as error:
+        raise ServiceAbsent(
+            f"the volume service does not answer ({error})", on=str(path), remedy="start it: safehold volume serve"
+        ) from error
+    if not isinstance(answer, dict):
+        raise ServiceAbsent("something else answers", on=str(path))
+    failure = answer.get("error")
+    if isinstance(failure, dict):
+        kind = getattr(errors, str(failure.get("kind")), FailedError)
+        kind = kind if isinstance(kind, type) and issubclass(kind, SafeholdError) else FailedError
+        raise kind(
+            *(str(failure.get("what", "")),), on=str(failure.get("on", "")), remedy=str(failure.get("remedy", ""))
+        )
+    return answer
+
+
+def _line(connection: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n"):
+        part = connection.recv(65536)
+        if not part or len(data) > _LONGEST:
+            raise ValueError("an answer that breaks off")
+        data += part
+    return data
+
+
+class ControlServer:
+    """Listens on a socket and answers each question in a thread of its own."""
+
+    def __init__(self, path: Path, answer: Callable[[Mapping[str, object]], Mapping[str, object]]) -> None:
+        """`answer` may raise SafeholdError. A socket file that nobody listens on is replaced; FailedError where somebody does."""
+        self._answer = answer
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            fresh.unlink(missing_ok=True)
+            self._socket.bind(str(fresh))
+            os.chmod(fresh, 0o600)
+            self._socket.listen(16)
+            # In one step: whoever looks finds the old socket, on which nobody listens, or this one.
+            os.replace(fresh, path)
+        except OSError as error:
+            self._socket.close()
+            raise FailedError(
+                f"cannot listen ({error.strerror})",
+                on=str(path),
+                remedy="check the directory and the length of its path",
+            ) from error
+        self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                connection.settimeout(60)
+                question = json.loads(_line(connection))
+                if not isinstance(question, dict):
+                    return
+                connection.settimeout(None)
+                connection.sendall(json.dumps(self._told(question)).encode() + b"\n")
+            except (OSError, ValueError):
+                # Rubbish, or somebody who went away: nobody is left to tell.
+                return
+
+    def _told(self, question: Mapping[str, object]) -> Mapping[str, object]:
+        try:
+            return self._answer(question)
+        except SafeholdError as error:
+            kind = next(one.__name__ for one in type(error).__mro__ if hasattr(errors, one.__name__))
+            return {"error": {"kind": kind, "what": error.what, "on": error.on, "remedy": error.remedy}}

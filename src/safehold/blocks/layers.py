@@ -40,18 +40,19 @@ class DataFile:
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view`; what lies beyond the end of the file is zeros. OSError."""
-        while view:
-            got = os.preadv(self.descriptor, [view], offset)
-            if not got:
-                view[:] = bytes(len(view))
+        got = os.preadv(self.descriptor, [view], offset)
+        while got < len(view):
+            more = os.preadv(self.descriptor, [view[got:]], offset + got)
+            if not more:
+                view[got:] = bytes(len(view) - got)
                 return
-            view, offset = view[got:], offset + got
+            got += more
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view`. OSError."""
-        while view:
-            done = os.pwrite(self.descriptor, view, offset)
-            view, offset = view[done:], offset + done
+        done = os.pwrite(self.descriptor, view, offset)
+        while done < len(view):
+            done += os.pwrite(self.descriptor, view[done:], offset + done)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, as a hole where the file system can. OSError."""
@@ -131,20 +132,15 @@ class Phase:
 class Gate:
     """Lets writers into the phase in force, and waits for those of earlier ones.
 
-    `lock` is held only for the moment of entering, leaving or switching; to switch several volumes at one instant, hold all their locks.
+    A writer enters by `phase.writers += 1` under the lock, and leaves by taking it back and setting `idle` where the phase is
+    retired and nobody else is in it; that is written out where writes are served. `lock` is held only for the moment of entering,
+    leaving or switching; to switch several volumes at one instant, hold all their locks.
     """
 
     def __init__(self, phase: Phase) -> None:
         self.lock = threading.Lock()
         self.phase = phase
         self._retired: list[Phase] = []
-
-    def leave(self, phase: Phase) -> None:
-        """A writer is done. Entering is `phase.writers += 1` under the lock, written out where writes are served."""
-        with self.lock:
-            phase.writers -= 1
-            if phase.retired and not phase.writers:
-                phase.idle.set()
 
     def switch(self, phase: Phase) -> None:
         """Put another phase in force; the caller holds the lock."""

@@ -136,9 +136,9 @@ class VolumeFiles:
     def epochs(self, prefix: str) -> list[int]:
         """Numbers of the files that are there for one prefix (`dirty` or `ov`), ascending."""
         found = []
-        for path in self.directory.glob(f"{prefix}.*"):
-            number = path.name.removeprefix(f"{prefix}.")
-            if number.isdecimal():
+        for name in os.listdir(self.directory):
+            start, _, number = name.partition(".")
+            if start == prefix and number.isdecimal():
                 found.append(int(number))
         return sorted(found)
 

@@ -58,6 +58,7 @@ class LiveVolume:
         """`report` is told what an operator has to know: why the volume became read-only, what could not be fetched."""
         self.size, self.block_size = size, block
         self.data, self.maps, self.gate = data, maps, Gate(phase)
+        self._states = maps.states.cells
         self.fetch: Callable[[int], None] | None = None
         """Makes a missing block present by calling `fill`; DamageError or OSError where it cannot."""
         self._log = log
@@ -71,13 +72,18 @@ class LiveVolume:
 
     def read_into(self, offset: int, buf: memoryview) -> None:
         """Fill `buf`; waits for the vault where a sector is missing. OSError EIO where it cannot be had."""
-        end = offset + len(buf)
-        first, last = offset // self.block_size, (end - 1) // self.block_size
+        first, last = offset // self.block_size, (offset + len(buf) - 1) // self.block_size
         phase = self.gate.phase
-        if phase.plain and self.maps.states.all(first, last + 1, PRESENT):
+        if phase.plain and self.here(first, last):
             self.data.read_into(offset, buf)
             return
         self.read_layers(phase.overlays, offset, buf)
+
+    def here(self, first: int, last: int) -> bool:
+        """True where the blocks from `first` to `last` are present."""
+        if first == last:
+            return self._states[first] == PRESENT
+        return self._states[first : last + 1].count(PRESENT) == last + 1 - first
 
     def read_layers(self, overlays: tuple[Overlay, ...], offset: int, buf: memoryview) -> None:
         """Read through certain overlays, newest first, and what lies below them."""
@@ -167,16 +173,21 @@ class LiveVolume:
             return
         gate = self.gate
         first, last = offset // self.block_size, (offset + length - 1) // self.block_size
-        ones = b"\1" * (last + 1 - first)
         with gate.lock:
             phase = gate.phase
             phase.writers += 1
             # Under the lock: whoever comes in after a seal has to see what those before it will change. And before the data:
             # the map may say too much, never too little.
-            phase.dirty.cells[first : last + 1] = ones
+            if first == last:
+                phase.dirty.cells[first] = 1
+            else:
+                phase.dirty.cells[first : last + 1] = b"\1" * (last + 1 - first)
         try:
-            if phase.plain and self.maps.states.all(first, last + 1, PRESENT):
-                _put(self.data, offset, length, data)
+            if phase.plain and self.here(first, last):
+                if data is None:
+                    self.data.zero(offset, length)
+                else:
+                    self.data.write(offset, data)
                 return
             for block in range(first, last + 1):
                 start = max(offset, block * self.block_size)
@@ -184,7 +195,11 @@ class LiveVolume:
                 part = None if data is None else data[start - offset : stop - offset]
                 self._change_block(phase, block, start, stop, part)
         finally:
-            gate.leave(phase)
+            # `gate.leave`, written out: this is where every write passes.
+            with gate.lock:
+                phase.writers -= 1
+                if phase.retired and not phase.writers:
+                    phase.idle.set()
         self._bound_changes()
 
     def _change_block(self, phase: Phase, block: int, start: int, stop: int, data: memoryview | None) -> None:

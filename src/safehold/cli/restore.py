@@ -7,11 +7,14 @@ import click
 from safehold.app.restore import RestoreMode, RestoreOutcome, plan_restore
 from safehold.app.restore import restore as carry_out
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
+from safehold.cli.volume import restore_to_volume
 from safehold.compose.wiring import check_target, open_target, open_tree_target, path_matcher
 from safehold.model.errors import PartialError, UsageError
 from safehold.model.units import format_duration, format_rate, format_size, format_time
 
 __all__ = ["restore"]
+
+_VOLUME = "volume:"
 
 
 @click.command()
@@ -21,7 +24,7 @@ __all__ = ["restore"]
     "target",
     required=True,
     metavar="DEST",
-    help="A new file or directory, or with --overwrite or --delta an existing file, device or directory.",
+    help="A new file or directory, with --overwrite or --delta an existing file, device or directory, or volume:NAME.",
 )
 @click.option("--overwrite", is_flag=True, help="Write over an existing file or device.")
 @click.option("--delta", is_flag=True, help="Compare with what is there, and write only what differs.")
@@ -43,10 +46,20 @@ def restore(
 ) -> int:
     """Write a point back: RESOURCE@latest, RESOURCE@TIME or RESOURCE@ID onto DEST.
 
-    Disks and streams go onto a file or device. Files go below the directory DEST; with :PATH, what is in that directory of the point does.
+    Disks and streams go onto a file or device; volume:NAME makes a served volume that is usable at once and filled in behind. Files go below the directory DEST; with :PATH, what is in that directory of the point does.
     """
     if overwrite and delta:
         raise UsageError("--overwrite and --delta exclude each other", remedy="give one of them")
+    if target.startswith(_VOLUME):
+        if overwrite or delta or include or salvage:
+            raise UsageError("a volume is made anew, of all of a point", on=target, remedy="leave out the other options")
+        with Run.begin() as run:
+            if dry_run:
+                plan = plan_restore(run.open(access), selector, target, RestoreMode.NEW)
+                print(f"would make volume {target.removeprefix(_VOLUME)} of {plan.resource} ({format_size(plan.size)})")
+            else:
+                restore_to_volume(run, access, selector, target.removeprefix(_VOLUME), as_json)
+        return 0
     mode = RestoreMode.DELTA if delta else RestoreMode.OVERWRITE if overwrite else RestoreMode.NEW
     with Run.begin() as run:
         opened = run.open(access)

@@ -79,6 +79,10 @@ class LiveVolume:
             return
         self.read_layers(phase.overlays, offset, buf)
 
+    def ready(self, offset: int, length: int) -> bool:
+        """See `ports.export.Export`."""
+        return not length or self.here(offset // self.block_size, (offset + length - 1) // self.block_size)
+
     def here(self, first: int, last: int) -> bool:
         """True where the blocks from `first` to `last` are present."""
         if first == last:

@@ -46,13 +46,16 @@ def restore(
 ) -> int:
     """Write a point back: RESOURCE@latest, RESOURCE@TIME or RESOURCE@ID onto DEST.
 
-    Disks and streams go onto a file or device; volume:NAME makes a served volume that is usable at once and filled in behind. Files go below the directory DEST; with :PATH, what is in that directory of the point does.
+    Disks and streams go onto a file or device; volume:NAME makes a volume that is
+    usable at once and filled in behind. Files go below the directory DEST; with :PATH, what is in that directory of the point does.
     """
     if overwrite and delta:
         raise UsageError("--overwrite and --delta exclude each other", remedy="give one of them")
     if target.startswith(_VOLUME):
         if overwrite or delta or include or salvage:
-            raise UsageError("a volume is made anew, of all of a point", on=target, remedy="leave out the other options")
+            raise UsageError(
+                "a volume is made anew, of all of a point", on=target, remedy="leave out the other options"
+            )
         with Run.begin() as run:
             if dry_run:
                 plan = plan_restore(run.open(access), selector, target, RestoreMode.NEW)

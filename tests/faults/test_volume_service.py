@@ -1,0 +1,299 @@
+"""Live volumes and a vault that fails them: what is missing is said, what is here stays, and all goes on by itself."""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from safehold.app import volumes
+from safehold.app.backup import Host
+from safehold.app.volumes import SnapshotRequest, VolumeService
+from safehold.blocks.directory import HeldVolume, VolumeDirectory
+from safehold.blocks.layout import Snapshot, SnapshotState
+from safehold.model.clock import SystemClock
+from safehold.model.context import Context
+from safehold.model.errors import StoreUnavailable, UsageError
+from safehold.model.topology import Topology
+from safehold.recovery import hydration
+from safehold.recovery.disk import Losses, write_disk
+from safehold.testing.fault_store import Fault, FaultStore
+from safehold.vault.records import Parameters
+from safehold.vault.vault import Vault
+from tests.worlds import BytesDisk, World
+
+SIZE = 6 << 20
+UNIT = 512 * 1024
+
+
+class Site:
+    """A vault behind a store that can be made to fail, and a machine with volumes."""
+
+    def __init__(self, root: Path, block_size: int) -> None:
+        self.root = root
+        self.world = World(root, parameters=Parameters(block_size=block_size, pack_size=1 << 20, page_refs=64))
+        self.store = FaultStore(self.world.store)
+        self.service = self.begin()
+        self.rng = random.Random(1)
+
+    def begin(self) -> VolumeService:
+        directory = VolumeDirectory(self.root / "volumes", "boot", SystemClock())
+        service = VolumeService(
+            directory, self.vault, Host("here", "here", "boot"), lambda blocks: Topology(), Context()
+        )
+        service.start()
+        return service
+
+    def restart(self) -> None:
+        self.service.stop()
+        self.service = self.begin()
+
+    def vault(self, address: str) -> Vault:
+        return self.world.open(self.store)  # type: ignore[arg-type]
+
+    def down(self, verb: str = "get", prefix: str = "") -> Fault:
+        fault = Fault(verb, prefix, times=10**9, error=lambda: StoreUnavailable("the store is down"))
+        self.store.faults.append(fault)
+        return fault
+
+    def up(self) -> None:
+        self.store.faults.clear()
+
+    def write(self, held: HeldVolume, count: int = 20) -> None:
+        for _ in range(count):
+            offset = self.rng.randrange(held.volume.size // 4096) * 4096
+            held.volume.write(offset, memoryview(self.rng.randbytes(4096)))
+
+    def snapshot(self, *names: str) -> Snapshot:
+        return self.service.snapshot(SnapshotRequest(names))
+
+    def state(self, snapshot: Snapshot) -> Snapshot:
+        return self.service.find(snapshot.id)[0][1]
+
+    def finish(self, snapshot: Snapshot) -> Snapshot:
+        until(lambda: self.state(snapshot).state is not SnapshotState.PENDING)
+        return self.state(snapshot)
+
+    def point(self, identity: str, name: str) -> bytes:
+        vault = self.world.open()
+        point = next(p for p in vault.points()[0] if p.id == identity)
+        member = next(m for m in point.body.members if m.name == name)
+        target = BytesDisk(bytearray(b"\xff" * member.size))
+        write_disk(vault.disk(point, member), target, Losses(False), vault.ctx)
+        return bytes(target.data)
+
+    def made(self) -> tuple[str, bytes]:
+        """A point with some content, as RESOURCE@ID."""
+        held = self.service.create("first", SIZE, "vault")
+        self.write(held, 40)
+        done = self.finish(self.snapshot("first"))
+        return f"first@{done.point}", content(held)
+
+
+def content(held: HeldVolume) -> bytes:
+    data = bytearray(held.volume.size)
+    held.volume.read_into(0, memoryview(data))
+    return bytes(data)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never came about")
+
+
+@pytest.fixture(params=[4096, UNIT])
+def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(volumes, "_PATIENCE", (0.05,))
+    monkeypatch.setattr(hydration, "_PATIENCE", (0.05,))
+    made = Site(tmp_path, request.param)
+    yield made
+    made.up()
+    made.service.stop()
+
+
+def test_a_snapshot_waits_for_its_store_and_is_what_was_sealed(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    was = content(held)
+    site.down("put", "packs/")
+    snapshot = site.snapshot("data")
+    site.write(held)
+    until(lambda: "waits" in site.service.problem(held))
+    assert site.state(snapshot).state is SnapshotState.PENDING
+    second, now = site.snapshot("data"), content(held)
+    site.write(held)
+    site.up()
+    first_done, second_done = site.finish(snapshot), site.finish(second)
+    assert (first_done.state, second_done.state) == (SnapshotState.COMPLETED, SnapshotState.COMPLETED)
+    assert site.point(first_done.point, "data") == was
+    assert site.point(second_done.point, "data") == now
+    assert site.service.problem(held) == ""
+    assert not list(held.files.directory.glob("ov.*")) or held.epochs.open == []
+
+
+def test_only_what_changed_is_read(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held, 200)
+    site.finish(site.snapshot("data"))
+    held.volume.write(0, memoryview(bytes([1]) * 4096))
+    held.volume.write(3 * UNIT, memoryview(bytes([2]) * 4096))
+    site.restart()
+    held = site.service.directory.get("data")
+    done = site.finish(site.snapshot("data"))
+    assert done.read == 2 * UNIT
+    assert site.point(done.point, "data") == content(held)
+
+
+def test_hydration_gives_errors_for_what_is_missing_alone_and_goes_on(site: Site) -> None:
+    origin, was = site.made()
+    site.service.create("data", 0, "vault", origin)
+    until(lambda: site.service.directory.get("data").missing == 0)
+    site.service.delete("data")
+    fault = site.down("read", "packs/")
+    held = site.service.create("data", 0, "vault", origin)
+    assert held.missing > 0
+    data = bytearray(4096)
+    block = held.volume.maps.states.cells[: held.record.blocks].find(0)
+    with pytest.raises(OSError, match="down") as raised:
+        held.volume.read_into(block * UNIT, memoryview(data))
+    assert raised.value.errno == errno.EIO
+    assert fault.hits
+    fresh = random.Random(2).randbytes(4096)
+    held.volume.write(block * UNIT, memoryview(fresh))
+    held.volume.read_into(block * UNIT, memoryview(data))
+    assert data == fresh
+    assert "down" in site.service.problem(held)
+    site.up()
+    until(lambda: held.missing == 0)
+    wanted = bytearray(was)
+    wanted[block * UNIT : block * UNIT + 4096] = fresh
+    assert content(held) == wanted
+    until(lambda: site.service.problem(held) == "")
+
+
+def test_a_damaged_pack_costs_its_blocks_and_no_others(site: Site) -> None:
+    origin, was = site.made()
+    packs = [stamp.name for stamp in site.world.store.list("packs/") if "-x" not in stamp.name]
+    data_packs = [name for name in packs if site.world.store.head(name).size > 3 * 4096]
+    broken = bytearray(site.world.store.get(data_packs[0]))
+    broken[5000] ^= 1
+    site.world.store.put(data_packs[0], [bytes(broken)], create_only=False)
+    held = site.service.create("data", 0, "vault", origin)
+    until(lambda: bool(site.service.problem(held)))
+    failed, right = 0, 0
+    for at in range(0, SIZE, UNIT):
+        data = bytearray(UNIT)
+        try:
+            held.volume.read_into(at, memoryview(data))
+        except OSError:
+            failed += 1
+        else:
+            right += 1
+            assert data == was[at : at + UNIT]
+    assert failed
+    assert right
+    until(lambda: held.missing == failed)
+
+
+def test_a_volume_pins_its_point_until_it_is_filled_in(site: Site) -> None:
+    origin, _ = site.made()
+    site.down("read", "packs/")
+    held = site.service.create("data", 0, "vault", origin)
+    vault = site.world.open()
+    point = vault.points()[0][0]
+    with pytest.raises(UsageError, match="depends"):
+        vault.expiry().forget(point.wid, point.sid)
+    site.up()
+    until(lambda: held.record.pin == "")
+    vault.expiry().forget(point.wid, point.sid)
+
+
+def test_a_restart_in_the_middle_goes_on(site: Site) -> None:
+    origin, was = site.made()
+    site.down("read", "packs/")
+    site.service.create("data", 0, "vault", origin)
+    site.restart()
+    site.up()
+    held = site.service.directory.get("data")
+    until(lambda: held.missing == 0)
+    assert content(held) == was
+
+
+def test_a_base_that_went_leads_to_a_comparison_of_everything(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held, 60)
+    site.finish(site.snapshot("data"))
+    # The owner throws away all that the vault held, behind the volume's back.
+    for stamp in [
+        *site.world.store.list("packs/"),
+        *site.world.store.list("index/"),
+        *site.world.store.list("points/"),
+    ]:
+        site.world.store.delete(stamp.name)
+    site.write(held, 1)
+    failed = site.finish(site.snapshot("data"))
+    assert failed.state is SnapshotState.FAILED
+    assert "lacks blocks" in failed.problem
+    done = site.finish(site.snapshot("data"))
+    assert done.full
+    assert site.point(done.point, "data") == content(held)
+
+
+def test_a_group_is_one_point(site: Site) -> None:
+    one, two = (site.service.create(name, SIZE, "vault") for name in ("one", "two"))
+    site.write(one)
+    site.write(two)
+    was = content(one), content(two)
+    snapshot = site.snapshot("one", "two")
+    site.write(one)
+    site.write(two)
+    done = site.finish(snapshot)
+    point = next(p for p in site.world.open().points()[0] if p.id == done.point)
+    assert point.resources == ("one", "two")
+    assert (site.point(done.point, "one"), site.point(done.point, "two")) == was
+
+
+def test_too_many_snapshots_on_their_way_are_refused(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.down("put", "packs/")
+    taken = []
+    for _ in range(8):
+        site.write(held, 2)
+        taken.append(site.snapshot("data"))
+    with pytest.raises(Exception, match="still on their way"):
+        site.snapshot("data")
+    site.up()
+    assert site.finish(taken[-1]).state is SnapshotState.COMPLETED
+    assert site.point(site.state(taken[-1]).point, "data") == content(held)
+
+
+def test_a_volume_in_use_is_not_deleted(site: Site) -> None:
+    site.service.create("data", SIZE, "vault")
+    assert site.service.directory.open("data") is not None
+    with pytest.raises(UsageError, match="attached"):
+        site.service.delete("data")
+    site.service.directory.release("data")
+    site.service.delete("data")
+    with pytest.raises(UsageError, match="no such volume"):
+        site.service.directory.get("data")
+    site.service.undelete("data")
+
+
+def test_growing_keeps_what_was_there(site: Site) -> None:
+    origin, was = site.made()
+    held = site.service.create("data", SIZE + 3 * UNIT, "vault", origin)
+    until(lambda: site.service.directory.get("data").missing == 0)
+    held = site.service.directory.get("data")
+    assert content(held) == was + bytes(3 * UNIT)
+    held.volume.write(SIZE + UNIT, memoryview(b"end" * 1000))
+    held = site.service.resize("data", SIZE + 4 * UNIT)
+    done = site.finish(site.snapshot("data"))
+    assert site.point(done.point, "data") == content(held)
+    assert content(held)[SIZE + UNIT :][:3] == b"end"

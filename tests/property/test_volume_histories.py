@@ -370,7 +370,7 @@ def _forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def _overwritten(patch: pytest.MonkeyPatch) -> None:
     def fill(self: LiveVolume, block: int, content: memoryview) -> None:
-        self.data.write(block * self.block_size, content)
+        self.data.write(block * self.block, content)
         self._present(block)
 
     patch.setattr(LiveVolume, "fill", fill)

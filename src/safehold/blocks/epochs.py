@@ -169,7 +169,7 @@ class Epochs:
 
     def _fold(self) -> None:
         volume, gate = self.volume, self.volume.gate
-        buffer = memoryview(bytearray(volume.block_size))
+        buffer = memoryview(bytearray(volume.block))
         while gate.phase.overlays:
             oldest = gate.phase.overlays[-1]
             if any(epoch < oldest.epoch for epoch in self._sealed):

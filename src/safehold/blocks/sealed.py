@@ -43,7 +43,7 @@ class SealedDisk:
 
     def extents(self, since: Lineage | None = None) -> Iterator[Extent]:
         """In whole blocks: what changed as data, or as zeros where it is known; the rest as SAME, or as zeros in a first point."""
-        block, size, done = self._volume.block_size, self.size, 0
+        block, size, done = self._volume.block, self.size, 0
         for start, end in self._dirty.runs():
             if start > done:
                 yield Extent(done * block, (start - done) * block, self._rest)

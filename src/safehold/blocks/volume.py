@@ -44,6 +44,8 @@ class LiveVolume:
     """The data path. Thread-safe; reads take no lock, writes a short one."""
 
     read_only = False
+    block_size = SECTOR
+    """See `ports.export.Export`; not the volume's blocks, which are far larger."""
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class LiveVolume:
         report: Callable[[str], None],
     ) -> None:
         """`report` is told what an operator has to know: why the volume became read-only, what could not be fetched."""
-        self.size, self.block_size = size, block
+        self.size, self.block = size, block
         self.data, self.maps, self.gate = data, maps, Gate(phase)
         self._states = maps.states.cells
         self.fetch: Callable[[int], None] | None = None
@@ -72,7 +74,7 @@ class LiveVolume:
 
     def read_into(self, offset: int, buf: memoryview) -> None:
         """Fill `buf`; waits for the vault where a sector is missing. OSError EIO where it cannot be had."""
-        first, last = offset // self.block_size, (offset + len(buf) - 1) // self.block_size
+        first, last = offset // self.block, (offset + len(buf) - 1) // self.block
         phase = self.gate.phase
         if phase.plain and self.here(first, last):
             self.data.read_into(offset, buf)
@@ -81,7 +83,7 @@ class LiveVolume:
 
     def ready(self, offset: int, length: int) -> bool:
         """See `ports.export.Export`."""
-        return not length or self.here(offset // self.block_size, (offset + length - 1) // self.block_size)
+        return not length or self.here(offset // self.block, (offset + length - 1) // self.block)
 
     def here(self, first: int, last: int) -> bool:
         """True where the blocks from `first` to `last` are present."""
@@ -93,8 +95,8 @@ class LiveVolume:
         """Read through certain overlays, newest first, and what lies below them."""
         end = offset + len(buf)
         while offset < end:
-            block = offset // self.block_size
-            stop = min(end, (block + 1) * self.block_size)
+            block = offset // self.block
+            stop = min(end, (block + 1) * self.block)
             self._read_block(overlays, block, offset, buf[: stop - offset])
             buf, offset = buf[stop - offset :], stop
 
@@ -139,7 +141,7 @@ class LiveVolume:
 
     def fill(self, block: int, content: memoryview) -> None:
         """Vault content of one whole block arrives: every sector that was not written here takes it."""
-        base = block * self.block_size
+        base = block * self.block
         with self._lock(block):
             state = self.maps.states.cells[block]
             if state == PRESENT:
@@ -176,7 +178,7 @@ class LiveVolume:
         if not length:
             return
         gate = self.gate
-        first, last = offset // self.block_size, (offset + length - 1) // self.block_size
+        first, last = offset // self.block, (offset + length - 1) // self.block
         with gate.lock:
             phase = gate.phase
             phase.writers += 1
@@ -194,8 +196,8 @@ class LiveVolume:
                     self.data.write(offset, data)
                 return
             for block in range(first, last + 1):
-                start = max(offset, block * self.block_size)
-                stop = min(offset + length, (block + 1) * self.block_size)
+                start = max(offset, block * self.block)
+                stop = min(offset + length, (block + 1) * self.block)
                 part = None if data is None else data[start - offset : stop - offset]
                 self._change_block(phase, block, start, stop, part)
         finally:
@@ -320,8 +322,8 @@ class LiveVolume:
         """See `ports.export.Export`: holes are where nothing was ever written or was discarded; missing blocks count as data."""
         end = offset + length
         while offset < end:
-            block = offset // self.block_size
-            stop = min(end, (block + 1) * self.block_size)
+            block = offset // self.block
+            stop = min(end, (block + 1) * self.block)
             low, high = offset // SECTOR, -(-stop // SECTOR)
             if self.maps.states.cells[block] != PRESENT or self.gate.phase.shadows(low, high):
                 yield stop - offset, False, False

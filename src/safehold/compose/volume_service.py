@@ -45,7 +45,7 @@ def serve_volumes(
     for name, problem in directory.broken.items():
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)
-    exports = NbdServer(paths.volume_exports, directory)
+    exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
     control = ControlServer(paths.volume_control, Orders(service).answer)
     try:
         service.start()
@@ -53,7 +53,7 @@ def serve_volumes(
         ctx.cancel.wait()
     finally:
         control.close()
-        exports.close()
+        exports.stop()
         service.stop()
 
 

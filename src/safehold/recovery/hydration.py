@@ -79,7 +79,7 @@ class Hydrator:
 
     def _fill(self, first: int, count: int) -> bool:
         """Fetch blocks of the volume; true where all of them came."""
-        size = self._volume.block_size
+        size = self._volume.block
         try:
             disk = self._disk_now()
             step = size // disk.block_size

@@ -13,6 +13,7 @@ class Export(Protocol):
 
     Offsets and lengths are in bytes, of any alignment, and already checked against `size`. Methods raise OSError with the
     errno that the client is to see (EIO where data cannot be had, ENOSPC, EROFS); whoever raises has told the operator why.
+    Buffers belong to the caller again once a method returns.
     """
 
     @property
@@ -30,6 +31,12 @@ class Export(Protocol):
         """The request size and alignment in bytes that is cheapest."""
         ...
 
+    def ready(self, offset: int, length: int) -> bool:
+        """True where reading the range waits for nothing but local disks. A hint, asked before every read: cheap and never
+        blocking. A server answers other requests of the same client meanwhile where it is false.
+        """
+        ...
+
     def read_into(self, offset: int, buf: memoryview) -> None:
         """Fill all of `buf`."""
         ...
@@ -39,11 +46,11 @@ class Export(Protocol):
         ...
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Make a range read as zeros."""
+        """Make a range read as zeros, never slower than writing them; its space stays taken where the disk can promise that."""
         ...
 
     def discard(self, offset: int, length: int) -> None:
-        """The client does not need a range any more; it reads as zeros afterwards."""
+        """Make a range read as zeros and give its space back."""
         ...
 
     def flush(self) -> None:

@@ -12,18 +12,10 @@ import threading
 from collections.abc import Iterator
 
 from safehold.model.errors import SourceError
+from safehold.wire import nbd_protocol as nbd
 
 __all__ = ["NbdClient"]
 
-_INIT, _OPTION, _OPTION_REPLY = 0x4E42444D41474943, 0x49484156454F5054, 0x0003E889045565A9
-_REQUEST, _SIMPLE, _STRUCTURED = 0x25609513, 0x67446698, 0x668E33EF
-_OPT_STRUCTURED, _OPT_SET_META, _OPT_GO = 8, 10, 7
-_REP_ACK, _REP_INFO, _REP_META = 1, 3, 4
-_INFO_EXPORT = 0
-_CMD_READ, _CMD_DISCONNECT, _CMD_STATUS = 0, 2, 7
-_CHUNK_NONE, _CHUNK_DATA, _CHUNK_HOLE, _CHUNK_STATUS, _CHUNK_ERROR_BIT = 0, 1, 2, 5, 1 << 15
-_FLAG_DONE = 1
-_STATE_ZERO = 2
 _STATUS_SPAN = 1 << 30
 """Bytes asked about in one block status request: servers answer for as much of it as they like."""
 _LARGEST = 64 * 1024 * 1024
@@ -56,7 +48,7 @@ class NbdClient:
     def close(self) -> None:
         """Say good-bye and disconnect."""
         try:
-            self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, _CMD_DISCONNECT, 0, 0, 0))
+            self._socket.sendall(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.CMD_DISC, 0, 0, 0))
         except OSError:
             pass
         finally:
@@ -82,47 +74,47 @@ class NbdClient:
     # -- negotiation -------------------------------------------------------------------------------------------------
 
     def _negotiate(self, export: str) -> int:
-        magic, option_magic, flags = struct.unpack(">QQH", self._receive(18))
-        if magic != _INIT or option_magic != _OPTION or not flags & 1:
+        magic, option_magic, flags = nbd.GREETING.unpack(self._receive(nbd.GREETING.size))
+        if magic != nbd.INIT_MAGIC or option_magic != nbd.OPTION_MAGIC or not flags & nbd.FLAG_FIXED_NEWSTYLE:
             raise self._wrong("no fixed newstyle greeting")
-        self._socket.sendall(struct.pack(">I", flags & 3))
-        self._option(_OPT_STRUCTURED, b"")
-        if any(kind == _REP_ACK for kind, _ in self._answers(_OPT_STRUCTURED)):
+        self._socket.sendall(struct.pack(">I", flags & (nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES)))
+        self._option(nbd.OPT_STRUCTURED_REPLY, b"")
+        if any(kind == nbd.REP_ACK for kind, _ in self._answers(nbd.OPT_STRUCTURED_REPLY)):
             name = export.encode()
-            query = b"base:allocation"
+            query = nbd.ALLOCATION_CONTEXT
             body = struct.pack(">I", len(name)) + name + struct.pack(">II", 1, len(query)) + query
-            self._option(_OPT_SET_META, body)
-            for kind, data in self._answers(_OPT_SET_META):
-                if kind == _REP_META and len(data) >= 4 and data[4:] == query:
+            self._option(nbd.OPT_SET_META_CONTEXT, body)
+            for kind, data in self._answers(nbd.OPT_SET_META_CONTEXT):
+                if kind == nbd.REP_META_CONTEXT and len(data) >= 4 and data[4:] == query:
                     self._context = struct.unpack(">I", data[:4])[0]
-        self._option(_OPT_GO, struct.pack(">I", len(export.encode())) + export.encode() + struct.pack(">H", 0))
+        self._option(nbd.OPT_GO, struct.pack(">I", len(export.encode())) + export.encode() + struct.pack(">H", 0))
         size = None
-        for kind, data in self._answers(_OPT_GO):
-            if kind == _REP_INFO and len(data) == 12 and struct.unpack(">H", data[:2])[0] == _INFO_EXPORT:
+        for kind, data in self._answers(nbd.OPT_GO):
+            if kind == nbd.REP_INFO and len(data) == 12 and struct.unpack(">H", data[:2])[0] == nbd.INFO_EXPORT:
                 size = struct.unpack(">Q", data[2:10])[0]
-            elif kind > 1 << 31:
+            elif kind > nbd.REP_ERR_BIT:
                 raise self._wrong(f"that it has no such export ({bytes(data).decode(errors='replace')})")
         if size is None:
             raise self._wrong("without a size")
         return int(size)
 
     def _option(self, option: int, body: bytes) -> None:
-        self._socket.sendall(struct.pack(">QII", _OPTION, option, len(body)) + body)
+        self._socket.sendall(nbd.OPTION.pack(nbd.OPTION_MAGIC, option, len(body)) + body)
 
     def _answers(self, option: int) -> Iterator[tuple[int, bytes]]:
         while True:
-            magic, echoed, kind, length = struct.unpack(">QIII", self._receive(20))
-            if magic != _OPTION_REPLY or echoed != option:
+            magic, echoed, kind, length = nbd.OPTION_REPLY.unpack(self._receive(nbd.OPTION_REPLY.size))
+            if magic != nbd.OPTION_REPLY_MAGIC or echoed != option:
                 raise self._wrong("to another question")
             yield kind, bytes(self._receive(length))
-            if kind == _REP_ACK or kind > 1 << 31:
+            if kind == nbd.REP_ACK or kind > nbd.REP_ERR_BIT:
                 return
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _request(self, command: int, offset: int, length: int) -> int:
         self._handle += 1
-        self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, command, self._handle, offset, length))
+        self._socket.sendall(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, command, self._handle, offset, length))
         return self._handle
 
     def read_into(self, offset: int, buf: memoryview) -> None:
@@ -138,17 +130,17 @@ class NbdClient:
                 raise SourceError(f"reading over NBD failed ({error})", on=self._where) from error
 
     def _read(self, offset: int, view: memoryview) -> None:
-        handle = self._request(_CMD_READ, offset, len(view))
+        handle = self._request(nbd.CMD_READ, offset, len(view))
         filled = 0
         for kind, length in self._chunks(handle, len(view)):
-            if kind == _CHUNK_DATA:
+            if kind == nbd.REPLY_TYPE_OFFSET_DATA:
                 at = struct.unpack(">Q", self._receive(8))[0] - offset
                 size = length - 8
                 if at < 0 or size < 0 or at + size > len(view):
                     raise self._wrong("with data outside of what was asked for")
                 self._receive_into(view[at : at + size])
-            elif kind == _CHUNK_HOLE and length == 12:
-                start, size = struct.unpack(">QI", self._receive(12))
+            elif kind == nbd.REPLY_TYPE_OFFSET_HOLE and length == 12:
+                start, size = nbd.CHUNK_HOLE_BODY.unpack(self._receive(12))
                 at = start - offset
                 if at < 0 or at + size > len(view):
                     raise self._wrong("with a hole outside of what was asked for")
@@ -163,23 +155,23 @@ class NbdClient:
         """(type, payload length) of each chunk of one reply; the caller takes the payload off the wire."""
         while True:
             magic = struct.unpack(">I", self._receive(4))[0]
-            if magic == _SIMPLE:
+            if magic == nbd.SIMPLE_REPLY_MAGIC:
                 error, echoed = struct.unpack(">IQ", self._receive(12))
                 if echoed != handle or error:
                     raise self._wrong(f"error {error}")
                 raise self._wrong(f"an unstructured reply of {simple_length} bytes")
             flags, kind, echoed, length = struct.unpack(">HHQI", self._receive(16))
-            if magic != _STRUCTURED or echoed != handle:
+            if magic != nbd.STRUCTURED_REPLY_MAGIC or echoed != handle:
                 raise self._wrong("to another request")
-            if kind & _CHUNK_ERROR_BIT:
+            if kind & nbd.REPLY_TYPE_ERROR_BIT:
                 body = bytes(self._receive(length))
                 code = struct.unpack(">I", body[:4])[0] if length >= 6 else 0
                 raise self._wrong(f"error {code} {body[6:].decode(errors='replace')}")
-            if kind == _CHUNK_NONE:
+            if kind == nbd.REPLY_TYPE_NONE:
                 self._receive(length)
             else:
                 yield kind, length
-            if flags & _FLAG_DONE:
+            if flags & nbd.REPLY_FLAG_DONE:
                 return
 
     def status(self) -> Iterator[tuple[int, int, bool]]:
@@ -198,13 +190,17 @@ class NbdClient:
     def _status(self, offset: int, length: int) -> list[tuple[int, bool]]:
         with self._lock:
             try:
-                handle = self._request(_CMD_STATUS, offset, length)
+                handle = self._request(nbd.CMD_BLOCK_STATUS, offset, length)
                 found: list[tuple[int, bool]] = []
                 for kind, size in self._chunks(handle, length):
                     body = bytes(self._receive(size))
-                    if kind != _CHUNK_STATUS or (size - 4) % 8 or struct.unpack(">I", body[:4])[0] != self._context:
+                    if (
+                        kind != nbd.REPLY_TYPE_BLOCK_STATUS
+                        or (size - 4) % 8
+                        or struct.unpack(">I", body[:4])[0] != self._context
+                    ):
                         raise self._wrong("a status request with something else")
-                    found += [(run, bool(flags & _STATE_ZERO)) for run, flags in struct.iter_unpack(">II", body[4:])]
+                    found += [(run, bool(flags & nbd.STATE_ZERO)) for run, flags in struct.iter_unpack(">II", body[4:])]
                 if not sum(run for run, _ in found):
                     raise self._wrong("a status request with nothing")
                 return found

@@ -1,0 +1,267 @@
+"""One client of the NBD server: bytes from its socket to requests, and the threads that carry them out."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from safehold.blocks.execution import Execution
+from safehold.model.progress import Progress
+from safehold.ports.export import ExportDirectory
+from safehold.wire import nbd_protocol as nbd
+from safehold.wire.nbd_handshake import Agreed, Handshake, HangUp
+from safehold.wire.nbd_replies import CAPACITY, Replies
+
+__all__ = ["Connection"]
+
+_GLANCE = 64 * 1024
+"""Bytes asked of the socket without knowing what comes: many small requests, and not much of the payload of a large one,
+of which the rest is received in one piece to where it stays."""
+_USUAL = 1024 * 1024 + _GLANCE
+"""Size in bytes of the buffer that a connection keeps; longer payloads get one of their own while they are carried out."""
+_SLOW = 4
+"""Threads of one connection for requests that wait for durability or for a vault."""
+_WAITING = 64
+"""Slow requests of one connection that are under way or wait for a thread; with more, its next requests wait too."""
+_HEADER = nbd.REQUEST.size
+_unpack = nbd.REQUEST.unpack_from
+
+
+class Connection:
+    """Serves one client on the thread that calls `serve`. `stop` and `cut` may be called from any thread.
+
+    Requests are carried out in the order in which they come, except for those that have to wait (flushes, FUA, reads that
+    are not `ready`): a few threads do those, so replies come in any order, as the protocol allows.
+    """
+
+    def __init__(self, client: socket.socket, directory: ExportDirectory, patience: float, progress: Progress) -> None:
+        """`patience` in seconds is the time for the whole negotiation."""
+        self._socket = client
+        self._directory = directory
+        self._patience = patience
+        self._progress = progress
+        self._sending = threading.Lock()
+        self._stopping = False
+        self._gone = False
+
+    def serve(self) -> None:
+        """Return when the client has left, broken the protocol or been stopped, and nothing of it is under way."""
+        try:
+            agreed = self._negotiate()
+            if agreed is None:
+                return
+            try:
+                self._transmit(agreed)
+            finally:
+                self._directory.release(agreed.name)
+        except (HangUp, OSError):
+            pass
+        finally:
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Take no more requests: what is under way ends, what has been received besides is answered with ESHUTDOWN."""
+        self._stopping = True
+        self._shut(socket.SHUT_RD)
+
+    def cut(self) -> None:
+        """Give up a client that does not take its replies."""
+        self._shut(socket.SHUT_RDWR)
+
+    def _shut(self, direction: int) -> None:
+        try:
+            self._socket.shutdown(direction)
+        except OSError:
+            pass
+
+    # -- negotiation -------------------------------------------------------------------------------------------------
+
+    def _negotiate(self) -> Agreed | None:
+        deadline = time.monotonic() + self._patience
+        talk = Handshake(self._directory)
+        try:
+            self._socket.settimeout(self._patience)
+            self._socket.sendall(talk.greeting)
+            talk.flags(self._receive(4, deadline))
+            while talk.agreed is None:
+                length = talk.header(self._receive(nbd.OPTION.size, deadline))
+                self._socket.sendall(talk.option(self._receive(length, deadline)))
+        except HangUp as reason:
+            if len(reason.args) > 1:
+                self._socket.sendall(reason.args[1])
+            return None
+        except OSError:
+            if talk.agreed is not None:
+                self._directory.release(talk.agreed.name)
+            return None
+        self._socket.settimeout(None)
+        return talk.agreed
+
+    def _receive(self, length: int, deadline: float) -> bytes:
+        data = b""
+        while len(data) < length:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise HangUp("a client that negotiates for too long")
+            self._socket.settimeout(left)
+            got = self._socket.recv(length - len(data))
+            if not got:
+                raise HangUp("the client left")
+            data += got
+        return data
+
+    # -- transmission ------------------------------------------------------------------------------------------------
+
+    def _send(self, data: memoryview) -> None:
+        with self._sending:
+            self._socket.sendall(data)
+
+    def _transmit(self, agreed: Agreed) -> None:
+        execution = Execution(agreed.export, agreed.name, agreed.context, self._progress)
+        replies = Replies(self._send, agreed.structured)
+        slow = _SlowLane(self._send, agreed.structured, self.cut)
+        try:
+            self._loop(agreed, execution, replies, slow)
+        finally:
+            self._gone = True
+            slow.close()
+            if self._stopping and not agreed.export.read_only:
+                execution.flush()
+
+    def _loop(self, agreed: Agreed, execution: Execution, replies: Replies, slow: _SlowLane) -> None:
+        """Receive, carry out all that has come whole, send the replies together, and only then wait for more."""
+        ready, refusal, read, write = agreed.export.ready, execution.refusal, execution.read, execution.write
+        usual = memoryview(bytearray(_USUAL))
+        buffer, at, end = usual, 0, 0
+        while True:
+            needed = _HEADER
+            while end - at >= _HEADER:
+                magic, flags, command, cookie, offset, length = _unpack(buffer, at)
+                if magic != nbd.REQUEST_MAGIC:
+                    return
+                start = at + _HEADER
+                if command == nbd.CMD_WRITE:
+                    if length > nbd.LARGEST_PAYLOAD:
+                        return
+                    needed = _HEADER + length
+                    if end - at < needed:
+                        break
+                    at += needed
+                    needed = _HEADER
+                else:
+                    at = start
+                    if command == nbd.CMD_DISC:
+                        replies.flush()
+                        return
+                error = errno.ESHUTDOWN if self._stopping else refusal(flags, command, offset, length)
+                if error:
+                    if command == nbd.CMD_READ or command == nbd.CMD_BLOCK_STATUS:
+                        replies.failed(cookie, error)
+                    else:
+                        replies.done(cookie, error)
+                elif command == nbd.CMD_READ:
+                    if ready(offset, length):
+                        read(flags, cookie, offset, length, replies)
+                    else:
+                        slow.add(replies, self._late_read(execution, flags, cookie, offset, length))
+                elif command == nbd.CMD_WRITE:
+                    error = write(offset, buffer[start : start + length])
+                    self._changed(execution, flags, cookie, error, replies, slow)
+                elif command == nbd.CMD_BLOCK_STATUS:
+                    execution.status(flags, cookie, offset, length, replies)
+                elif command == nbd.CMD_FLUSH:
+                    self._changed(execution, nbd.CMD_FLAG_FUA, cookie, 0, replies, slow)
+                elif command == nbd.CMD_CACHE:
+                    slow.add(replies, self._late_fetch(execution, cookie, offset, length))
+                else:
+                    error = execution.clear(flags, command, offset, length)
+                    self._changed(execution, flags, cookie, error, replies, slow)
+            replies.flush()
+            buffer, at, end = _make_room(usual, buffer, at, end, needed)
+            if needed > end - at + _GLANCE:
+                got = self._socket.recv_into(buffer[end:], at + needed - end, socket.MSG_WAITALL)
+            else:
+                got = self._socket.recv_into(buffer[end:], _GLANCE)
+            if not got:
+                return
+            end += got
+
+    def _changed(
+        self, execution: Execution, flags: int, cookie: int, error: int, replies: Replies, slow: _SlowLane
+    ) -> None:
+        """Answer a change; with FUA, once it is durable."""
+        if error or not flags & nbd.CMD_FLAG_FUA:
+            replies.done(cookie, error)
+        else:
+            slow.add(replies, lambda late: late.done(cookie, execution.flush()))
+
+    def _late_read(
+        self, execution: Execution, flags: int, cookie: int, offset: int, length: int
+    ) -> Callable[[Replies], None]:
+        def read(late: Replies) -> None:
+            if self._gone:
+                return
+            if self._stopping:
+                late.failed(cookie, errno.ESHUTDOWN)
+            else:
+                execution.read(flags, cookie, offset, length, late)
+
+        return read
+
+    def _late_fetch(self, execution: Execution, cookie: int, offset: int, length: int) -> Callable[[Replies], None]:
+        def fetch(late: Replies) -> None:
+            if self._gone:
+                return
+            if self._stopping:
+                late.done(cookie, errno.ESHUTDOWN)
+            else:
+                execution.fetch(cookie, offset, length, late)
+
+        return fetch
+
+
+class _SlowLane:
+    """A few threads for the requests of one connection that wait for something; they start with the first of these."""
+
+    def __init__(self, send: Callable[[memoryview], None], structured: bool, cut: Callable[[], None]) -> None:
+        self._send = send
+        self._structured = structured
+        self._cut = cut
+        self._threads = ThreadPoolExecutor(_SLOW, thread_name_prefix="nbd-slow")
+        self._places = threading.BoundedSemaphore(_WAITING)
+
+    def add(self, waiting: Replies, job: Callable[[Replies], None]) -> None:
+        """Carry out `job` on another thread; `waiting` are replies that must not wait where all places are taken."""
+        if not self._places.acquire(blocking=False):
+            waiting.flush()
+            self._places.acquire()
+        self._threads.submit(self._run, job)
+
+    def _run(self, job: Callable[[Replies], None]) -> None:
+        try:
+            late = Replies(self._send, self._structured, CAPACITY)
+            job(late)
+            late.flush()
+        except OSError:
+            self._cut()
+        finally:
+            self._places.release()
+
+    def close(self) -> None:
+        """Return when nothing is under way."""
+        self._threads.shutdown(wait=True)
+
+
+def _make_room(usual: memoryview, buffer: memoryview, at: int, end: int, needed: int) -> tuple[memoryview, int, int]:
+    """A buffer with room for `needed` bytes of a request that begins at `at`, and where its bytes begin and end there."""
+    waiting = end - at
+    room = max(needed, waiting + _GLANCE)
+    if at + room <= len(buffer) and (buffer is usual or waiting):
+        return (buffer, at, end) if waiting else (buffer, 0, 0)
+    target = usual if room <= len(usual) else memoryview(bytearray(room))
+    target[:waiting] = buffer[at:end]
+    return target, 0, waiting

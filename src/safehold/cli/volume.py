@@ -362,3 +362,16 @@ def serve(access: Access) -> None:
             ready,
             run.ctx,
         )
+
+
+@volume.command()
+def stop() -> None:
+    """End the volume service, to upgrade it or to shut down. Attached disks wait for its return, for half a minute."""
+    with Run.begin() as run:
+        client = VolumeClient(run.paths, os.environ, run.ctx)
+        attached = ", ".join(client.attachments())
+        client.stop()
+    print(
+        "the volume service has ended"
+        + (f"; {attached} wait for it, for half a minute: safehold volume list" if attached else "")
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -25,6 +24,9 @@ _PATIENCE = 600.0
 
 _START = 20.0
 """Seconds until a service that was started has to answer."""
+
+_STOP = 60.0
+"""Seconds that a service may take to put its volumes away."""
 
 
 @dataclass(frozen=True)
@@ -64,29 +66,43 @@ class VolumeClient:
             return False
         return True
 
+    def stop(self) -> None:
+        """Return when the service has ended. ServiceAbsent where it does not run, FailedError where it does not end."""
+        process = int(ask(self._paths.volume_control, {"verb": "ping"}, 5.0)["result"]["pid"])
+        ask(self._paths.volume_control, {"verb": "stop"}, 5.0)
+        end = time.monotonic() + _STOP
+        while Path(f"/proc/{process}").exists() and self.running():
+            if time.monotonic() > end:
+                raise FailedError("the volume service does not end", on=f"process {process}", remedy="see its log")
+            time.sleep(0.05)
+
     def _start(self) -> None:
         self._paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         log = self._paths.state / "volumes.log"
-        with open(log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "safehold", "volume", "serve"],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                cwd="/",
-                env=self._environment,
-                start_new_session=True,
-            )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        # Not a child that anybody waits for: it outlives this run.
+        process = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "safehold", "volume", "serve"],
+            self._environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
         end = time.monotonic() + _START
         while not self.running():
-            if process.poll() is not None or time.monotonic() > end:
+            ended, _ = os.waitpid(process, os.WNOHANG)
+            if ended or time.monotonic() > end:
                 raise FailedError(
                     f"the volume service did not start: {_last_line(log)}",
                     on=str(log),
                     remedy="start it: safehold volume serve",
                 )
             time.sleep(0.05)
-        self._ctx.progress.note(f"the volume service was started (process {process.pid}, log {log})")
+        self._ctx.progress.note(f"the volume service was started (process {process}, log {log})")
 
     # -- devices -----------------------------------------------------------------------------------------------------
 

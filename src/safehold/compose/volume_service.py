@@ -46,7 +46,7 @@ def serve_volumes(
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)
     exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
-    control = ControlServer(paths.volume_control, Orders(service).answer)
+    control = ControlServer(paths.volume_control, Orders(service, ctx.cancel.cancel).answer)
     try:
         service.start()
         ready()
@@ -64,10 +64,13 @@ def _on_device(blocks: Blocks) -> Topology:
 class Orders:
     """Carries out what the command line asks the service for."""
 
-    def __init__(self, service: VolumeService) -> None:
+    def __init__(self, service: VolumeService, stop: Callable[[], None]) -> None:
+        """`stop` asks the process to end."""
         self._service = service
+        self._stop = stop
         self._verbs: dict[str, Callable[[Mapping[str, object]], object]] = {
             "ping": lambda order: {"pid": os.getpid()},
+            "stop": lambda order: self._stop(),
             "create": self._create,
             "list": self._list,
             "show": lambda order: self._volume(self._service.directory.get(_text(order, "name"))),

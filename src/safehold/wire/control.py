@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safehold.model import errors
 from safehold.model.errors import FailedError, SafeholdError
@@ -22,7 +23,7 @@ class ServiceAbsent(FailedError):
     """Nobody answers on the socket."""
 
 
-def ask(path: Path, question: Mapping[str, object], timeout: float) -> dict[str, object]:
+def ask(path: Path, question: Mapping[str, object], timeout: float) -> dict[str, Any]:
     """The answer of whoever listens there. Raises the SafeholdError that it answers with, and ServiceAbsent where nobody does."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:

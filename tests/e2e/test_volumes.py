@@ -1,0 +1,309 @@
+"""Live volumes through the shipped program, judged by fio, fsck, cmp, diff and qemu-img."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from safehold.testing.program import Program
+from safehold.wire.control import ask
+
+MIB = 1 << 20
+
+
+class Host:
+    """A machine with a vault and the program; its home is short, as the path of a socket has to be."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.program = Program(home)
+        self.program.run("vault", "init", home / "vault", "--kit-file", home / "kit.txt")
+
+    @property
+    def control(self) -> Path:
+        return self.home / "run" / "volumes.control"
+
+    @property
+    def socket(self) -> Path:
+        return self.home / "run" / "volumes.nbd"
+
+    def pid(self) -> int:
+        return int(ask(self.control, {"verb": "ping"}, 5)["result"]["pid"])
+
+    def nbd(self, name: str) -> str:
+        return f"nbd+unix:///{name}?socket={self.socket}"
+
+    def show(self, name: str) -> dict[str, object]:
+        told: dict[str, object] = self.program.json("volume", "show", name)
+        return told
+
+    def wait_until_here(self, name: str) -> None:
+        for _ in range(400):
+            if not self.show(name)["missing"]:
+                return
+            time.sleep(0.05)
+        raise AssertionError("never filled in")
+
+    def close(self) -> None:
+        for attached in (self.home / "run" / "attached").glob("*.json"):
+            place = json.loads(attached.read_text())["mount"]
+            if place:
+                subprocess.run(["umount", place], check=False)
+            self.program.run("volume", "detach", attached.stem, code=None)
+        with contextlib.suppress(Exception):
+            process = self.pid()
+            os.kill(process, signal.SIGTERM)
+            for _ in range(200):
+                if not Path(f"/proc/{process}").exists():
+                    break
+                time.sleep(0.05)
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with tempfile.TemporaryDirectory(prefix="sh", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        made = Host(Path(folder))
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def run(*command: object) -> str:
+    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+
+
+def test_without_root_through_nbd(host: Host, tmp_path: Path) -> None:
+    """qemu-img writes and reads; each generation comes back bit for bit; equal to what a plain restore gives."""
+    first = tmp_path / "first.img"
+    first.write_bytes(random.Random(1).randbytes(5 * MIB) + bytes(3 * MIB) + random.Random(2).randbytes(MIB))
+    host.program.run("volume", "create", "data", "--size", "9M")
+    run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", first, host.nbd("data"))
+    one = host.program.json("volume", "snapshot", "data", "--wait")
+    second = tmp_path / "second.img"
+    shutil.copy(first, second)
+    with second.open("r+b") as file:
+        file.seek(2 * MIB)
+        file.write(b"changed" * 1000)
+    run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", second, host.nbd("data"))
+    two = host.program.json("volume", "snapshot", "data", "--wait")
+    assert two["stored"] < 2 * 512 * 1024
+
+    for made, image in ((one, first), (two, second)):
+        plain = tmp_path / f"{made['point']}.img"
+        host.program.run("restore", f"data@{made['point']}", "--to", plain)
+        run("cmp", plain, image)
+        name = f"v{made['point'][:6]}"
+        host.program.run("restore", f"data@{made['point']}", "--to", f"volume:{name}")
+        run("qemu-img", "compare", "-f", "raw", "-F", "raw", image, host.nbd(name))
+        host.wait_until_here(name)
+        run("qemu-img", "compare", "-f", "raw", "-F", "raw", image, host.nbd(name))
+    assert host.program.json("verify", "--data")["ok"]
+    ranges = host.program.json("volume", "changed", f"data@{one['point']}", f"data@{two['point']}")["ranges"]
+    assert ranges == [[2 * MIB, 2 * MIB + 512 * 1024]]
+
+
+def device(host: Host, name: str) -> str:
+    return str(host.program.json("volume", "attach", name)["device"])
+
+
+def test_a_disk_that_is_lost_comes_back_on_a_file_system(host: Host, tmp_path: Path) -> None:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    host.program.run("volume", "create", "data", "--size", "128M")
+    disk = device(host, "data")
+    run("mkfs.ext4", "-q", disk)
+    run("mount", disk, place)
+    shutil.copytree("/usr/share/doc/base-files", place / "doc")
+    run("sync", "-f", place)
+    host.program.run("volume", "snapshot", "data", "--wait")
+    shutil.rmtree(place / "doc")
+    run("umount", place)
+    run("wipefs", "-a", disk)
+    host.program.run("volume", "detach", "data")
+
+    host.program.run("restore", "data@latest", "--to", "volume:data2")
+    host.program.run("volume", "attach", "data2", "--mount", place)
+    run("diff", "-r", "/usr/share/doc/base-files", place / "doc")
+    host.program.run("volume", "delete", "data2", "--yes", code=2)
+    host.program.run("volume", "detach", "data2")
+    host.wait_until_here("data2")
+    disk = device(host, "data2")
+    run("e2fsck", "-fn", disk)
+    host.program.run("volume", "detach", "data2")
+    host.program.run("volume", "delete", "data2", "--yes")
+    host.program.run("volume", "delete", "data2", "--undo")
+
+
+def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    host.program.run("volume", "create", "data", "--size", "64M")
+    disk = device(host, "data")
+    run("mkfs.ext4", "-q", disk)
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "attach", "data", "--mount", place, "--options", "noatime")
+    (place / "which").write_text("old")
+    host.program.run("volume", "snapshot", "data", "--wait")
+    run("sync", "-f", place)
+    host.program.run("volume", "snapshot", "data", "--wait")
+    (place / "which").write_text("newer")
+    host.program.run("restore", "data@latest", "--to", "volume:data2")
+    told = host.program.run("volume", "switch", "data", "--to", "data2", "--yes").stdout
+    assert "OUTAGE" in told
+    assert (place / "which").read_text() == "old"
+    assert "noatime" in run("findmnt", "-n", "-o", "OPTIONS", place)
+    host.program.run("volume", "switch", "data", "--to", "data2", "--back", "--yes")
+    assert (place / "which").read_text() == "newer"
+
+
+def fio(place: Path, seconds: int) -> subprocess.Popen[str]:
+    words = ["fio", "--name=w", f"--directory={place}", "--rw=randwrite", "--bs=4k", "--size=24M", "--ioengine=psync"]
+    words += ["--verify=crc32c", "--verify_backlog=500", "--fsync=64", "--numjobs=2", "--group_reporting"]
+    words += ["--time_based", f"--runtime={seconds}", "--output-format=json"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_killed_service_is_not_noticed_on_the_file_system(host: Host, tmp_path: Path) -> None:
+    """kill -9 while a file system is written, twice, and once while a snapshot is on its way; fio checks what it wrote."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    host.program.run("volume", "create", "data", "--size", "128M")
+    run("mkfs.ext4", "-q", device(host, "data"))
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "attach", "data", "--mount", place)
+    writer = fio(place, 9)
+    time.sleep(1.5)
+    for snapshot in (False, True):
+        if snapshot:
+            host.program.run("volume", "snapshot", "data")
+        os.kill(host.pid(), signal.SIGKILL)
+        time.sleep(1.5)
+        host.program.run("volume", "list")
+        time.sleep(1.5)
+    told, _ = writer.communicate(timeout=120)
+    assert writer.returncode == 0, told
+    job = json.loads(told[told.index("{") :])["jobs"][0]
+    assert job["error"] == 0
+    assert job["write"]["total_ios"] > 100
+    host.program.run("volume", "snapshot", "data", "--wait")
+    snapshots = host.show("data")["snapshots"]
+    assert [one["state"] for one in snapshots] == ["completed", "completed"]  # type: ignore[attr-defined, union-attr]
+    run("umount", place)
+    run("e2fsck", "-fn", host.show("data")["device"])
+
+
+class Writer:
+    """A client that writes over NBD and counts what was acknowledged."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.settimeout(30)
+        self.connection.connect(str(path))
+        self._take(18)
+        self.connection.sendall(struct.pack(">I", 3))
+        self.connection.sendall(struct.pack(">QII", 0x49484156454F5054, 1, len(name)) + name.encode())
+        self._take(10)
+
+    def _take(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            part = self.connection.recv(length - len(data))
+            if not part:
+                raise ConnectionError
+            data += part
+        return data
+
+    def write(self, offset: int, data: bytes, flags: int = 0) -> None:
+        self.connection.sendall(struct.pack(">IHHQQI", 0x25609513, flags, 1, 7, offset, len(data)) + data)
+        _, error, _ = struct.unpack(">IIQ", self._take(16))
+        assert error == 0
+
+
+def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_path: Path) -> None:
+    """SIGKILL during writes, seals, uploads, folds and hydration; each time everything acknowledged is there, and every
+    snapshot completes as what it was.
+    """
+    rng = random.Random(5)
+    size = 4 * MIB
+    host.program.run("volume", "create", "data", "--size", "4M")
+    model = bytearray(size)
+    expected: dict[str, bytes] = {}
+    for _ in range(12):
+        writer = Writer(host.socket, "data")
+        pid = host.pid()
+        timer = threading.Timer(rng.random() * 0.25, os.kill, (pid, signal.SIGKILL))
+        timer.start()
+        unsure: tuple[int, bytes] | None = None
+        with writer.connection, contextlib.suppress(ConnectionError, OSError):
+            for _ in range(100_000):
+                offset = rng.randrange(size // 4096) * 4096
+                data = rng.randbytes(4096)
+                unsure = (offset, data)
+                writer.write(offset, data)
+                model[offset : offset + 4096] = data
+                if rng.random() < 0.02:
+                    order = {"verb": "snapshot", "names": ["data"], "asked": "crash", "achieved": "crash", "tags": {}}
+                    with contextlib.suppress(Exception):
+                        expected[ask(host.control, order, 5)["result"]["id"]] = bytes(model)
+        timer.join()
+        assert not Path(f"/proc/{pid}/exe").exists()
+        host.program.run("volume", "list")
+        image = tmp_path / "now.img"
+        image.unlink(missing_ok=True)
+        run("qemu-img", "convert", "-f", "raw", "-O", "raw", host.nbd("data"), image)
+        now = image.read_bytes()
+        if now != model:
+            assert unsure is not None
+            offset, data = unsure
+            model[offset : offset + 4096] = data
+        assert now == model
+    host.program.run("volume", "snapshot", "data", "--wait")
+    seen = 0
+    for one in host.show("data")["snapshots"]:  # type: ignore[attr-defined]
+        assert one["state"] == "completed"
+        if one["id"] in expected:
+            seen += 1
+            image = tmp_path / f"{one['id']}.img"
+            host.program.run("restore", f"data@{one['point']}", "--to", image)
+            assert image.read_bytes() == expected[one["id"]]
+    assert seen > 5
+    assert host.program.json("verify", "--data")["ok"]
+
+
+def test_rubbish_orders(host: Host) -> None:
+    program = host.program
+    program.run("volume", "show", "nothing", code=2)
+    program.run("volume", "create", "../x", "--size", "1M", code=2)
+    program.run("volume", "create", "x", code=2)
+    program.run("volume", "create", "x", "--size", "0", code=2)
+    program.run("volume", "create", "x", "--from", "nothing@latest", code=2)
+    program.run("volume", "create", "x", "--size", "1M")
+    program.run("volume", "create", "x", "--size", "1M", code=1)
+    program.run("volume", "snapshot", "x", "--require", "application", code=7)
+    program.run("volume", "detach", "x", code=2)
+    program.run("volume", "resize", "x", "--size", "1K", code=2)
+    program.run("volume", "delete", "x", code=2)
+    program.run("volume", "serve", code=1)
+    with socket.socket(socket.AF_UNIX) as rubbish:
+        rubbish.connect(str(host.control))
+        rubbish.sendall(b"\xff\x00{[" * 100 + b"\n")
+        rubbish.settimeout(5)
+        assert rubbish.recv(10) == b""
+    assert program.json("volume", "show", "x")["size"] == MIB
+    program.run("volume", "stop")
+    program.run("volume", "stop", code=1)

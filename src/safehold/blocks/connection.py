@@ -27,6 +27,9 @@ _SLOW = 4
 """Threads of one connection for requests that wait for durability or for a vault."""
 _WAITING = 64
 """Slow requests of one connection that are under way or wait for a thread; with more, its next requests wait too."""
+_UNDERWAY = 2 * 1024 * 1024
+"""Bytes of replies that the kernel is asked to hold (socket(7): SO_SNDBUF, up to wmem_max), so that reading for the next
+request goes on while the client takes the last."""
 _HEADER = nbd.REQUEST.size
 _unpack = nbd.REQUEST.unpack_from
 
@@ -99,6 +102,7 @@ class Connection:
                 self._directory.release(talk.agreed.name)
             return None
         self._socket.settimeout(None)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNDERWAY)
         return talk.agreed
 
     def _receive(self, length: int, deadline: float) -> bytes:

@@ -15,7 +15,7 @@ from safehold.app.backup import this_host
 from safehold.app.service import Memory, Result, run_due
 from safehold.cli.running import Run, json_option, print_json
 from safehold.compose.configuration import Configuration, load_configuration
-from safehold.compose.unattended import Opener, jobs, notify, write_metrics
+from safehold.compose.unattended import Opener, jobs, notify, variables, write_metrics
 from safehold.model.errors import UsageError
 from safehold.model.units import format_duration, format_size
 
@@ -89,6 +89,24 @@ Persistent=yes
 
 [Install]
 WantedBy=timers.target
+"""
+
+VOLUMES = """\
+[Unit]
+Description=Safehold volumes, served over NBD
+# Attached disks wait half a minute for a service that went away: a restart or an upgrade is not noticed.
+
+[Service]
+Type=exec
+ExecStart={program} volume serve
+{environment}Restart=always
+RestartSec=1
+TimeoutStopSec=90
+UMask=0077
+NoNewPrivileges=yes
+
+[Install]
+WantedBy=multi-user.target
 """
 
 
@@ -221,10 +239,10 @@ def _document(result: Result) -> dict[str, object]:
     "--to", "directory", type=click.Path(path_type=Path, file_okay=False), help="Write the units here instead."
 )
 def install_units(path: Path | None, user: bool, directory: Path | None) -> None:
-    """Write a systemd service and timer that run what is due, and print how to switch them on."""
+    """Write a systemd service and timer that run what is due and a service that serves volumes, and print how to switch them on."""
     with Run.begin() as run:
         place = _place(run, path).absolute()
-        load_configuration(place)
+        settings = load_configuration(place)
         home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         where = directory or (home / "systemd/user" if user else Path("/etc/systemd/system"))
         program = (
@@ -234,10 +252,14 @@ def install_units(path: Path | None, user: bool, directory: Path | None) -> None
             where.mkdir(parents=True, exist_ok=True)
             (where / "safehold.service").write_text(SERVICE.format(program=program, config=place))
             (where / "safehold.timer").write_text(TIMER)
+            first = next(iter(settings.vaults.values()))
+            opens = "".join(f'Environment="{name}={value}"\n' for name, value in variables(first).items())
+            (where / "safehold-volumes.service").write_text(VOLUMES.format(program=program, environment=opens))
         except OSError as error:
             raise UsageError(
                 f"units cannot be written ({error.strerror})", on=str(where), remedy="run it as root, or with --user"
             ) from error
     flag = " --user" if user else ""
-    print(f"safehold.service and safehold.timer are in {where}. Next:")
+    print(f"safehold.service, safehold.timer and safehold-volumes.service are in {where}. Next:")
     print(f"  systemctl{flag} daemon-reload && systemctl{flag} enable --now safehold.timer")
+    print(f"  systemctl{flag} enable --now safehold-volumes.service      # where this machine serves volumes")

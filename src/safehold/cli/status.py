@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from safehold.app.status import Standing, standings
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
+from safehold.compose.volume_client import VolumeClient
 from safehold.model.errors import OverdueError, UsageError
 from safehold.model.units import format_duration, format_size, format_time, parse_span
 
@@ -28,11 +31,12 @@ def status(resource: str | None, max_age: str | None, access: Access, as_json: b
     with Run.begin() as run:
         opened = run.open(access)
         found = standings(opened, run.ctx, limit)
+        problems = [str(problem) for problem in opened.problems]
+        problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
     if resource is not None:
         found = [one for one in found if one.resource == resource]
         if not found:
             raise OverdueError("no points of this resource", on=resource, remedy="see what there is: safehold status")
-    problems = [str(problem) for problem in opened.problems]
     overdue = [one for one in found if one.overdue]
     if as_json:
         resources = {one.resource: _document(one) for one in found}

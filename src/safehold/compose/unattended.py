@@ -27,7 +27,7 @@ from safehold.model.resource import ResourceRef
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
-__all__ = ["Opener", "jobs", "notify", "write_metrics"]
+__all__ = ["Opener", "jobs", "notify", "variables", "write_metrics"]
 
 _PATIENCE = 60.0
 """Seconds that a failure command or address may take."""
@@ -45,11 +45,11 @@ class Opener:
         settings = self._configuration.vaults[name]
         with _environment(settings.environment):
             stores = open_stores(settings.place, self._ctx.clock)
-            credentials = find_credentials(_variables(settings), None, None, None, _nobody)
+            credentials = find_credentials(variables(settings), None, None, None, _nobody)
             return open_vault(stores, credentials, places(self._paths), self._ctx)
 
 
-def _variables(settings: VaultSettings) -> dict[str, str]:
+def variables(settings: VaultSettings) -> dict[str, str]:
     """The settings as the environment variables that mean the same."""
     return {
         name: value

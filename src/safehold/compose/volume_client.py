@@ -66,6 +66,20 @@ class VolumeClient:
             return False
         return True
 
+    def problems(self) -> list[str]:
+        """What somebody should look at; asks a service that runs, and starts none."""
+        found = []
+        try:
+            told = ask(self._paths.volume_control, {"verb": "list"}, 5.0)["result"]
+        except ServiceAbsent:
+            return [
+                f"volume {one.volume} is {one.device}{f' on {one.mount}' if one.mount else ''}, and nobody serves it: its requests wait "
+                f"{devices.RECONNECT} seconds and then fail → safehold volume serve"
+                for one in self.attachments().values()
+            ]
+        found += [f"volume {one['name']}: {one['problem']}" for one in told["volumes"] if one["problem"]]
+        return found + [f"volume {name} cannot be opened: {why}" for name, why in told["broken"].items()]
+
     def stop(self) -> None:
         """Return when the service has ended. ServiceAbsent where it does not run, FailedError where it does not end."""
         process = int(ask(self._paths.volume_control, {"verb": "ping"}, 5.0)["result"]["pid"])

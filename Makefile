@@ -39,10 +39,11 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: setup ## Compare with restic and borg in one run; writes docs/benchmarks.md
+bench: setup ## Compare with restic, borg and nbdkit in one run; writes docs/benchmarks.md
 	@scripts/debian-packages bench
 	$(BIN)/python -m bench.peers
 	$(BIN)/python -m bench.trees
+	$(BIN)/python -m bench.nbd
 
 soak: setup ## Run the long tests
 	@scripts/debian-packages test

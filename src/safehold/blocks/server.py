@@ -73,18 +73,27 @@ class NbdServer:
                 self._progress.warn(f"a client could not be let in ({error})")
                 time.sleep(0.1)  # out of descriptors, most likely: what is served goes on
                 continue
-            with self._lock:
-                if self._stopped or len(self._serving) >= self._clients:
-                    client.close()
-                    refused = not self._stopped
-                else:
-                    connection = Connection(client, self._directory, self._patience, self._progress)
-                    thread = threading.Thread(target=self._serve, args=(connection,), name="nbd-client", daemon=True)
-                    self._serving[connection] = thread
+            if not self._begin(client):
+                client.close()
+
+    def _begin(self, client: socket.socket) -> bool:
+        """True where a thread serves this client from here on."""
+        connection = Connection(client, self._directory, self._patience, self._progress)
+        thread = threading.Thread(target=self._serve, args=(connection,), name="nbd-client", daemon=True)
+        with self._lock:
+            if self._stopped:
+                return False
+            full = len(self._serving) >= self._clients
+            if not full:
+                self._serving[connection] = thread
+                try:
                     thread.start()
-                    refused = False
-            if refused:
-                self._progress.warn(f"a client was turned away: {self._clients} are connected")
+                except RuntimeError:  # the system has no thread to give
+                    del self._serving[connection]
+                    full = True
+        if full:
+            self._progress.warn(f"a client was turned away: {len(self._serving)} are connected")
+        return not full
 
     def _serve(self, connection: Connection) -> None:
         try:

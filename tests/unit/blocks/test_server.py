@@ -179,6 +179,8 @@ def test_a_long_read_is_data_and_holes(client: RawClient, export: MemoryExport) 
     assert chunks[0].body[8:] + bytes(65536) + chunks[2].body[8:] == export.content[4096:204_096]
     whole = client.chunk()
     assert whole.body[8:] == export.content[4096:204_096]
+    client.send(request(nbd.CMD_READ, 3, 61440, 65536 + 4096))
+    assert [(c.kind, c.flags) for c in (client.chunk(), client.chunk())] == [(1, 0), (2, nbd.REPLY_FLAG_DONE)]
 
 
 @pytest.mark.parametrize("structured", [True, False])

@@ -6,11 +6,12 @@ import contextlib
 import os
 import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import safehold
+from safehold.app.downtime import Downtime, Stillness, announcement, together
 from safehold.backup.disk import LANES, store_disk
 from safehold.backup.stored import StoredContent
 from safehold.backup.stream import store_stream
@@ -24,6 +25,7 @@ from safehold.model.resource import ResourceRef
 from safehold.ports.blocks import Blocks
 from safehold.ports.source import Capture, Source
 from safehold.ports.tree import ByteStream, Tree
+from safehold.quiesce.holding import Held, hold
 from safehold.vault.catalogue import Point
 from safehold.vault.records import Member, PointBody, SessionInfo
 from safehold.vault.session import Session
@@ -49,23 +51,31 @@ class Host:
 
 @dataclass(frozen=True)
 class BackupOptions:
-    """What the user asked for. `adopt` lets this host go on with a history that another host began."""
+    """What the user asked for. `adopt` lets this host go on with a history that another host began. `downtime` makes the resource quiet
+    while it is read.
+    """
 
     require: Consistency | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     keep: bool = False
     adopt: bool = False
+    downtime: Downtime | None = None
 
     def least(self, kind: str) -> Consistency:
-        """The least consistency that will do: what was asked for, else crash for disks, and for what is read piece by piece none."""
+        """The least consistency that will do: what was asked for, else what the brackets promise, and at least crash for disks. What is read
+        piece by piece promises none.
+        """
         if self.require is not None:
             return self.require
-        return Consistency.CRASH if kind == "volume" else Consistency.NONE
+        least = Consistency.CRASH if kind == "volume" else Consistency.NONE
+        return max(least, self.downtime.promises) if self.downtime else least
 
 
 @dataclass(frozen=True)
 class BackupOutcome:
-    """A committed point and what it cost. Sizes in bytes, `seconds` of wall time. `partial` says what is missing in it."""
+    """A committed point and what it cost. Sizes in bytes, `seconds` of wall time. `partial` says what is missing in it,
+    `pause` for how many seconds others had to wait.
+    """
 
     resource: str
     point: str
@@ -78,6 +88,7 @@ class BackupOutcome:
     seconds: float
     entries: int = 0
     partial: tuple[str, ...] = ()
+    pause: float = 0.0
 
 
 def this_host(state: Path) -> Host:
@@ -161,17 +172,19 @@ def back_up(
     program = f"safehold {safehold.__version__} python {platform.python_version()}"
     info = SessionInfo(host.id, host.boot, os.getpid(), process_start(os.getpid()), program, started, ctx.run_id)
     require = options.least(ref.kind)
-    with source.capture(ref, require, ctx) as capture, vault.session(info, LANES + 1) as session:
+    with _reading(vault, source, ref, options, info, previous, ctx) as (capture, session, held):
         stored = _store(vault, session, capture, writer.dedup_key, ctx)
-        session.flush()
-        achieved = capture.achieved
+        taken = capture.taken
+        achieved = together(capture.achieved, held.confirm())
         if achieved < require:
             raise ConsistencyError(
                 f"{ref.name} was being written during the backup: {achieved.label} reached, {require.label} asked for",
                 on=ref.location,
                 remedy="stop what writes to it, or accept it with --require none; what was uploaded is reused",
             )
-        member = _member(vault, capture, stored, options, achieved, previous)
+        held.release()
+        session.flush()
+        member = _member(vault, capture, stored, options, Stillness(achieved, taken, held.record), previous)
         body = PointBody(
             nodes=(stored.root,),
             members=(member,),
@@ -193,6 +206,35 @@ def back_up(
         vault.committed(name)
         capture.committed()
         return _outcome(ref, session, body, member, ctx.clock.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _reading(
+    vault: Vault,
+    source: Source,
+    ref: ResourceRef,
+    options: BackupOptions,
+    info: SessionInfo,
+    previous: Point | None,
+    ctx: Context,
+) -> Iterator[tuple[Capture, Session, Held]]:
+    require = options.least(ref.kind)
+    if options.downtime is None:
+        # A capture that is refused leaves no session behind.
+        with source.capture(ref, require, ctx) as capture, vault.session(info, LANES + 1) as session:
+            yield capture, session, Held(None, require, ctx)
+        return
+    down = options.downtime
+    # What can be done beforehand is: from `hold` on others wait.
+    with vault.session(info, LANES + 1) as session:
+        ctx.progress.note(announcement(ref, down, previous))
+        asked = options.require if options.require is not None else Consistency.FILESYSTEM
+        with (
+            hold(down.brackets, down.terms, asked, ctx) as held,
+            # How quiet a clean disk is by itself is not the question: the brackets vouch for more.
+            source.capture(ref, min(require, Consistency.CRASH), ctx) as capture,
+        ):
+            yield capture, session, held
 
 
 def _store(vault: Vault, session: Session, capture: Capture, dedup_key: bytes, ctx: Context) -> StoredContent:
@@ -230,7 +272,7 @@ def _member(
     capture: Capture,
     stored: StoredContent,
     options: BackupOptions,
-    achieved: Consistency,
+    still: Stillness,
     previous: Point | None,
 ) -> Member:
     return Member(
@@ -242,8 +284,10 @@ def _member(
         block_size=vault.parameters.block_size,
         page_refs=vault.parameters.page_refs,
         asked=options.least(capture.resource.kind).label,
-        achieved=achieved.label,
-        taken=(capture.taken.start, capture.taken.end),
+        achieved=still.achieved.label,
+        taken=(still.taken.start, still.taken.end),
+        pause=still.pause,
+        brackets=still.brackets,
         topology=capture.topology,
         lineage=previous.name.removeprefix("points/") if previous else "",
         location=printable(capture.resource.location),
@@ -266,4 +310,5 @@ def _outcome(ref: ResourceRef, session: Session, body: PointBody, member: Member
         seconds=seconds,
         entries=member.entries,
         partial=member.partial,
+        pause=member.pause,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safehold.adapters.linux.mounts import mount_of
 
-__all__ = ["below", "swap_places"]
+__all__ = ["below", "disks", "swap_places"]
 
 _BLOCK = Path("/sys/dev/block")
 
@@ -63,3 +63,12 @@ def swap_places() -> Iterator[str]:
     """Files and devices that the kernel swaps to."""
     for line in Path("/proc/swaps").read_text().splitlines()[1:]:
         yield line.split()[0].replace("\\040", " ")
+
+
+def disks(path: str) -> frozenset[str]:
+    """Numbers of the block devices that the file system at `path` is itself on; not of those further down."""
+    mounted = mount_of(path)
+    found = {mounted.device}
+    if Path(mounted.source).is_block_device():
+        found.add(_number(os.stat(mounted.source).st_rdev))
+    return frozenset(found)

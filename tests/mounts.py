@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def loop_device(image: Path) -> Iterator[str]:
         subprocess.run(["losetup", "-d", device], check=True)
 
 
+def _unmount(where: Path) -> None:
+    """Busy for as long as a process that is about to end has something open there."""
+    for _ in range(1000):
+        done = subprocess.run(["umount", where], capture_output=True, text=True, check=False)
+        if done.returncode == 0 or "not mounted" in done.stderr:
+            return
+        time.sleep(0.01)
+    subprocess.run(["umount", where], check=True)
+
+
 @contextlib.contextmanager
 def mounted(place: Path, kind: str, options: str = "defaults", size: int = 0) -> Iterator[Path]:
     """A fresh file system of that kind in `place`, mounted on `place/on`."""
@@ -65,4 +76,4 @@ def mounted(place: Path, kind: str, options: str = "defaults", size: int = 0) ->
         finally:
             while thaw(where):
                 pass
-            subprocess.run(["umount", where], check=False)
+            _unmount(where)

@@ -49,8 +49,8 @@ class Released:
 
 
 class Guard:
-    """An armed watchdog. `process` is its number; `apart` from our control group; `sheltered` from swapping and from the end of
-    memory. Methods raise ConsistencyError once it has let go, or does not answer."""
+    """An armed watchdog. `process` is its number; `apart` from our control group; `locked` in memory, and `spared` when memory
+    runs out. Methods raise ConsistencyError once it has let go, or does not answer."""
 
     def __init__(self, link: socket.socket, answer: dict[str, Any], terms: Terms) -> None:
         self._link = link
@@ -59,7 +59,7 @@ class Guard:
         self.closed = threading.Event()
         self.process = int(answer["pid"])
         self.apart = bool(answer["apart"])
-        self.sheltered = bool(answer["locked"] and answer["spared"])
+        self.locked, self.spared = bool(answer["locked"]), bool(answer["spared"])
 
     def enter(self, step: int, process: int = 0) -> None:
         """Ask whether step number `step` may be taken; from here on the watchdog undoes it."""

@@ -66,6 +66,7 @@ class Held:
         assert self._guard is not None
         guard, clock = self._guard, self._ctx.clock
         began = clock.now()
+        passing: BaseException | None = None
         try:
             with bracket.hold(seconds, lambda process=0: guard.enter(number, process)) as level:
                 step = _Step(bracket, level, (began, clock.now()))
@@ -74,13 +75,15 @@ class Held:
                 self._steps.append(step)
                 try:
                     yield
+                except BaseException as error:
+                    passing = error
+                    raise
                 finally:
                     step.leaving = (clock.now(), 0.0)
             step.leaving = (step.leaving[0], clock.now())
-        except StillHeldError:
-            raise
-        except SafeholdError:
-            guard.left(number)
+        except SafeholdError as error:
+            if error is passing or not isinstance(error, StillHeldError):
+                guard.left(number)
             raise
         # After any other exception nobody knows whether the bracket's own end ran: the watchdog does it again.
         guard.left(number)
@@ -171,10 +174,10 @@ def _check_place(guard: Guard, brackets: Sequence[Bracket], ctx: Context) -> Non
         if any(bracket.stops for bracket in brackets):
             raise ConsistencyError(where, remedy="run as a systemd service or outside of the container, or use a hook")
         ctx.progress.warn(where)
-    if not guard.sheltered:
-        ctx.progress.warn(
-            "the watchdog may be swapped out, or ended when memory runs out: it is not allowed to prevent that"
-        )
+    if not guard.locked:
+        ctx.progress.warn("the watchdog may be swapped out: locking it in memory is not allowed here")
+    if not guard.spared:
+        ctx.progress.warn("the watchdog may be ended when memory runs out: preventing that is not allowed here")
 
 
 def _beat(guard: Guard, seconds: float) -> None:

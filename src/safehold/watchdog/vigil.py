@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -16,8 +17,8 @@ from safehold.watchdog.undo import Undo
 __all__ = ["PATIENCE", "Step", "Vigil"]
 
 PATIENCE = 600.0
-"""Seconds from the release until the watchdog gives up: on an undo that keeps failing, and on an owner that lives on without a word and
-so may still be about to hold something.
+"""Seconds from the owner's end until the watchdog gives up on an undo that keeps failing. While the owner lives it never does: a process
+that was stopped on its way to a freeze goes on with it whenever it is woken.
 """
 
 _TURN = 2.0
@@ -188,8 +189,7 @@ class Vigil:
         """In reverse, again and again until all is done and the owner can hold nothing more: a freeze that it was in the middle of only
         begins to be one when it is through.
         """
-        pause, told = _SOONEST, False
-        over = self._senses.now() + PATIENCE
+        pause, told, over = _SOONEST, False, math.inf
         while True:
             settled = self._gone
             for step in reversed(self.steps):
@@ -199,9 +199,11 @@ class Vigil:
                 self._senses.say({"op": "released", "report": self.report()})
                 told = True
             now = self._senses.now()
+            if settled:
+                over = min(over, now + PATIENCE)
             if (settled and all(s.done for s in self.steps if s.held)) or now >= over:
                 return
-            message = self._senses.next(min(pause, over - now))
+            message = self._senses.next(pause)
             self._late(message)
             if message is None:
                 pause = min(2 * pause, _LATEST)

@@ -73,7 +73,7 @@ class Mount:
     """
 
     def __init__(self, data: Message) -> None:
-        self.what = f"mount {data['path']}"
+        self.what = f"mount {data['source']} on {data['path']}"
         self._source, self._path, self._kind = str(data["source"]), str(data["path"]), str(data["type"])
         self._flags, self._options, self._shared = int(data["flags"]), str(data["options"]), bool(data["shared"])
         self._fd = os.open(self._source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -26,6 +26,8 @@ def _tops() -> dict[str, Path]:
 
 def _remove(path: Path) -> None:
     """Busy until the last of it is gone."""
+    for inner in [p for p in path.iterdir() if p.is_dir()]:
+        _remove(inner)
     for _ in range(1000):
         try:
             path.rmdir()

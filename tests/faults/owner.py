@@ -1,15 +1,16 @@
 """A process that freezes and then meets its fate; run by test_frozen.
 
-    owner.py WHERE DEADLINE LOG wait|grow [broken]
+    owner.py WHERE DEADLINE LOG wait|grow|stay [broken]
 
-Says `held` once it holds, and in the end what became of it. `grow` takes memory until there is none; `broken` is guarded by a watchdog that
-agrees to everything and does nothing.
+Says `held` once it holds, and in the end what became of it. `wait` is for a line of input, `stay` for ever, `grow` takes memory until there
+is none; `broken` is guarded by a watchdog that agrees to everything and does nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -52,6 +53,8 @@ def main(where: str, deadline: str, log: str, fate: str, *more: str) -> None:
             taken = []
             while fate == "grow":
                 taken.append(os.urandom(1 << 20))
+            while fate == "stay":
+                signal.pause()
             sys.stdin.readline()
             held.confirm()
     except ConsistencyError as error:

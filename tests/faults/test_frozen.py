@@ -161,6 +161,23 @@ def test_a_watchdog_that_is_told_to_end_lets_go_first(places: list[Path], tmp_pa
     assert "let go" in json.loads(said)["failed"]
 
 
+def test_nothing_is_frozen_where_the_watchdog_cannot_get_away(places: list[Path], tmp_path: Path) -> None:
+    """As in a container: a kill of the group would take the watchdog along."""
+    with ControlGroup.plain() as group:
+        script = 'mount -o remount,bind,ro "$0" && exec "$@"'
+        owner = [sys.executable, OWNER, places[4], "60", tmp_path / "log", "wait"]
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script, group.path.parent, *owner],
+            input="\n",
+            capture_output=True,
+            text=True,
+            check=True,
+            preexec_fn=group.join,
+        )
+    assert "cannot leave the control group" in json.loads(done.stdout)["failed"]
+    assert can_write(places[4], PATIENCE)
+
+
 def watchdog_of(where: Path) -> int:
     """The watchdog that holds that mount point."""
     for entry in Path("/proc").glob("[0-9]*"):

@@ -70,7 +70,8 @@ def _unit() -> socket.socket | None:
         door.bind("\0" + name)
         door.listen(4)
         door.settimeout(_SECONDS)
-        properties = ("Type=exec", "OOMScoreAdjust=-1000", "LimitMEMLOCK=infinity", "DefaultDependencies=no")
+        # Nothing that systemd may not be able to set: the watchdog takes its place by itself, and tells how far it got.
+        properties = ("Type=exec", "DefaultDependencies=no")
         done = subprocess.run(
             ["systemd-run", "--quiet", "--collect", f"--unit={name}"]
             + [f"--property={word}" for word in properties]

@@ -94,14 +94,21 @@ def _leave_groups(owner: int) -> bool:
                 continue
     mine = _groups("self")
     return all(
-        _apart(mine[controllers], theirs.get(controllers, ""), tops.get(controllers))
+        _apart(mine[controllers], theirs.get(controllers, ""))
+        or _cannot_be_killed(controllers, mine[controllers], tops.get(controllers))
         for controllers in mine
         if controllers in _KILLING
     )
 
 
-def _apart(mine: str, theirs: str, top: Path | None) -> bool:
-    if theirs == mine == "/":
-        # The root of the whole hierarchy cannot be killed; the root of a container's can, by the file that only it has.
-        return top is not None and not (top / "cgroup.kill").exists()
+def _apart(mine: str, theirs: str) -> bool:
     return mine != theirs and not mine.startswith(theirs.rstrip("/") + "/")
+
+
+def _cannot_be_killed(controllers: str, mine: str, top: Path | None) -> bool:
+    """True at the top of a whole hierarchy. The top that a container sees is none: there it has the file by which a group is killed. Version
+    1 has no such file; where it is not mounted, a manager here does not use it.
+    """
+    if top is None:
+        return bool(controllers)
+    return mine == "/" and not (top / "cgroup.kill").exists()

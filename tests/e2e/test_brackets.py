@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -165,6 +166,46 @@ def test_nothing_is_stopped_that_the_backup_needs(program: Program, tmp_path: Pa
             "backup", device, "--bracket", f"readonly:{where}", "--downtime", "5m", "--name", "d", code=2, **deeper
         ).stderr
         assert "the state directory" in said
+
+
+@pytest.mark.parametrize("word", ["fsfreeze", "unmount", "readonly"])
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_an_image_that_can_be_cloned_goes_on_being_used(
+    program: Program, vault: Path, tmp_path: Path, kind: str, word: str
+) -> None:
+    """Held for the moment of the clone only: the one who writes all the time finds its later bytes only in the image."""
+    with mounted(tmp_path / "outer", "xfs", size=512 << 20) as outer, mounted(outer / "guest", kind) as where:
+        image = outer / "guest/image"
+        content = os.urandom(3 << 20)
+        (where / "content").write_bytes(content)
+        assert program.run("backup", image, "--name", "guest", code=7), "as it lies there it is in use"
+        # Freezing does not keep anybody from having a file open for writing.
+        busy = (where / "busy").open("wb") if word == "fsfreeze" else contextlib.nullcontext()
+        with busy:
+            done = program.json("backup", image, "--name", "guest", "--bracket", f"{word}:{where}")["points"][0]
+        assert done["consistency"] == "filesystem"
+        (where / "later").write_text("goes on")
+        shown = program.json("point", "show", "guest@latest")["members"][0]
+        (bracket,) = shown["brackets"]
+        assert bracket["entering"][1] <= shown["taken"][0] <= shown["taken"][1] <= bracket["leaving"][0]
+        assert done["pause"] == pytest.approx(bracket["leaving"][1] - bracket["entering"][0], abs=0.01)
+
+        back, again = tmp_path / "back.img", tmp_path / "again"
+        program.run("restore", "guest@latest", "--to", back)
+        if kind == "ext4" or word != "fsfreeze":
+            subprocess.run([*CHECK[kind], back], check=True, capture_output=True)
+        again.mkdir()
+        # Without looking at the log: everything has to be in its place already.
+        options = "loop,ro,norecovery,nouuid" if kind == "xfs" else "loop,ro,noload"
+        subprocess.run(["mount", "-o", options, back, again], check=True)
+        try:
+            assert (again / "content").read_bytes() == content
+            assert not (again / "later").exists()
+        finally:
+            subprocess.run(["umount", again], check=True)
+        # Another file system than the one in the image says nothing about it.
+        said = program.run("backup", image, "--name", "guest", "--bracket", f"fsfreeze:{outer}", code=2).stderr
+        assert "not what is backed up" in said
 
 
 HOOK = """#!/bin/sh

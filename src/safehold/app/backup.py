@@ -234,6 +234,9 @@ def _reading(
             # How quiet a clean disk is by itself is not the question: the brackets vouch for more.
             source.capture(ref, min(require, Consistency.CRASH), ctx) as capture,
         ):
+            if down.moment:
+                held.confirm()
+                held.release()
             yield capture, session, held
 
 

@@ -1,4 +1,4 @@
-"""Brackets that are held while a resource is read, as nothing else holds a capture of it."""
+"""Brackets around a backup: held for the moment in which a capture is made, or while all of it is read where nothing else can hold it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ _USUAL_RATE = 200 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Downtime:
-    """Brackets that are held for the whole copy, by these terms; `size` in bytes of what will be read, where that is known beforehand."""
+    """Brackets by these terms. `moment`: only while the capture is made, as that stays by itself. `size` in bytes of what will be read,
+    where that is known beforehand.
+    """
 
     brackets: tuple[Bracket, ...]
     terms: Terms
     size: int | None = None
+    moment: bool = False
 
     @property
     def promises(self) -> Consistency:
@@ -57,16 +60,17 @@ def together(own: Consistency, vouched: Consistency) -> Consistency:
 def announcement(ref: ResourceRef, downtime: Downtime, previous: Point | None) -> str:
     """For how long others will have to wait: as long as the last time, or what a usual disk takes."""
     seconds = sum(bracket.expected for bracket in downtime.brackets)
-    if previous is not None:
+    when, basis = "while it is read", "and what the copy takes"
+    if downtime.moment:
+        when, basis = "while it is cloned", "whatever its size"
+    elif previous is not None:
         seconds += previous.body.finished - previous.body.started
         basis = "as the last backup"
     elif downtime.size is not None:
         seconds += downtime.size / _USUAL_RATE
         basis = f"{format_size(downtime.size)} at {format_rate(_USUAL_RATE, 1)}"
-    else:
-        basis = "and what the copy takes"
     specs = ", ".join(bracket.spec for bracket in downtime.brackets)
     return (
-        f"{ref.name}: {specs} while it is read, about {format_duration(seconds)} ({basis}), "
+        f"{ref.name}: {specs} {when}, about {format_duration(seconds)} ({basis}), "
         f"{format_duration(downtime.terms.limit)} at most"
     )

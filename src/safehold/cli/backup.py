@@ -53,7 +53,7 @@ __all__ = ["backup"]
     "brackets",
     multiple=True,
     metavar="KIND:WHAT",
-    help="Make it quiet while it is read: unmount:DIR, readonly:DIR, hook:COMMAND; needs --downtime. See docs/consistency.md.",
+    help="Make it quiet while it is captured: unmount:DIR, readonly:DIR, fsfreeze:DIR, hook:COMMAND. See docs/consistency.md.",
 )
 @click.option(
     "--downtime",
@@ -102,8 +102,9 @@ def backup(
             try:
                 source, ref = _resolve(found, sources if name else [spec], name)
                 options = plain
-                if limit:
-                    quiet = find_downtime(brackets, limit, ref, run.paths, run.address(access), run.ctx)
+                if brackets:
+                    where = run.address(access)
+                    quiet, source = find_downtime(brackets, limit, source, ref, run.paths, where, run.ctx)
                     options = replace(plain, downtime=quiet)
                 if opened is None and options.downtime:
                     print(f"would back up {announcement(ref, options.downtime, None)}")
@@ -140,19 +141,13 @@ def backup(
     return max(codes + [PartialError.exit_code for outcome in outcomes if outcome.partial], default=0)
 
 
-def _limit(downtime: str | None, brackets: tuple[str, ...]) -> float:
-    """Seconds that brackets may be held; 0 without any."""
+def _limit(downtime: str | None, brackets: tuple[str, ...]) -> float | None:
+    """Seconds that brackets may be held; None where nothing is said of it."""
+    if downtime is None:
+        return None
     if not brackets:
-        if downtime:
-            raise UsageError(
-                "a downtime of what?", on=f"--downtime {downtime}", remedy="say what is made quiet with --bracket"
-            )
-        return 0.0
-    if not downtime:
         raise UsageError(
-            "nothing else holds a capture of a plain disk, so brackets are held while all of it is read",
-            on=", ".join(brackets),
-            remedy="say how long that may take with --downtime 30m; --dry-run estimates it",
+            "a downtime of what?", on=f"--downtime {downtime}", remedy="say what is made quiet with --bracket"
         )
     try:
         seconds = parse_span(downtime)

@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from safehold.adapters.image.clone import CloneSource, can_clone
 from safehold.adapters.linux.downtime import ReadOnly, Unmount
+from safehold.adapters.linux.freeze import Freeze
 from safehold.adapters.linux.hook import Hook
 from safehold.adapters.linux.mounts import mount_of
-from safehold.adapters.linux.stack import below, disks, swap_places
+from safehold.adapters.linux.stack import backing_file, below, disks, swap_places
 from safehold.app.downtime import Downtime
 from safehold.compose.paths import Paths
 from safehold.model.context import Context
@@ -19,6 +21,7 @@ from safehold.model.errors import UsageError
 from safehold.model.resource import ResourceRef
 from safehold.objects.location import local_place
 from safehold.ports.bracket import Bracket
+from safehold.ports.source import Source
 from safehold.quiesce.forbidden import Needed, check_allowed
 from safehold.quiesce.guard import Terms
 from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
@@ -31,18 +34,38 @@ _GRACE = 15.0
 _HOOK = 60.0
 """Seconds for each half of a hook."""
 
+_MOMENT = 30.0
+"""Seconds for making a clone, with the brackets around it, unless the user says otherwise: databases bear such a pause."""
+
 
 def find_downtime(
-    texts: Sequence[str], limit: float, ref: ResourceRef, paths: Paths, vault: str, ctx: Context
-) -> Downtime:
-    """The brackets that a user asked for, to be held for `limit` seconds at most while `ref` is read.
+    texts: Sequence[str], limit: float | None, source: Source, ref: ResourceRef, paths: Paths, vault: str, ctx: Context
+) -> tuple[Downtime, Source]:
+    """The brackets that a user asked for, and the source to use inside: one that clones where the image can be, else `source`.
 
-    UsageError where they cannot hold that resource, or would stop what the backup needs; nothing is held yet.
+    `limit` are the seconds for which they may be held. UsageError where they cannot hold that resource, would stop what the backup
+    needs, or would be held for a whole copy without a limit; nothing is held yet.
     """
     specs = [parse_bracket(text) for text in texts]
+    moment = ref.kind == "volume" and os.path.isfile(ref.location) and can_clone(ref.location)
+    for spec in specs:
+        if spec.kind is BracketKind.FSFREEZE and not moment:
+            raise UsageError(
+                f"a freeze is for the moment in which a capture is made, and nothing can hold one of {ref.name}",
+                on=str(spec),
+                remedy="use unmount: or readonly:, back up a snapshot of it, or accept what comes with --require none",
+            )
+    if limit is None and not moment:
+        raise UsageError(
+            f"nothing else holds a capture of {ref.name}, so brackets are held while all of it is read",
+            on=", ".join(texts),
+            remedy="say how long that may take with --downtime 30m; --dry-run with it estimates how long it will",
+        )
     brackets = tuple(_make(spec, ref, ctx) for spec in specs)
     check_allowed(brackets, list(_needed(paths, vault)))
-    return Downtime(brackets, Terms(min(_GRACE, limit), limit, _log(paths)), _size(ref))
+    longest = limit if limit is not None else _MOMENT
+    downtime = Downtime(brackets, Terms(min(_GRACE, longest), longest, _log(paths)), _size(ref), moment)
+    return downtime, CloneSource() if moment else source
 
 
 def _log(paths: Paths) -> Path:
@@ -53,11 +76,9 @@ def _log(paths: Paths) -> Path:
 def _make(spec: BracketSpec, ref: ResourceRef, ctx: Context) -> Bracket:
     match spec.kind:
         case BracketKind.FSFREEZE:
-            raise UsageError(
-                f"a freeze is for the moment in which a capture is made, and nothing can hold one of {ref.name}",
-                on=str(spec),
-                remedy="use unmount: or readonly:, back up a snapshot of it, or accept what comes with --require none",
-            )
+            frozen = Freeze(spec.argument)
+            _check_covers(spec, spec.argument, ref)
+            return frozen
         case BracketKind.HOOK:
             return Hook(spec.argument, os.environ, ctx.run_id, _HOOK)
         case BracketKind.READONLY:
@@ -76,7 +97,11 @@ def _check_covers(spec: BracketSpec, path: str, ref: ResourceRef) -> None:
     """UsageError where the bracket is about something else: what it reached would be said of the wrong disk."""
     if ref.kind == "volume":
         info = os.stat(ref.location)
-        covered = stat.S_ISBLK(info.st_mode) and f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" in disks(path)
+        image = backing_file(path)
+        if stat.S_ISBLK(info.st_mode):
+            covered = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" in disks(path)
+        else:
+            covered = image is not None and os.path.exists(image) and os.path.samefile(image, ref.location)
     else:
         there = mount_of(path).device
         covered = all(mount_of(place).device == there for place in (ref.location, *ref.more) if os.path.exists(place))
@@ -84,7 +109,7 @@ def _check_covers(spec: BracketSpec, path: str, ref: ResourceRef) -> None:
         raise UsageError(
             f"what is mounted there is not what is backed up ({ref.location})",
             on=str(spec),
-            remedy=f"back up the device itself: {mount_of(path).source}",
+            remedy=f"that is on {mount_of(path).source}",
         )
 
 

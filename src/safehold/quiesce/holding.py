@@ -42,10 +42,13 @@ class Held:
         self._guard, self._require, self._ctx = guard, require, ctx
         self._stack = contextlib.ExitStack()
         self._steps: list[_Step] = []
+        self._broken = False
 
     @property
     def level(self) -> Consistency:
         """What the brackets vouch for: the most that one of them says, as each makes quiet what the others could not."""
+        if self._broken:
+            return Consistency.NONE
         return max((step.level for step in self._steps), default=Consistency.NONE)
 
     @property
@@ -101,7 +104,7 @@ class Held:
                 if self._require > Consistency.CRASH:
                     raise
                 self._ctx.progress.warn(f"{error}; the brackets vouch for nothing")
-                return Consistency.NONE
+                self._broken = True
         return self.level
 
     def release(self) -> None:

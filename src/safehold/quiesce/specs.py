@@ -18,11 +18,6 @@ class BracketKind(enum.Enum):
     READONLY = "readonly"
     HOOK = "hook"
 
-    @property
-    def stops_for_long(self) -> bool:
-        """True for what may be held while a whole disk is read: nothing that waits for it is stuck in the kernel."""
-        return self is not BracketKind.FSFREEZE
-
 
 @dataclass(frozen=True, slots=True)
 class BracketSpec:

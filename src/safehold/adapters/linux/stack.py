@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safehold.adapters.linux.mounts import mount_of
 
-__all__ = ["below", "disks", "swap_places"]
+__all__ = ["backing_file", "below", "disks", "swap_places"]
 
 _BLOCK = Path("/sys/dev/block")
 
@@ -72,3 +72,12 @@ def disks(path: str) -> frozenset[str]:
     if Path(mounted.source).is_block_device():
         found.add(_number(os.stat(mounted.source).st_rdev))
     return frozenset(found)
+
+
+def backing_file(path: str) -> str | None:
+    """The image file that all of the file system at `path` lies in, by a loop device; None where there is none."""
+    for number in disks(path):
+        backing = _BLOCK / number / "loop" / "backing_file"
+        if backing.exists():
+            return backing.read_text().rstrip("\n")
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -251,18 +252,25 @@ def test_a_hook_that_fails_ends_the_run(program: Program, vault: Path, tmp_path:
 
 
 @pytest.mark.parametrize("word", ["unmount", "readonly"])
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("fault", "downtime"), [(signal.SIGKILL, "1h"), (signal.SIGSTOP, "6s")])
 def test_a_downtime_ends_with_its_limit(
-    program: Program, vault: Path, tmp_path: Path, data: tuple[Path, str], word: str, fault: signal.Signals
+    program: Program,
+    vault: Path,
+    tmp_path: Path,
+    data: tuple[Path, str],
+    word: str,
+    fault: signal.Signals,
+    downtime: str,
 ) -> None:
     """The hook comes last and does not end by itself, so that the run is where the fault should meet it."""
     where, device = data
     reached, before = tmp_path / "reached", entry(where)
     os.mkfifo(reached)
     command, log = hook(tmp_path, f'[ "$1" = thaw ] || {{ echo > "{reached}"; sleep 1000; }}')
-    brackets = ["--bracket", f"{word}:{where}", "--bracket", f"hook:{command}", "--downtime", "3s"]
+    brackets = ["--bracket", f"{word}:{where}", "--bracket", f"hook:{command}", "--downtime", downtime]
     with program.start("backup", device, "--name", "data", *brackets) as run:
-        reached.read_text()
+        with open(os.open(reached, os.O_RDWR)) as said_so:
+            assert select.select([said_so], [], [], 60)[0], "the hook was started"
         run.send_signal(fault)
         writer = [
             "sh",

@@ -18,7 +18,8 @@ from tests.groups import ControlGroup
 from tests.mounts import mounted, thaw
 
 OWNER = Path(__file__).with_name("owner.py")
-DEADLINE = 0.5
+DEADLINE, FAR = 0.5, 1000.0
+"""Seconds until the watchdog lets go by itself; FAR is never reached here."""
 PATIENCE = 60
 """Seconds until a write counts as stuck: many times what a busy machine needs."""
 ROUNDS = 60
@@ -45,20 +46,26 @@ def full(tmp_path: Path) -> Iterator[Path]:
         yield log
 
 
-def start(where: Path, log: Path, fate: str, *more: str, group: ControlGroup | None = None) -> subprocess.Popen[str]:
-    """An owner that says that it holds."""
-    owner = subprocess.Popen(
-        [sys.executable, OWNER, where, str(DEADLINE), log, fate, *more],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=group.join if group else None,
-    )
-    assert owner.stdout is not None
-    first = owner.stdout.readline()
-    assert first == "held\n", f"{first}{owner.communicate()}"
-    return owner
+def start(
+    where: Path, log: Path, fate: str, *more: str, deadline: float = DEADLINE, group: ControlGroup | None = None
+) -> subprocess.Popen[str]:
+    """An owner that says that it holds. On a busy machine the deadline can come before that; then another one tries."""
+    for _ in range(50):
+        owner = subprocess.Popen(
+            [sys.executable, OWNER, where, str(deadline), log, fate, *more],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=group.join if group else None,
+        )
+        assert owner.stdout is not None
+        first = owner.stdout.readline()
+        if first == "held\n":
+            return owner
+        _, errors = owner.communicate()
+        assert "let go after" in first or "thawed by somebody" in first, f"{first}{errors}"
+    raise AssertionError("never in time")
 
 
 def can_write(where: Path, seconds: float) -> bool:
@@ -76,13 +83,13 @@ def can_write(where: Path, seconds: float) -> bool:
                     writer.wait(0.1)
 
 
-def killed(where: Path, log: Path) -> None:
-    with start(where, log, "wait") as owner:
+def killed(where: Path, log: Path, deadline: float) -> None:
+    with start(where, log, "wait", deadline=deadline) as owner:
         owner.kill()
         assert can_write(where, PATIENCE)
 
 
-def stopped(where: Path, log: Path) -> None:
+def stopped(where: Path, log: Path, deadline: float) -> None:
     with start(where, log, "wait") as owner:
         owner.send_signal(signal.SIGSTOP)
         try:
@@ -93,42 +100,44 @@ def stopped(where: Path, log: Path) -> None:
         assert "let go after" in json.loads(said)["failed"], f"an owner that comes late learns of it: {said}{errors}"
 
 
-def out_of_memory(where: Path, log: Path) -> None:
-    with ControlGroup.memory(96 << 20) as group, start(where, log, "grow", group=group) as owner:
+def out_of_memory(where: Path, log: Path, deadline: float) -> None:
+    with ControlGroup.memory(96 << 20) as group, start(where, log, "grow", deadline=deadline, group=group) as owner:
         assert can_write(where, PATIENCE)
         owner.communicate()
         assert owner.returncode == -signal.SIGKILL, "memory ran out"
 
 
-def group_killed(where: Path, log: Path) -> None:
-    with ControlGroup.plain() as group, start(where, log, "wait", group=group) as owner:
+def group_killed(where: Path, log: Path, deadline: float) -> None:
+    with ControlGroup.plain() as group, start(where, log, "wait", deadline=deadline, group=group) as owner:
         group.kill()
         assert can_write(where, PATIENCE)
         assert owner.wait(PATIENCE) == -signal.SIGKILL
 
 
-def each(places: list[Path], fault: Callable[[Path, Path], None], log: Callable[[Path], Path]) -> None:
-    """`ROUNDS` times, on all file systems at once."""
+Fault = Callable[[Path, Path, float], None]
+
+
+def each(places: list[Path], fault: Fault, log: Callable[[Path], Path]) -> None:
+    """`ROUNDS` times, on all file systems at once, by turns with a deadline that is near and one that plays no part."""
     share = ROUNDS // len(places)
 
     def work(where: Path) -> None:
-        for _ in range(share):
-            fault(where, log(where))
+        for n in range(share):
+            fault(where, log(where), FAR if n % 2 else DEADLINE)
 
     with ThreadPoolExecutor(len(places)) as pool:
         list(pool.map(work, places))
 
 
 @pytest.mark.parametrize("fault", [killed, stopped, out_of_memory, group_killed], ids=lambda f: f.__name__)
-def test_a_freeze_ends_whatever_happens_to_its_owner(
-    places: list[Path], tmp_path: Path, fault: Callable[[Path, Path], None]
-) -> None:
+def test_a_freeze_ends_whatever_happens_to_its_owner(places: list[Path], tmp_path: Path, fault: Fault) -> None:
     each(places, fault, lambda where: tmp_path / f"log-{where.parent.name}")
     reports = [json.loads(line) for path in tmp_path.glob("log-*") for line in path.read_text().splitlines()]
-    assert len(reports) >= ROUNDS - len(places), "the last ones may still be on their way to the log"
-    for report in reports:
-        assert report["by"] in {"deadline", "hangup", "death"}
-        assert [step["state"] for step in report["steps"]] == ["released"]
+    released = [report["by"] for report in reports if [step["state"] for step in report["steps"]] == ["released"]]
+    assert len(released) >= ROUNDS - len(places), "the last ones may still be on their way to the log"
+    expected = {"deadline"} if fault is stopped else {"deadline", "hangup", "death"}
+    assert set(released) <= expected
+    assert fault is stopped or set(released) & {"hangup", "death"}
 
 
 def test_a_freeze_ends_with_the_disk_of_the_log_full(places: list[Path], full: Path) -> None:
@@ -145,7 +154,7 @@ def test_a_watchdog_that_does_nothing_is_found_out(places: list[Path], tmp_path:
 
 
 def test_an_owner_without_its_watchdog_thaws_and_fails(places: list[Path], tmp_path: Path) -> None:
-    with start(places[2], tmp_path / "log", "wait") as owner:
+    with start(places[2], tmp_path / "log", "wait", deadline=FAR) as owner:
         watchdog = watchdog_of(places[2])
         os.kill(watchdog, signal.SIGKILL)
         said, _ = owner.communicate("\n")
@@ -154,7 +163,7 @@ def test_an_owner_without_its_watchdog_thaws_and_fails(places: list[Path], tmp_p
 
 
 def test_a_watchdog_that_is_told_to_end_lets_go_first(places: list[Path], tmp_path: Path) -> None:
-    with start(places[3], tmp_path / "log", "wait") as owner:
+    with start(places[3], tmp_path / "log", "wait", deadline=FAR) as owner:
         os.kill(watchdog_of(places[3]), signal.SIGTERM)
         assert can_write(places[3], PATIENCE)
         said, _ = owner.communicate("\n")
@@ -192,7 +201,7 @@ def watchdog_of(where: Path) -> int:
 
 def test_an_owner_in_time_keeps_its_capture(places: list[Path], tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with start(places[1], log, "wait") as owner:
+    with start(places[1], log, "wait", deadline=FAR) as owner:
         said, _ = owner.communicate("\n")
     assert json.loads(said) == {"kept": [f"fsfreeze:{places[1]}"]}
     assert can_write(places[1], PATIENCE)

@@ -148,18 +148,18 @@ def test_a_capture_that_comes_too_late_is_none(tmp_path: Path) -> None:
         return "looks fine"
 
     with pytest.raises(ConsistencyError, match="let go after"):
-        capture_quietly(brackets, create, Terms(0.2, 0.2), Consistency.FILESYSTEM, Context())
+        capture_quietly(brackets, create, Terms(2, 2), Consistency.FILESYSTEM, Context())
     progress = Warnings()
     for path in tmp_path.iterdir():
         path.unlink()
-    _, level, _ = capture_quietly(brackets, create, Terms(0.2, 0.2), Consistency.CRASH, Context(progress=progress))
+    _, level, _ = capture_quietly(brackets, create, Terms(2, 2), Consistency.CRASH, Context(progress=progress))
     assert level is Consistency.NONE
     assert "vouch for nothing" in progress.told[-1]
 
 
 def test_beats_make_it_last_longer_than_the_silence(tmp_path: Path) -> None:
-    with hold(three([], tmp_path), Terms(0.4, 60), Consistency.FILESYSTEM, Context()) as held:
-        time.sleep(1.5)
+    with hold(three([], tmp_path), Terms(2, 60), Consistency.FILESYSTEM, Context()) as held:
+        time.sleep(5)
         assert held.confirm() is Consistency.APPLICATION
 
 
@@ -191,7 +191,7 @@ def test_a_freeze_that_the_kernel_does_not_have() -> None:
 
 def test_a_log_on_what_is_frozen_keeps_nothing_waiting(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "ext4") as where:
-        terms = Terms(0.3, 0.3, where / "log")
+        terms = Terms(2, 2, where / "log")
 
         def create() -> None:
             (where / "file").write_text("waits until the watchdog lets go")
@@ -204,7 +204,7 @@ def test_a_hook_that_does_not_end_is_ended_before_the_other_half_runs(tmp_path: 
     hook, log = tmp_path / "hook", tmp_path / "log"
     hook.write_text(f'#!/bin/sh\necho "$1" >> "{log}"\n[ "$1" = thaw ] || {{ sleep 1000; echo late >> "{log}"; }}\n')
     hook.chmod(0o755)
-    bracket = Hook(str(hook), os.environ, "run", 0.5)
+    bracket = Hook(str(hook), os.environ, "run", 2)
     with pytest.raises(ConsistencyError, match="did not finish freeze within"):
         capture_quietly([bracket], lambda: None, TERMS, Consistency.APPLICATION, Context())
     assert log.read_text().split() == ["freeze", "thaw"]

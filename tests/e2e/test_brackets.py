@@ -209,6 +209,32 @@ def test_an_image_that_can_be_cloned_goes_on_being_used(
         assert "not what is backed up" in said
 
 
+def test_swap_and_overlays_are_looked_through(
+    program: Program, vault: Path, tmp_path: Path, data: tuple[Path, str]
+) -> None:
+    where, device = data
+    readonly = ["backup", device, "--bracket", f"readonly:{where}", "--downtime", "5m", "--name", "d"]
+    swap = where / "swap"
+    swap.write_bytes(bytes(4 << 20))
+    swap.chmod(0o600)
+    subprocess.run(["mkswap", swap], check=True, capture_output=True)
+    subprocess.run(["swapon", swap], check=True)
+    try:
+        assert f"swap ({swap})" in program.run(*readonly, code=2).stderr
+    finally:
+        subprocess.run(["swapoff", swap], check=True)
+    over = tmp_path / "over"
+    for name in (over, where / "upper", where / "work", tmp_path / "lower"):
+        name.mkdir()
+    layers = f"lowerdir={tmp_path}/lower,upperdir={where}/upper,workdir={where}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", over], check=True)
+    try:
+        elsewhere = {"SAFEHOLD_HOME": str(over), "SAFEHOLD_VAULT": str(vault)}
+        assert "the state directory" in program.run(*readonly, code=2, **elsewhere).stderr
+    finally:
+        subprocess.run(["umount", over], check=True)
+
+
 HOOK = """#!/bin/sh
 echo "$1" >> "{log}"
 env | grep -c PASSPHRASE >> "{log}"

@@ -14,6 +14,7 @@ import pytest
 
 from safehold.testing.program import Program
 from tests.disks import BLOCK, make_disk, make_ext4, same
+from tests.mounts import mounted
 
 
 def stored(vault: Path) -> int:
@@ -338,3 +339,24 @@ def test_init_where_nothing_can_be_recorded(tmp_path: Path) -> None:
         in program.run("vault", "init", tmp_path / "v2", "--kit-file", tmp_path / "no/kit", code=2).stderr
     )
     assert not (tmp_path / "v2").exists()
+
+
+def test_a_mounted_btrfs_is_seen(program: Program, vault: Path, tmp_path: Path) -> None:
+    """Its number in the table of mounts is not that of its device."""
+    with mounted(tmp_path / "disk", "btrfs") as where:
+        device = subprocess.run(
+            ["findmnt", "-no", "SOURCE", where], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        assert f"mounted on {where}" in program.run("backup", device, "--name", "data", code=7).stderr
+
+
+def test_a_mount_that_only_another_namespace_sees(program: Program, vault: Path, tmp_path: Path, loop: Path) -> None:
+    subprocess.run(["mkfs.ext4", "-q", "-F", loop], check=True)
+    (tmp_path / "on").mkdir()
+    hidden = ["unshare", "--mount", "sh", "-c", f'mount {loop} "{tmp_path}/on" && echo mounted && read -r _']
+    with subprocess.Popen(hidden, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mounted\n"
+        assert "another namespace" in program.run("backup", loop, "--name", "data", code=7).stderr
+        other.communicate("\n")
+    program.run("backup", loop, "--name", "data")

@@ -6,11 +6,12 @@ import contextlib
 import os
 import platform
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import safehold
+from safehold.app.downtime import Downtime, Stillness, announcement, together
 from safehold.backup.disk import LANES, store_disk
 from safehold.backup.stored import StoredContent
 from safehold.backup.stream import store_stream
@@ -20,10 +21,12 @@ from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, UsageError, VaultKeyError
 from safehold.model.files import printable
+from safehold.model.quiet import Quieted
 from safehold.model.resource import ResourceRef
 from safehold.ports.blocks import Blocks
 from safehold.ports.source import Capture, Source
 from safehold.ports.tree import ByteStream, Tree
+from safehold.quiesce.holding import Held, hold
 from safehold.vault.catalogue import Point
 from safehold.vault.records import Member, PointBody, SessionInfo
 from safehold.vault.session import Session
@@ -58,23 +61,32 @@ class Host:
 
 @dataclass(frozen=True)
 class BackupOptions:
-    """What the user asked for. `adopt` lets this host go on with a history that another host began."""
+    """What the user asked for. `adopt` lets this host go on with a history that another host began. `downtime` makes the resource quiet
+    while it is read; `quieted` is what made it quiet when its capture was made, earlier.
+    """
 
     require: Consistency | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     keep: bool = False
     adopt: bool = False
+    downtime: Downtime | None = None
+    quieted: tuple[Quieted, ...] = ()
 
     def least(self, kind: str) -> Consistency:
-        """The least consistency that will do: what was asked for, else crash for disks, and for what is read piece by piece none."""
+        """The least consistency that will do: what was asked for, else what the brackets promise, and at least crash for disks. What is read
+        piece by piece promises none.
+        """
         if self.require is not None:
             return self.require
-        return Consistency.CRASH if kind == "volume" else Consistency.NONE
+        least = Consistency.CRASH if kind == "volume" else Consistency.NONE
+        return max(least, self.downtime.promises) if self.downtime else least
 
 
 @dataclass(frozen=True)
 class BackupOutcome:
-    """A committed point and what it cost. Sizes in bytes, `seconds` of wall time. `partial` says what is missing in it."""
+    """A committed point and what it cost. Sizes in bytes, `seconds` of wall time. `partial` says what is missing in it,
+    `pause` for how many seconds others had to wait.
+    """
 
     resource: str
     point: str
@@ -87,6 +99,7 @@ class BackupOutcome:
     seconds: float
     entries: int = 0
     partial: tuple[str, ...] = ()
+    pause: float = 0.0
 
 
 def this_host(state: Path) -> Host:
@@ -158,20 +171,20 @@ def back_up_together(
     committed then. UsageError where another host goes by a resource's name, VaultKeyError where the credential may
     not write it.
     """
-    writer = vault.writer()
+    dedup_key = vault.writer().dedup_key
     previous = [_admit(vault, ref, host, options) for _, ref in resources]
     started, began = ctx.clock.now(), ctx.clock.monotonic()
     program = f"safehold {safehold.__version__} python {platform.python_version()}"
     info = SessionInfo(host.id, host.boot, os.getpid(), process_start(os.getpid()), program, started, ctx.run_id)
-    with contextlib.ExitStack() as held:
-        captures = [held.enter_context(source.capture(ref, options.least(ref.kind), ctx)) for source, ref in resources]
-        session = held.enter_context(vault.session(info, LANES + 1))
-        contents = [_store(vault, session, capture, writer.dedup_key, ctx) for capture in captures]
+    with _reading(vault, resources, options, info, previous, ctx) as (captures, session, held):
+        contents = [_store(vault, session, capture, dedup_key, ctx) for capture in captures]
+        levels = [(_achieved(capture, held, options), capture.taken) for capture in captures]
+        held.release()
         session.flush()
-        achieved = [_achieved(capture, options) for capture in captures]
+        quieted = held.record or options.quieted
         members = [
-            _member(vault, capture, stored, options, level, before)
-            for capture, stored, level, before in zip(captures, contents, achieved, previous, strict=True)
+            _member(vault, capture, stored, options, Stillness(achieved, taken, quieted), before)
+            for capture, stored, (achieved, taken), before in zip(captures, contents, levels, previous, strict=True)
         ]
         body = PointBody(
             nodes=tuple(stored.root for stored in contents),
@@ -221,9 +234,10 @@ def _admit(vault: Vault, ref: ResourceRef, host: Host, options: BackupOptions) -
     return previous
 
 
-def _achieved(capture: Capture, options: BackupOptions) -> Consistency:
+def _achieved(capture: Capture, held: Held, options: BackupOptions) -> Consistency:
     """How still the resource was held to the last byte; ConsistencyError where that is less than asked for."""
-    achieved, require, ref = capture.achieved, options.least(capture.resource.kind), capture.resource
+    ref = capture.resource
+    achieved, require = together(capture.achieved, held.confirm()), options.least(ref.kind)
     if achieved < require:
         raise ConsistencyError(
             f"{ref.name} was being written during the backup: {achieved.label} reached, {require.label} asked for",
@@ -231,6 +245,41 @@ def _achieved(capture: Capture, options: BackupOptions) -> Consistency:
             remedy="stop what writes to it, or accept it with --require none; what was uploaded is reused",
         )
     return achieved
+
+
+@contextlib.contextmanager
+def _reading(
+    vault: Vault,
+    resources: Sequence[tuple[Source, ResourceRef]],
+    options: BackupOptions,
+    info: SessionInfo,
+    previous: Sequence[Point | None],
+    ctx: Context,
+) -> Iterator[tuple[list[Capture], Session, Held]]:
+    with contextlib.ExitStack() as stack:
+
+        def capture(source: Source, ref: ResourceRef, least: Consistency) -> Capture:
+            return stack.enter_context(source.capture(ref, least, ctx))
+
+        if options.downtime is None:
+            # A capture that is refused leaves no session behind.
+            captures = [capture(source, ref, options.least(ref.kind)) for source, ref in resources]
+            require = max(options.least(ref.kind) for _, ref in resources)
+            yield captures, stack.enter_context(vault.session(info, LANES + 1)), Held(None, require, ctx)
+            return
+        down = options.downtime
+        # What can be done beforehand is: from `hold` on others wait.
+        session = stack.enter_context(vault.session(info, LANES + 1))
+        for (_, ref), before in zip(resources, previous, strict=True):
+            ctx.progress.note(announcement(ref, down, before))
+        asked = options.require if options.require is not None else Consistency.FILESYSTEM
+        held = stack.enter_context(hold(down.brackets, down.terms, asked, ctx))
+        # How quiet a clean disk is by itself is not the question: the brackets vouch for more.
+        captures = [capture(source, ref, min(options.least(ref.kind), Consistency.CRASH)) for source, ref in resources]
+        if down.moment:
+            held.confirm()
+            held.release()
+        yield captures, session, held
 
 
 def _store(vault: Vault, session: Session, capture: Capture, dedup_key: bytes, ctx: Context) -> StoredContent:
@@ -268,7 +317,7 @@ def _member(
     capture: Capture,
     stored: StoredContent,
     options: BackupOptions,
-    achieved: Consistency,
+    still: Stillness,
     previous: Point | None,
 ) -> Member:
     return Member(
@@ -280,8 +329,10 @@ def _member(
         block_size=vault.parameters.block_size,
         page_refs=vault.parameters.page_refs,
         asked=options.least(capture.resource.kind).label,
-        achieved=achieved.label,
-        taken=(capture.taken.start, capture.taken.end),
+        achieved=still.achieved.label,
+        taken=(still.taken.start, still.taken.end),
+        pause=still.pause,
+        brackets=still.brackets,
         topology=capture.topology,
         lineage=previous.name.removeprefix("points/") if previous else "",
         location=printable(capture.resource.location),
@@ -304,4 +355,5 @@ def _outcome(member: Member, session: Session, body: PointBody, read: int, secon
         seconds=seconds,
         entries=member.entries,
         partial=member.partial,
+        pause=member.pause,
     )

@@ -8,13 +8,15 @@ from dataclasses import replace
 import click
 
 from safehold.app.backup import BackupOptions, BackupOutcome, back_up, this_host
+from safehold.app.downtime import announcement
 from safehold.cli.points import parse_tags
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
+from safehold.compose.quiet import find_downtime
 from safehold.compose.wiring import Sources, TreeOptions
 from safehold.model.consistency import Consistency
 from safehold.model.errors import PartialError, SafeholdError, UsageError
 from safehold.model.resource import ResourceRef
-from safehold.model.units import format_duration, format_rate, format_size
+from safehold.model.units import format_duration, format_rate, format_size, parse_span
 from safehold.ports.source import Source
 
 __all__ = ["backup"]
@@ -46,6 +48,18 @@ __all__ = ["backup"]
     is_flag=True,
     help="Go on with a history that another host began, or with a tree in which a mount is gone for good.",
 )
+@click.option(
+    "--bracket",
+    "brackets",
+    multiple=True,
+    metavar="KIND:WHAT",
+    help="Make it quiet while it is captured: unmount:DIR, readonly:DIR, fsfreeze:DIR, hook:COMMAND. See docs/consistency.md.",
+)
+@click.option(
+    "--downtime",
+    metavar="SPAN",
+    help="For how long the brackets may be held (30m, 2h); then the watchdog lets go, and there is no point.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be backed up, and stop.")
 @vault_options
 @json_option
@@ -59,6 +73,8 @@ def backup(
     one_file_system: bool,
     keep: bool,
     adopt: bool,
+    brackets: tuple[str, ...],
+    downtime: str | None,
     dry_run: bool,
     access: Access,
     as_json: bool,
@@ -69,17 +85,30 @@ def backup(
     With several sources, one that fails does not stop the others; the worst exit code wins. Files that cannot be read are named, and the
     point is partial (exit code 3).
     """
-    options = BackupOptions(Consistency.parse(require) if require else None, parse_tags(tags), keep, adopt)
+    plain = BackupOptions(Consistency.parse(require) if require else None, parse_tags(tags), keep, adopt)
+    limit = _limit(downtime, brackets)
     tree_options = TreeOptions(exclude, exclude_caches, one_file_system, adopt)
     outcomes: list[BackupOutcome] = []
     failures: list[tuple[str, SafeholdError]] = []
     with Run.begin() as run:
         found = Sources(tree_options, run.paths, run.address(access))
         wanted = [" ".join(sources)] if name else list(sources)
+        if brackets and len(wanted) > 1:
+            raise UsageError(
+                "brackets are for one resource", on=", ".join(wanted), remedy="back them up one after another"
+            )
         opened = None if dry_run else run.open(access)
         for spec in wanted:
             try:
                 source, ref = _resolve(found, sources if name else [spec], name)
+                options = plain
+                if brackets:
+                    where = run.address(access)
+                    quiet, source = find_downtime(brackets, limit, source, ref, run.paths, where, run.ctx)
+                    options = replace(plain, downtime=quiet)
+                if opened is None and options.downtime:
+                    print(f"would back up {announcement(ref, options.downtime, None)}")
+                    continue
                 if opened is None:
                     with source.capture(ref, options.least(ref.kind), run.ctx) as capture:
                         print(
@@ -112,6 +141,23 @@ def backup(
     return max(codes + [PartialError.exit_code for outcome in outcomes if outcome.partial], default=0)
 
 
+def _limit(downtime: str | None, brackets: tuple[str, ...]) -> float | None:
+    """Seconds that brackets may be held; None where nothing is said of it."""
+    if downtime is None:
+        return None
+    if not brackets:
+        raise UsageError(
+            "a downtime of what?", on=f"--downtime {downtime}", remedy="say what is made quiet with --bracket"
+        )
+    try:
+        seconds = parse_span(downtime)
+    except ValueError as error:
+        raise UsageError(str(error), on="--downtime") from error
+    if not seconds:
+        raise UsageError("no time at all", on="--downtime")
+    return seconds
+
+
 def _resolve(found: Sources, specs: Sequence[str], name: str | None) -> tuple[Source, ResourceRef]:
     source, ref = found.resolve(specs[0]) if len(specs) == 1 else found.join(specs, name or "")
     if name:
@@ -128,6 +174,8 @@ def _line(outcome: BackupOutcome) -> str:
         f"{format_size(outcome.new)} new, {format_size(outcome.stored)} stored; consistency: {outcome.achieved.label}; "
         f"{format_duration(outcome.seconds)} ({format_rate(outcome.read, outcome.seconds)})"
     )
+    if outcome.pause:
+        text += f"; others waited for {format_duration(outcome.pause)}"
     if outcome.twice:
         text += f"; {format_size(outcome.twice)} stored twice, by another backup at the same time"
     if outcome.partial:
@@ -147,5 +195,6 @@ def _document(outcome: BackupOutcome) -> dict[str, object]:
         "stored": outcome.stored,
         "stored_twice": outcome.twice,
         "consistency": outcome.achieved.label,
+        "pause": round(outcome.pause, 3),
         "seconds": round(outcome.seconds, 3),
     }

@@ -133,6 +133,16 @@ def _member_document(member: Member) -> dict[str, object]:
         "consistency": member.achieved,
         "taken": list(member.taken),
         "pause": member.pause,
+        "brackets": [
+            {
+                "bracket": b.bracket,
+                "consistency": b.achieved,
+                "expected": b.expected,
+                "entering": list(b.entering),
+                "leaving": list(b.leaving),
+            }
+            for b in member.brackets
+        ],
         "follows": member.lineage,
         "format": topology.format if topology else "",
         "contents": [
@@ -177,6 +187,8 @@ def show(selector: str, access: Access, as_json: bool) -> None:
     for m in body.members:
         print(f"{printable(m.kind):<12} {printable(m.name)}, {format_size(m.size)}, from {printable(m.location)}")
         print(f"consistency  {m.achieved} ({m.asked} asked for)")
+        for b in m.brackets:
+            print(f"  {printable(b.bracket)}: {b.achieved}; others waited for {format_duration(b.pause)}")
         for problem in m.partial:
             print(f"  missing    {printable(problem)}")
         for c in m.topology.contents if m.topology else ():

@@ -14,6 +14,7 @@
     │   └── ShortRead           5  fewer bytes than asked for
     ├── VaultKeyError              6  no key, the wrong key, or a key that may not do this
     ├── ConsistencyError        7  quieter was asked for than could be reached
+    │   └── StillHeldError      7  … and what was made quiet could not be let go of
     ├── OverdueError            8  a resource has no recent enough point
     └── FailedError             1  anything else that stops a run
         ├── SourceError         1  a resource could not be read
@@ -42,6 +43,7 @@ __all__ = [
     "SafeholdError",
     "ShortRead",
     "SourceError",
+    "StillHeldError",
     "StoreError",
     "StoreFull",
     "StorePermission",
@@ -136,6 +138,10 @@ class ConsistencyError(SafeholdError):
     """The consistency that was asked for was not reached."""
 
     exit_code = 7
+
+
+class StillHeldError(ConsistencyError):
+    """Something was made quiet and could not be let go of; the watchdog keeps trying."""
 
 
 class OverdueError(SafeholdError):

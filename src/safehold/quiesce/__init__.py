@@ -2,5 +2,6 @@
 
 bracket   one thing that is made quiet and let go again: a frozen file system, an unmounted one, a hook
 undo      what lets go of it, as plain data, armed at the watchdog before anything is held
-deadline  when the watchdog lets go by itself; also when the process that holds dies or stops
+watchdog  another process that holds the undos, and lets go when the one that holds dies, stops or overruns
+terms     when the watchdog lets go by itself: after how long a silence, and after how long in all
 """

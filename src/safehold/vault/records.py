@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from safehold.model.quiet import Quieted
 from safehold.model.topology import Topology
 
 __all__ = [
@@ -210,8 +211,9 @@ class Member(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `root` is the id of the top node (32 zero bytes: all zeros), `levels` the depth of the tree below it, `size` the
     length in bytes, `entries` the files, directories and so on of a tree. `location` and `more` are where it lay. `partial` says
-    what of it is missing, one line each. Consistency is recorded as words: what was asked for, and what was achieved. `pause` is the
-    seconds of quiet, `taken` from when to when. `lineage` names the point of the same resource that this one
+    what of it is missing, one line each. Consistency is recorded as words: what was asked for, and what was achieved. `taken` is from
+    when to when it was held still, `pause` the seconds for which others had to wait for it, and `brackets` what they waited for.
+    `lineage` names the point of the same resource that this one
     followed, as `<wid>/<sid>` in hex.
     """
 
@@ -232,6 +234,7 @@ class Member(msgspec.Struct, frozen=True, omit_defaults=True):
     more: tuple[str, ...] = ()
     entries: int = 0
     partial: tuple[str, ...] = ()
+    brackets: tuple[Quieted, ...] = ()
 
 
 class PointBody(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -24,15 +26,27 @@ class Holder:
 def device_holders(path: str) -> list[Holder]:
     """Users of a block device or of its partitions; a read-only mount is a holder that does not write."""
     number = os.stat(path).st_rdev
-    return list(_device_holders({f"{os.major(number)}:{os.minor(number)}"}))
+    found = list(_device_holders({f"{os.major(number)}:{os.minor(number)}"}))
+    if not found and _claimed(path):
+        found.append(Holder("claimed in the kernel, perhaps by a mount in another namespace", True))
+    return found
+
+
+def _claimed(path: str) -> bool:
+    """Whether the kernel keeps others from using the device or a partition of it: what is mounted somewhere, a member of something larger."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
 
 
 def _device_holders(numbers: set[str]) -> Iterator[Holder]:
     numbers = set(numbers)
     for number in list(numbers):
         numbers.update(_partitions(Path("/sys/dev/block") / number))
-    for where, number, read_only, superblock_read_only in _mounts():
-        if number in numbers:
+    for where, devices, read_only, superblock_read_only in _mounts():
+        if devices & numbers:
             yield Holder(
                 f"mounted on {where}" + (" (read-only)" if read_only else ""), not (read_only and superblock_read_only)
             )
@@ -63,15 +77,23 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _mounts() -> Iterator[tuple[str, str, bool, bool]]:
-    """Every mount: where, device number, whether the mount is read-only, and whether the file system is."""
+def _mounts() -> Iterator[tuple[str, set[str], bool, bool]]:
+    """Every mount: where, device numbers, whether the mount is read-only, and whether the file system is.
+
+    The file system's own number is not that of its device on btrfs; so that of its source counts too.
+    """
     for line in _lines(Path("/proc/self/mountinfo")):
         left, _, right = line.partition(" - ")
         fields, after = left.split(), right.split()
         if len(fields) < 6 or len(after) < 3:
             continue
         where = fields[4].encode().decode("unicode_escape")
-        yield where, fields[2], "ro" in fields[5].split(","), "ro" in after[2].split(",")
+        devices = {fields[2]}
+        with contextlib.suppress(OSError):
+            info = os.stat(after[1].encode().decode("unicode_escape"))
+            if stat.S_ISBLK(info.st_mode):
+                devices.add(f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}")
+        yield where, devices, "ro" in fields[5].split(","), "ro" in after[2].split(",")
 
 
 def file_holders(path: str) -> list[Holder]:

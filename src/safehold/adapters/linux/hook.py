@@ -1,0 +1,127 @@
+"""A command of the user's that makes an application quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+
+from safehold.model.consistency import Consistency
+from safehold.model.errors import ConsistencyError, StillHeldError, UsageError
+from safehold.ports.bracket import Begin, Undo
+
+__all__ = ["Hook"]
+
+_KEPT = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TZ", "USER")
+"""What of the environment a hook gets: nothing that opens a vault or a bucket."""
+
+_SAID = re.compile(rb"^consistency=(\w+)\s*$", re.MULTILINE)
+
+_GATE = 'read -r go && exec "$@"'
+"""Waits for a line before it becomes the hook. When this process dies first, there is no line and no hook."""
+
+
+class Hook:
+    """`hook:COMMAND`, run as `COMMAND freeze` and `COMMAND thaw`. See `ports.bracket.Bracket`.
+
+    It vouches for what it prints in a line `consistency=application` (or filesystem, or crash), and without one for nothing.
+    """
+
+    expected = 1.0
+    promises = Consistency.NONE
+    stops: frozenset[str] = frozenset()
+
+    def __init__(self, command: str, environment: Mapping[str, str], run_id: str, seconds: float) -> None:
+        """Each half may take `seconds`. UsageError where there is no such program."""
+        self.spec = f"hook:{command}"
+        self._command = os.path.abspath(os.path.expanduser(command))
+        self._seconds = seconds
+        self._environment = {name: environment[name] for name in _KEPT if name in environment}
+        self._environment["SAFEHOLD_RUN"] = run_id
+        if not os.path.isfile(self._command) or not os.access(self._command, os.X_OK):
+            raise UsageError("there is no such program", on=command, remedy="give the path of an executable file")
+
+    def prepare(self) -> None:
+        """Nothing can be done before."""
+
+    def undo(self) -> Undo:
+        """See `ports.bracket.Bracket`."""
+        return {
+            "kind": "run",
+            "argv": [self._command, "thaw"],
+            "environment": self._environment,
+            "directory": os.path.dirname(self._command),
+            "seconds": self._seconds,
+        }
+
+    @contextlib.contextmanager
+    def hold(self, deadline: float, begin: Begin) -> Iterator[Consistency]:
+        """See `ports.bracket.Bracket`."""
+        seconds = min(self._seconds, deadline)
+        try:
+            said = self._run("freeze", seconds, begin)
+        except ConsistencyError:
+            # It may have been half way: letting go is for it to make harmless.
+            self._thaw()
+            raise
+        try:
+            yield self._level(said)
+        finally:
+            self._thaw()
+
+    def _thaw(self) -> None:
+        try:
+            self._run("thaw", self._seconds, None)
+        except ConsistencyError as error:
+            raise StillHeldError(error.what, on=error.on, remedy="the watchdog runs it again") from error
+
+    def _level(self, said: bytes) -> Consistency:
+        words = _SAID.findall(said)
+        if not words:
+            return Consistency.NONE
+        try:
+            return Consistency.parse(words[-1].decode())
+        except ValueError as error:
+            raise self._failed(f"said consistency={words[-1].decode()}", str(error)) from error
+
+    def _run(self, half: str, seconds: float, begin: Begin | None) -> bytes:
+        """The output of one half, kept in memory: no disk has to be writable for it."""
+        output = os.memfd_create("hook")
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _GATE, "hook", self._command, half],
+                env=self._environment,
+                cwd=os.path.dirname(self._command),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            try:
+                if begin is not None:
+                    begin(process.pid)
+                process.communicate(b"go\n", timeout=seconds)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise self._failed(
+                        f"did not finish {half} within {seconds:g} s", "give it more time, or look at what it waits for"
+                    ) from error
+                raise
+            said = os.pread(output, 1 << 20, 0)
+        finally:
+            os.close(output)
+        if process.returncode != 0:
+            last = said.decode(errors="replace").strip().rpartition("\n")[2]
+            raise self._failed(
+                f"{half} ended with code {process.returncode}: {last}", f"run it by hand: {self._command} {half}"
+            )
+        return said
+
+    def _failed(self, what: str, remedy: str) -> ConsistencyError:
+        return ConsistencyError(f"the hook {what}", on=self._command, remedy=remedy)

@@ -1,0 +1,83 @@
+"""What lies below a path: its file system, the device that is on, the image file behind a loop device, and so on down."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from safehold.adapters.linux.mounts import mount_of
+
+__all__ = ["backing_file", "below", "disks", "swap_places"]
+
+_BLOCK = Path("/sys/dev/block")
+
+
+def below(path: str) -> frozenset[str]:
+    """Numbers (`major:minor`) of all file systems and devices that a write to `path`, or to what will be made there, may wait for."""
+    seen: set[str] = set()
+    _path(path, seen)
+    return frozenset(seen)
+
+
+def _path(path: str, seen: set[str]) -> None:
+    while not os.path.lexists(path):
+        path = os.path.dirname(os.path.abspath(path))
+    info = os.stat(path) if os.path.exists(path) else os.lstat(path)
+    if stat.S_ISBLK(info.st_mode):
+        _device(_number(info.st_rdev), seen)
+        return
+    mounted = mount_of(path)
+    _device(mounted.device, seen)
+    if mounted.source.startswith("/") and Path(mounted.source).is_block_device():
+        _device(_number(os.stat(mounted.source).st_rdev), seen)
+    for option in mounted.super_options:
+        # An overlay is written to in its upper directory.
+        name, _, value = option.partition("=")
+        if name == "upperdir" and os.path.exists(value):
+            _path(value, seen)
+
+
+def _device(number: str, seen: set[str]) -> None:
+    if number in seen:
+        return
+    seen.add(number)
+    place = _BLOCK / number
+    if not place.exists():
+        return
+    for slave in place.glob("slaves/*/dev"):
+        _device(slave.read_text().strip(), seen)
+    if (place / "partition").exists():
+        _device((place.resolve().parent / "dev").read_text().strip(), seen)
+    backing = place / "loop" / "backing_file"
+    if backing.exists():
+        _path(backing.read_text().rstrip("\n").removesuffix(" (deleted)"), seen)
+
+
+def _number(device: int) -> str:
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def swap_places() -> Iterator[str]:
+    """Files and devices that the kernel swaps to."""
+    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+        yield line.split()[0].replace("\\040", " ")
+
+
+def disks(path: str) -> frozenset[str]:
+    """Numbers of the block devices that the file system at `path` is itself on; not of those further down."""
+    mounted = mount_of(path)
+    found = {mounted.device}
+    if Path(mounted.source).is_block_device():
+        found.add(_number(os.stat(mounted.source).st_rdev))
+    return frozenset(found)
+
+
+def backing_file(path: str) -> str | None:
+    """The image file that all of the file system at `path` lies in, by a loop device; None where there is none."""
+    for number in disks(path):
+        backing = _BLOCK / number / "loop" / "backing_file"
+        if backing.exists():
+            return backing.read_text().rstrip("\n")
+    return None

@@ -1,0 +1,139 @@
+"""Picks what makes a resource quiet, and refuses what would stop the backup itself."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from safehold.adapters.image.clone import CloneSource, can_clone
+from safehold.adapters.linux.downtime import ReadOnly, Unmount
+from safehold.adapters.linux.freeze import Freeze
+from safehold.adapters.linux.hook import Hook
+from safehold.adapters.linux.mounts import mount_of
+from safehold.adapters.linux.stack import backing_file, below, disks, swap_places
+from safehold.app.downtime import Downtime
+from safehold.compose.paths import Paths
+from safehold.model.context import Context
+from safehold.model.errors import UsageError
+from safehold.model.resource import ResourceRef
+from safehold.objects.location import local_place
+from safehold.ports.bracket import Bracket
+from safehold.ports.source import Source
+from safehold.quiesce.forbidden import Needed, check_allowed
+from safehold.quiesce.guard import Terms
+from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
+
+__all__ = ["find_downtime"]
+
+_GRACE = 15.0
+"""Seconds without a word after which the watchdog lets go of a copy's brackets: longer than a busy machine keeps a thread waiting."""
+
+_HOOK = 60.0
+"""Seconds for each half of a hook."""
+
+_MOMENT = 30.0
+"""Seconds for making a clone, with the brackets around it, unless the user says otherwise: databases bear such a pause."""
+
+
+def find_downtime(
+    texts: Sequence[str], limit: float | None, source: Source, ref: ResourceRef, paths: Paths, vault: str, ctx: Context
+) -> tuple[Downtime, Source]:
+    """The brackets that a user asked for, and the source to use inside: one that clones where the image can be, else `source`.
+
+    `limit` are the seconds for which they may be held. UsageError where they cannot hold that resource, would stop what the backup
+    needs, or would be held for a whole copy without a limit; nothing is held yet.
+    """
+    specs = [parse_bracket(text) for text in texts]
+    moment = ref.kind == "volume" and os.path.isfile(ref.location) and can_clone(ref.location)
+    for spec in specs:
+        if spec.kind is BracketKind.FSFREEZE and not moment:
+            raise UsageError(
+                f"a freeze is for the moment in which a capture is made, and nothing can hold one of {ref.name}",
+                on=str(spec),
+                remedy="use unmount: or readonly:, back up a snapshot of it, or accept what comes with --require none",
+            )
+    if limit is None and not moment:
+        raise UsageError(
+            f"nothing else holds a capture of {ref.name}, so brackets are held while all of it is read",
+            on=", ".join(texts),
+            remedy="say how long that may take with --downtime 30m; --dry-run with it estimates how long it will",
+        )
+    brackets = tuple(_make(spec, ref, ctx) for spec in specs)
+    check_allowed(brackets, list(_needed(paths, vault)))
+    longest = limit if limit is not None else _MOMENT
+    downtime = Downtime(brackets, Terms(min(_GRACE, longest), longest, _log(paths)), _size(ref), moment)
+    return downtime, CloneSource() if moment else source
+
+
+def _log(paths: Paths) -> Path:
+    paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return paths.state / "watchdog.log"
+
+
+def _make(spec: BracketSpec, ref: ResourceRef, ctx: Context) -> Bracket:
+    match spec.kind:
+        case BracketKind.FSFREEZE:
+            frozen = Freeze(spec.argument)
+            _check_covers(spec, spec.argument, ref)
+            return frozen
+        case BracketKind.HOOK:
+            return Hook(spec.argument, os.environ, ctx.run_id, _HOOK)
+        case BracketKind.READONLY:
+            read_only = ReadOnly(spec.argument)
+            _check_covers(spec, read_only.path, ref)
+            return read_only
+        case BracketKind.UNMOUNT:
+            unmount = Unmount(spec.argument)
+            if ref.kind != "volume":
+                raise UsageError("there is nothing to read in what is unmounted", on=str(spec), remedy="use readonly:")
+            _check_covers(spec, unmount.path, ref)
+            return unmount
+
+
+def _check_covers(spec: BracketSpec, path: str, ref: ResourceRef) -> None:
+    """UsageError where the bracket is about something else: what it reached would be said of the wrong disk."""
+    if ref.kind == "volume":
+        info = os.stat(ref.location)
+        image = backing_file(path)
+        if stat.S_ISBLK(info.st_mode):
+            covered = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" in disks(path)
+        else:
+            covered = image is not None and os.path.exists(image) and os.path.samefile(image, ref.location)
+    else:
+        there = mount_of(path).device
+        covered = all(mount_of(place).device == there for place in (ref.location, *ref.more) if os.path.exists(place))
+    if not covered:
+        raise UsageError(
+            f"what is mounted there is not what is backed up ({ref.location})",
+            on=str(spec),
+            remedy=f"that is on {mount_of(path).source}",
+        )
+
+
+def _size(ref: ResourceRef) -> int | None:
+    if ref.kind != "volume":
+        return None
+    with open(ref.location, "rb") as disk:
+        return disk.seek(0, os.SEEK_END)
+
+
+def _needed(paths: Paths, vault: str) -> Iterator[Needed]:
+    own = [
+        ("the state directory", paths.state),
+        ("the cache", paths.cache),
+        ("the configuration", paths.config),
+        ("the directory for temporary files", Path(tempfile.gettempdir())),
+        *(("the vault", place) for place in local_place(vault)),
+    ]
+    for what, path in own:
+        yield Needed(what, str(path), below(str(path)))
+    for swap in swap_places():
+        yield Needed("swap", swap, below(swap))
+    for number in (1, 2):
+        # A log that the output goes to: a line that has to wait would keep the backup waiting.
+        place = Path(f"/proc/self/fd/{number}").resolve()
+        if place.is_file():
+            yield Needed("the output of this command", str(place), below(str(place)))

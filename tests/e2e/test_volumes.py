@@ -175,6 +175,7 @@ def fio(place: Path, seconds: int) -> subprocess.Popen[str]:
     words = ["fio", "--name=w", f"--directory={place}", "--rw=randwrite", "--bs=4k", "--size=24M", "--ioengine=psync"]
     words += ["--verify=crc32c", "--verify_backlog=500", "--fsync=64", "--numjobs=2", "--group_reporting"]
     words += ["--time_based", f"--runtime={seconds}", "--output-format=json"]
+    words += ["--verify_state_save=0"]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

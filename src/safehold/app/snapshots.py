@@ -60,13 +60,17 @@ class SealedSource:
 
 
 def next_group(volumes: Sequence[HeldVolume]) -> list[Sealed]:
-    """The snapshot that is to go to its vault next, with all volumes that were sealed at its instant; empty where there is none."""
+    """The snapshot that is to go to its vault next, with all volumes that were sealed at its instant; empty where there is none, or where
+    nobody has vouched for it yet.
+    """
     heads = {held.name: (held, held.record.pending[0]) for held in volumes if held.record.pending}
     for held, snapshot in sorted(heads.values(), key=lambda head: head[1].taken):
         names = snapshot.group or (held.name,)
         group = [heads[name] for name in names if name in heads and heads[name][1].id == snapshot.id]
         if len(group) == len(names):
-            return group
+            if snapshot.vouched:
+                return group
+            continue
         if any(not _waits(name, snapshot.id, volumes) for name in names):
             # A member lost it: what is left is not the instant that was asked for.
             for one, mine in group:
@@ -93,7 +97,7 @@ def upload(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
         if lineage is not None and not snapshot.full and (lineage.vault, lineage.domain) != here:
             _fail(group, "the vault or the writer is another one than that of the volume's last point")
     snapshot = group[0][1]
-    options = BackupOptions(require=Consistency.parse(snapshot.asked), tags=snapshot.tags)
+    options = BackupOptions(Consistency.parse(snapshot.asked), snapshot.tags, quieted=snapshot.quiet)
     resources = []
     for held, mine in group:
         lineage = held.record.lineage

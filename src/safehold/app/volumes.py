@@ -11,11 +11,12 @@ from safehold.app.backup import Host
 from safehold.app.points import member_of, parse_selector, select
 from safehold.app.snapshots import Described, next_group, upload
 from safehold.blocks.directory import HeldVolume, VolumeDirectory, check_name
-from safehold.blocks.layout import Lineage, Snapshot, VolumeRecord
+from safehold.blocks.layout import Lineage, Snapshot, SnapshotState, VolumeRecord
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, SafeholdError, UsageError
 from safehold.model.extents import ExtentKind
+from safehold.model.quiet import Quieted
 from safehold.recovery.hydration import Hydrator
 from safehold.vault.catalogue import Point
 from safehold.vault.disk import StoredDisk
@@ -31,18 +32,23 @@ _IDS_AT_ONCE = 4096
 _PATIENCE = (1.0, 5.0, 15.0, 60.0)
 """Seconds until a snapshot that could not be brought to its vault is tried again, the last one for ever."""
 
+_VOUCHING = 120.0
+"""Seconds in which somebody has to vouch for a snapshot: letting go of brackets takes less."""
+
 RECYCLE = 7 * 86400.0
 """Seconds that a deleted volume can be taken back."""
 
 
 @dataclass(frozen=True)
 class SnapshotRequest:
-    """Volumes to seal at one instant. `achieved` is how still brackets held them, `asked` the least that will do."""
+    """Volumes to seal at one instant. `asked` is the least consistency that will do; with `vouching` somebody will say how still they were
+    held, by `VolumeService.vouch`, and nothing is sent before.
+    """
 
     names: Sequence[str]
     asked: Consistency = Consistency.CRASH
-    achieved: Consistency = Consistency.CRASH
     tags: Mapping[str, str] | None = None
+    vouching: bool = False
 
 
 class VolumeService:
@@ -189,13 +195,9 @@ class VolumeService:
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
     def snapshot(self, request: SnapshotRequest) -> Snapshot:
-        """Seal; the snapshot is pending when this returns. ConsistencyError where it was held less still than asked for."""
-        if request.achieved < request.asked:
-            raise ConsistencyError(
-                f"{request.achieved.label} consistency reached, {request.asked.label} asked for",
-                on=", ".join(request.names),
-                remedy="give a --bracket that reaches it, or ask for less with --require",
-            )
+        """Seal; the snapshot is pending when this returns. ConsistencyError where more is asked for than a seal by itself gives."""
+        if not request.vouching:
+            _check_level(Consistency.CRASH, request.asked, request.names)
         names = tuple(sorted(set(request.names)))
         identity = uuid.uuid4().hex
 
@@ -204,17 +206,42 @@ class VolumeService:
                 identity,
                 held.volume.gate.phase.epoch - 1,
                 taken,
-                request.achieved.label,
+                Consistency.CRASH.label,
                 request.asked.label,
                 group=names if len(names) > 1 else (),
                 tags=dict(request.tags or {}),
                 full=bool(held.record.suspect),
+                vouched=not request.vouching,
             )
 
         snapshots = self.directory.seal(names, describe)
         with self._changed:
             self._changed.notify_all()
         return snapshots[0]
+
+    def vouch(self, identity: str, achieved: Consistency, quiet: tuple[Quieted, ...]) -> None:
+        """Say how still the volumes of a snapshot were held; it goes to the vault from here on. ConsistencyError where that is less than was
+        asked for: the snapshot has failed then.
+        """
+        found = self.find(identity)
+        if not found:
+            raise UsageError("no such snapshot", on=identity)
+        asked = Consistency.parse(found[0][1].asked)
+        try:
+            _check_level(achieved, asked, [held.name for held, _ in found])
+        except ConsistencyError as error:
+            self.discard(identity, str(error))
+            raise
+        for held, _ in found:
+            held.change_snapshot(identity, vouched=True, achieved=achieved.label, quiet=quiet)
+        with self._changed:
+            self._changed.notify_all()
+
+    def discard(self, identity: str, why: str) -> None:
+        """A snapshot that nobody vouches for is none."""
+        for held, snapshot in self.find(identity):
+            if snapshot.state is SnapshotState.PENDING:
+                held.fail_snapshot(snapshot, why, compare=False)
 
     def find(self, identity: str) -> list[tuple[HeldVolume, Snapshot]]:
         """A snapshot in every volume that has it."""
@@ -233,6 +260,7 @@ class VolumeService:
             group: list[tuple[HeldVolume, Snapshot]] = []
             try:
                 self._settle()
+                self._discard_unvouched()
                 group = next_group(self.directory.all())
                 if group:
                     self._upload(group)
@@ -248,7 +276,7 @@ class VolumeService:
                 failures += 1
                 continue
             if not group:
-                self._wait(None)
+                self._wait(None if not self._work_to_do() else _VOUCHING)
 
     def _wait(self, seconds: float | None) -> None:
         with self._changed:
@@ -260,6 +288,12 @@ class VolumeService:
 
     def _work_to_do(self) -> bool:
         return any(held.record.pending for held in self.directory.all())
+
+    def _discard_unvouched(self) -> None:
+        for held in self.directory.all():
+            for snapshot in held.record.pending:
+                if not snapshot.vouched and self._ctx.clock.now() - snapshot.taken[1] > _VOUCHING:
+                    self.discard(snapshot.id, "whoever took it died before saying how still it was held")
 
     def _settle(self) -> None:
         """Have every sealed epoch survive a power loss, before anything is sent."""
@@ -276,6 +310,15 @@ class VolumeService:
         for held, _ in group:
             self._uploads.pop(held.name, None)
         self._ctx.progress.note(f"{names}: snapshot {group[0][1].id[:8]} is point {point[:8]}")
+
+
+def _check_level(achieved: Consistency, asked: Consistency, names: Sequence[str]) -> None:
+    if achieved < asked:
+        raise ConsistencyError(
+            f"{achieved.label} consistency reached, {asked.label} asked for",
+            on=", ".join(names),
+            remedy="give a --bracket that reaches it, or ask for less with --require",
+        )
 
 
 def _of_point(record: VolumeRecord, vault: Vault, point: Point, member: Member, disk: StoredDisk) -> VolumeRecord:

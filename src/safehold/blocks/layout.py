@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from safehold.model.errors import FailedError
+from safehold.model.quiet import Quieted
 
 __all__ = [
     "SECTOR",
@@ -40,8 +41,8 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     """One seal that somebody asked for.
 
     `taken` is seconds since 1970 from when to when the gate was closed, `group` names the volumes sealed at the same instant,
-    `point` the recovery point once there is one (`sid`, hex, even before it is committed). `durable` is true once its content
-    survives a power loss. `holding` are the steps of its brackets, as JSON, for the point.
+    `point` the recovery point once there is one. `durable` is true once its content survives a power loss, `vouched` once whoever took
+    it has said how still it was held: `quiet` are the brackets that did. `full` says that everything is compared.
     """
 
     id: str
@@ -55,6 +56,8 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     point: str = ""
     problem: str = ""
     durable: bool = False
+    vouched: bool = True
+    quiet: tuple[Quieted, ...] = ()
     full: bool = False
     read: int = 0
     stored: int = 0

@@ -15,8 +15,10 @@ from safehold.app.points import diff_points, parse_selector
 from safehold.cli.points import parse_tags
 from safehold.cli.running import Access, Run, ask_passphrase, json_option, print_json, print_table, vault_options
 from safehold.compose.credentials import find_credentials
+from safehold.compose.quiet import find_brackets
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_service import serve_volumes
+from safehold.compose.volume_snapshot import take_snapshot
 from safehold.model.consistency import Consistency
 from safehold.model.errors import FailedError, UsageError, VaultKeyError
 from safehold.model.units import format_duration, format_size, format_time, parse_size
@@ -171,9 +173,14 @@ def show(name: str, as_json: bool) -> None:
 @click.option(
     "--require",
     type=click.Choice([c.label for c in reversed(Consistency)]),
-    default="crash",
-    show_default=True,
-    help="Least consistency to accept; anything less is a failure.",
+    help="Least consistency to accept; anything less is a failure. Without it: what the brackets reach, else crash.",
+)
+@click.option(
+    "--bracket",
+    "brackets",
+    multiple=True,
+    metavar="KIND:WHAT",
+    help="What is made quiet for the moment: fsfreeze:DIR, readonly:DIR, unmount:DIR, hook:COMMAND. In order; let go of in reverse.",
 )
 @click.option("--wait", is_flag=True, help="Return once the point is in the vault.")
 @vault_options
@@ -182,7 +189,8 @@ def snapshot(
     name: str | None,
     names: tuple[str, ...],
     tags: tuple[str, ...],
-    require: str,
+    require: str | None,
+    brackets: tuple[str, ...],
     wait: bool,
     access: Access,
     as_json: bool,
@@ -192,11 +200,20 @@ def snapshot(
     if not wanted:
         raise UsageError("which volume?", remedy="give its name, or --group NAME for each of several")
     with Run.begin() as run, _client(run, access) as client:
-        made = client.order(
-            "snapshot", names=wanted, asked=require, achieved=Consistency.CRASH.label, tags=dict(parse_tags(tags))
+        made, pause = take_snapshot(
+            client,
+            wanted,
+            Consistency.parse(require) if require else None,
+            lambda devices: find_brackets(brackets, devices, run.paths, run.address(access), run.ctx),
+            dict(parse_tags(tags)),
+            run.ctx,
         )
         if not as_json:
-            print(f"{', '.join(wanted)}: snapshot {made['id'][:8]} taken; writes waited {made['pause'] * 1000:.1f} ms")
+            held = f"; held for {format_duration(pause)}" if brackets else ""
+            print(
+                f"{', '.join(wanted)}: snapshot {made['id'][:8]} taken, {made['achieved']}; "
+                f"writes waited {made['pause'] * 1000:.1f} ms{held}"
+            )
         if wait:
             made = _wait_for(run, client, made["id"])
             if not as_json:

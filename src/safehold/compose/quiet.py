@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from safehold.adapters.image.clone import CloneSource, can_clone
@@ -26,7 +26,7 @@ from safehold.quiesce.forbidden import Needed, check_allowed
 from safehold.quiesce.guard import Terms
 from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
 
-__all__ = ["find_downtime"]
+__all__ = ["find_brackets", "find_downtime"]
 
 _GRACE = 15.0
 """Seconds without a word after which the watchdog lets go of a copy's brackets: longer than a busy machine keeps a thread waiting."""
@@ -61,7 +61,10 @@ def find_downtime(
             on=", ".join(texts),
             remedy="say how long that may take with --downtime 30m; --dry-run with it estimates how long it will",
         )
-    brackets = tuple(_make(spec, ref, ctx) for spec in specs)
+    brackets = tuple(_make(spec, lambda spec, path: _check_covers(spec, path, ref), ctx) for spec in specs)
+    for spec in specs:
+        if spec.kind is BracketKind.UNMOUNT and ref.kind != "volume":
+            raise UsageError("there is nothing to read in what is unmounted", on=str(spec), remedy="use readonly:")
     check_allowed(brackets, list(_needed(paths, vault)))
     longest = limit if limit is not None else _MOMENT
     downtime = Downtime(brackets, Terms(min(_GRACE, longest), longest, _log(paths)), _size(ref), moment)
@@ -73,23 +76,42 @@ def _log(paths: Paths) -> Path:
     return paths.state / "watchdog.log"
 
 
-def _make(spec: BracketSpec, ref: ResourceRef, ctx: Context) -> Bracket:
+def find_brackets(
+    texts: Sequence[str], devices: Sequence[str], paths: Paths, vault: str, ctx: Context
+) -> tuple[tuple[Bracket, ...], Terms]:
+    """The brackets around the moment in which served volumes are sealed; `devices` are what they are attached as on this machine. UsageError
+    where a bracket is about something that lies on none of them, or would stop what the snapshot needs.
+    """
+    numbers = {f"{os.major(n)}:{os.minor(n)}" for n in (os.stat(device).st_rdev for device in devices)}
+
+    def check(spec: BracketSpec, path: str) -> None:
+        if not numbers & set(disks(path)):
+            raise UsageError(
+                "what is mounted there lies on none of the volumes",
+                on=str(spec),
+                remedy=f"that is on {mount_of(path).source}; safehold volume list shows where volumes are attached",
+            )
+
+    brackets = tuple(_make(parse_bracket(text), check, ctx) for text in texts)
+    check_allowed(brackets, list(_needed(paths, vault)))
+    return brackets, Terms(min(_GRACE, _MOMENT), _MOMENT, _log(paths))
+
+
+def _make(spec: BracketSpec, check: Callable[[BracketSpec, str], None], ctx: Context) -> Bracket:
     match spec.kind:
         case BracketKind.FSFREEZE:
             frozen = Freeze(spec.argument)
-            _check_covers(spec, spec.argument, ref)
+            check(spec, spec.argument)
             return frozen
         case BracketKind.HOOK:
             return Hook(spec.argument, os.environ, ctx.run_id, _HOOK)
         case BracketKind.READONLY:
             read_only = ReadOnly(spec.argument)
-            _check_covers(spec, read_only.path, ref)
+            check(spec, read_only.path)
             return read_only
         case BracketKind.UNMOUNT:
             unmount = Unmount(spec.argument)
-            if ref.kind != "volume":
-                raise UsageError("there is nothing to read in what is unmounted", on=str(spec), remedy="use readonly:")
-            _check_covers(spec, unmount.path, ref)
+            check(spec, unmount.path)
             return unmount
 
 

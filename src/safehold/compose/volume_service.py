@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from safehold.adapters.image.topology import detect
 from safehold.app.backup import this_host
 from safehold.app.opening import Credentials, open_vault
@@ -17,6 +19,7 @@ from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, UsageError
+from safehold.model.quiet import Quieted
 from safehold.model.topology import Topology
 from safehold.ports.blocks import Blocks
 from safehold.vault.vault import Vault
@@ -78,6 +81,8 @@ class Orders:
             "undelete": lambda order: self._volume(self._service.undelete(_text(order, "name"))),
             "resize": lambda order: self._volume(self._service.resize(_text(order, "name"), _number(order, "size"))),
             "snapshot": self._snapshot,
+            "vouch": self._vouch,
+            "discard": lambda order: self._service.discard(_text(order, "id"), _text(order, "why")),
             "find": self._find,
         }
 
@@ -110,9 +115,14 @@ class Orders:
         names, tags = order.get("names"), order.get("tags")
         if not isinstance(names, list) or not isinstance(tags, dict):
             raise UsageError("not an order for a snapshot")
-        asked, achieved = (Consistency.parse(_text(order, key)) for key in ("asked", "achieved"))
-        snapshot = self._service.snapshot(SnapshotRequest([str(name) for name in names], asked, achieved, tags))
-        return _snapshot(snapshot)
+        asked = Consistency.parse(_text(order, "asked"))
+        request = SnapshotRequest([str(name) for name in names], asked, tags, bool(order.get("vouching")))
+        return _snapshot(self._service.snapshot(request))
+
+    def _vouch(self, order: Mapping[str, object]) -> object:
+        quiet = msgspec.convert(order.get("quiet", []), tuple[Quieted, ...])
+        self._service.vouch(_text(order, "id"), Consistency.parse(_text(order, "achieved")), quiet)
+        return None
 
     def _find(self, order: Mapping[str, object]) -> object:
         found = self._service.find(_text(order, "id"))
@@ -156,6 +166,7 @@ def _snapshot(snapshot: Snapshot) -> dict[str, object]:
         "taken": snapshot.taken[1],
         "pause": snapshot.taken[1] - snapshot.taken[0],
         "achieved": snapshot.achieved,
+        "brackets": [one.bracket for one in snapshot.quiet],
         "group": list(snapshot.group),
         "point": snapshot.point,
         "snapshot_problem": snapshot.problem,

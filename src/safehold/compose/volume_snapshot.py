@@ -1,0 +1,59 @@
+"""Taking a snapshot of served volumes, with whatever makes quiet what lies on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from safehold.compose.volume_client import VolumeClient
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
+from safehold.model.units import format_duration
+from safehold.ports.bracket import Bracket
+from safehold.quiesce.guard import Terms
+from safehold.quiesce.holding import capture_quietly
+
+__all__ = ["take_snapshot"]
+
+
+def take_snapshot(
+    client: VolumeClient,
+    names: Sequence[str],
+    require: Consistency | None,
+    find: Callable[[Sequence[str]], tuple[tuple[Bracket, ...], Terms]],
+    tags: Mapping[str, str],
+    ctx: Context,
+) -> tuple[dict[str, Any], float]:
+    """Seal the volumes at one instant inside the brackets that `find` gives for their devices; returns the snapshot, which is pending, and for
+    how many seconds brackets were held. `require` None means what the brackets promise.
+
+    ConsistencyError where that was not reached: all is let go of, and the snapshot has failed.
+    """
+    attached = client.attachments()
+    brackets, terms = find([attached[name].device for name in names if name in attached])
+    if not brackets:
+        asked = require if require is not None else Consistency.CRASH
+        return client.order("snapshot", names=names, asked=asked.label, tags=dict(tags)), 0.0
+    asked = require if require is not None else max(Consistency.CRASH, *(one.promises for one in brackets))
+    specs = ", ".join(one.spec for one in brackets)
+    expected = sum(one.expected for one in brackets)
+    ctx.progress.note(
+        f"{specs}: about {format_duration(expected)} while {', '.join(names)} are sealed, {format_duration(terms.limit)} at most"
+    )
+    made: dict[str, Any] = {}
+
+    def create() -> None:
+        made.update(client.order("snapshot", names=names, asked=asked.label, tags=dict(tags), vouching=True))
+
+    try:
+        _, level, quiet = capture_quietly(brackets, create, terms, asked, ctx)
+        achieved = max(Consistency.CRASH, level)
+        client.order("vouch", id=made["id"], achieved=achieved.label, quiet=msgspec.to_builtins(quiet))
+    except BaseException as error:
+        if made:
+            client.order("discard", id=made["id"], why=str(error) or "it was stopped")
+        raise
+    pause = max(one.leaving[1] for one in quiet) - min(one.entering[0] for one in quiet) if quiet else 0.0
+    return made | {"achieved": achieved.label}, pause

@@ -40,7 +40,7 @@ def take_snapshot(
     specs = ", ".join(one.spec for one in brackets)
     expected = sum(one.expected for one in brackets)
     ctx.progress.note(
-        f"{specs}: about {format_duration(expected)} while {', '.join(names)} are sealed, {format_duration(terms.limit)} at most"
+        f"{specs}: about {format_duration(expected)} around the seal of {', '.join(names)}, {format_duration(terms.limit)} at most"
     )
     made: dict[str, Any] = {}
 

@@ -201,6 +201,7 @@ def failures(seeds: range, most: int = 1) -> list[str]:
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(prune, "LISTED", history.listed)
                     patch.setattr(runs, "MOST_RUNS", history.runs)
+                    patch.setattr(runs, "_SHARD_ROWS", 7)
                     history.play()
             except SafeholdError as error:
                 history.wrong.append(f"the vault does not open: {error}")

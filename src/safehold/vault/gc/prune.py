@@ -22,6 +22,7 @@ from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
 from safehold.vault.gc.runs import absorb, write_base
+from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
 from safehold.vault.names import Kind, commit_name, gc_name, kind_of, session_name
 from safehold.vault.records import BaseRun, GcRecord, SessionInfo, SessionObject
@@ -211,7 +212,11 @@ class Prune:
         assert certificate is not None
         locator, index_key, _ = self._vault.domain(certificate.domain)
         moved = repack(self._vault, self._vault.chunks(point), found, self._ctx)
-        rows = [(pack.name, row) for pack, rows in moved.packs for row in rows]
+        rows = sorted(
+            (row.identity, Location(pack.name, row.offset, row.stored, row.plain, row.codec))
+            for pack, found_there in moved.packs
+            for row in found_there
+        )
         sizes = {pack.name: pack.size for pack, _ in moved.packs}
         # The same bytes may give the same pack again, and that one is not to go.
         self._emptied |= moved.emptied - sizes.keys()
@@ -332,7 +337,7 @@ class Prune:
                 if name not in absorbed and (name.split("/")[1], name.split("/")[2].rpartition("-")[0]) not in open_now
             ]
             unlisted = frozenset(n for n in ended if n.split("/")[1] == domain.hex() and n not in known)
-            done = absorb(locator, ended, unlisted, alive, self._owner, index_key)
+            done = absorb(locator, ended, unlisted, alive, self._owner, index_key, self._scratch)
             base = [run for run in base if run.name not in done.runs] + list(done.base)
             absorbed += done.runs
         self.report.absorbed = len(absorbed) - len(record.absorbed)

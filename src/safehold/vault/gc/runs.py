@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from blake3 import blake3
 
 from safehold.model.errors import DamageError, ObjectNotFound
-from safehold.vault.index.rows import ROW
+from safehold.vault.index.rows import ROW, Location, pack_row
+from safehold.vault.index.table import SortedTable, merge_tables, write_table
 from safehold.vault.keys import OwnerKey
 from safehold.vault.locate import Locator
 from safehold.vault.names import run_name
-from safehold.vault.pack import PackRow
 from safehold.vault.records import BaseRun, RunPack
-from safehold.vault.run import encode_rows, store_run
+from safehold.vault.run import store_run
 
 __all__ = ["Absorbed", "absorb", "write_base"]
 
@@ -23,6 +25,8 @@ MOST_RUNS = 128
 """Runs that are left as they are before all of them are made into one: each costs a request in a cold cache."""
 _SHARD_ROWS = 1_300_000
 """Rows in a base run: 64 MiB."""
+_MOST_TABLES = 64
+"""Sorted files that are merged at once: each costs a descriptor."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,16 @@ def absorb(
     alive: frozenset[str],
     owner: OwnerKey,
     index_key: bytes,
+    directory: Path,
 ) -> Absorbed:
     """Write base runs, signed by the owner, in place of some of the domain's `ended` runs: those that name a pack which is not `alive`, base
     runs that an interrupted prune left `unlisted`, or all of them where they have become many. Rows in packs that are not alive are left
     out. Runs that cannot be read stay as they are.
+
+    Rows wait in files without a name in `directory`; memory does not grow with their number.
     """
     chosen: list[str] = []
-    rows: list[tuple[str, PackRow]] = []
+    tables: list[SortedTable] = []
     sizes: dict[str, int] = {}
     all_of_them = len(ended) > MOST_RUNS
     for name in ended:
@@ -57,25 +64,31 @@ def absorb(
         if not all_of_them and name not in unlisted and alive.issuperset(pack.name for pack in record.packs):
             continue
         chosen.append(name)
+        packs = [pack.name for pack in record.packs]
         sizes.update((pack.name, pack.size) for pack in record.packs)
-        names = [pack.name for pack in record.packs]
-        for at in range(0, len(data), ROW.size):
-            identity, number, offset, stored, mixed = ROW.unpack_from(data, at)
-            if number < len(names) and names[number] in alive:
-                rows.append((names[number], PackRow(identity, offset, stored, mixed & 0x0FFFFFFF, mixed >> 28)))
-    return Absorbed(write_base(locator, rows, sizes, owner, index_key), tuple(chosen))
+        rows = sorted(_kept(data, [pack in alive for pack in packs]))
+        tables.append(write_table(directory, (), packs, rows, len(rows), None))
+        if len(tables) == _MOST_TABLES:
+            tables = [merge_tables(directory, tables, None)]
+    merged = heapq.merge(*(table.locations() for table in tables))
+    return Absorbed(write_base(locator, merged, sizes, owner, index_key), tuple(chosen))
+
+
+def _kept(data: bytes, alive: Sequence[bool]) -> Iterator[bytes]:
+    """The 48-byte rows of packs that are alive."""
+    for at in range(0, len(data), ROW.size):
+        number = int.from_bytes(data[at + 32 : at + 36], "little")
+        if number < len(alive) and alive[number]:
+            yield data[at : at + ROW.size]
 
 
 def write_base(
-    locator: Locator, rows: list[tuple[str, PackRow]], sizes: dict[str, int], owner: OwnerKey, index_key: bytes
+    locator: Locator, rows: Iterable[tuple[bytes, Location]], sizes: dict[str, int], owner: OwnerKey, index_key: bytes
 ) -> tuple[BaseRun, ...]:
-    """Put base runs with these rows of packs; `sizes` are the packs'."""
-    rows.sort(key=lambda pair: (pair[1].identity, pair[0], pair[1].offset))
+    """Put base runs with these rows, which ascend by id; `sizes` are the packs'."""
     run = os.urandom(16)
     base = []
-    for number, shard in enumerate(_shards(rows)):
-        packs = list(dict.fromkeys(pack for pack, _ in shard))
-        at_position = {pack: n for n, pack in enumerate(packs)}
+    for number, (packs, shard) in enumerate(_shards(rows)):
         name = run_name(locator.domain, run, number)
         stored_run = store_run(
             locator.vault,
@@ -83,7 +96,7 @@ def write_base(
             locator.domain,
             index_key,
             [RunPack(pack, sizes[pack]) for pack in packs],
-            encode_rows((at_position[pack], row) for pack, row in shard),
+            shard,
             owner.sign,
             base_generation=owner.generation,
         )
@@ -92,6 +105,15 @@ def write_base(
     return tuple(base)
 
 
-def _shards(rows: list[tuple[str, PackRow]]) -> Iterator[list[tuple[str, PackRow]]]:
-    for at in range(0, len(rows), _SHARD_ROWS):
-        yield rows[at : at + _SHARD_ROWS]
+def _shards(rows: Iterable[tuple[bytes, Location]]) -> Iterator[tuple[list[str], bytes]]:
+    """Rows as they stand in a run, with the packs that they number."""
+    numbers: dict[str, int] = {}
+    shard = bytearray()
+    for identity, at in rows:
+        number = numbers.setdefault(at.pack, len(numbers))
+        shard += pack_row(identity, number, at.offset, at.stored, at.plain, at.codec)
+        if len(shard) >= _SHARD_ROWS * ROW.size:
+            yield list(numbers), bytes(shard)
+            numbers, shard = {}, bytearray()
+    if shard:
+        yield list(numbers), bytes(shard)

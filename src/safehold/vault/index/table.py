@@ -32,6 +32,8 @@ _BUCKET = 24
 _MAX_BITS = 22
 _BLOCK = 8192 * ROW.size
 _PREFIX_BITS = 32
+_NAMES_HELD = 100_000
+"""Pack names held in memory while a table is walked, about 15 MB; of a table with more each is read where it is needed."""
 
 
 class BrokenTable(Exception):
@@ -144,10 +146,10 @@ class SortedTable:
 
     def locations(self) -> Iterator[tuple[bytes, Location]]:
         """All rows in order, as id and location."""
-        names = list(self.pack_names())
+        name = self.pack if self.packs > _NAMES_HELD else list(self.pack_names()).__getitem__
         for row in self:
             identity, pack, offset, stored, mixed = ROW.unpack(row)
-            yield identity, Location(names[pack], offset, stored, mixed & (1 << PLAIN_BITS) - 1, mixed >> PLAIN_BITS)
+            yield identity, Location(name(pack), offset, stored, mixed & (1 << PLAIN_BITS) - 1, mixed >> PLAIN_BITS)
 
     def __iter__(self) -> Iterator[bytes]:
         """All rows in order, 48 bytes each."""

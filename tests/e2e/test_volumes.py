@@ -356,3 +356,41 @@ def test_a_bracket_that_fails_leaves_no_snapshot_and_no_freeze(host: Host, tmp_p
     (place / "again").write_text("at once")
     run("sync", "-f", place)
     host.program.run("volume", "snapshot", "data", "--wait")
+
+
+def test_a_full_disk_costs_writes_and_nothing_else(tmp_path: Path) -> None:
+    """No room below: the client is told, orders say why, what was acknowledged stays; with room again all goes on."""
+    with tempfile.TemporaryDirectory(prefix="sh", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        home = Path(folder) / "home"
+        home.mkdir()
+        run("mount", "-t", "tmpfs", "-o", "size=24M", "tmpfs", home)
+        try:
+            host = Host(home)
+            host.program.run("volume", "create", "data", "--size", "64M")
+            writer = Writer(host.socket, "data")
+            written = bytearray()
+            rng = random.Random(3)
+            with writer.connection:
+                for at in range(0, 64 * MIB, MIB):
+                    data = rng.randbytes(MIB)
+                    try:
+                        writer.write(at, data)
+                    except AssertionError:
+                        break
+                    written += data
+            assert len(written) < 40 * MIB
+            failed = host.program.run("volume", "create", "other", "--size", "1G", code=1).stderr
+            assert "No space left" in failed
+            host.program.run("volume", "show", "data")
+            image = tmp_path / "now.img"
+            run("qemu-img", "convert", "-f", "raw", "-O", "raw", host.nbd("data"), image)
+            assert image.read_bytes()[: len(written)] == written
+            run("mount", "-o", "remount,size=300M", home)
+            host.program.run("volume", "list")
+            host.program.run("volume", "stop")
+            host.program.run("volume", "snapshot", "data", "--wait")
+            host.program.run("restore", "data@latest", "--to", tmp_path / "restored.img")
+            assert (tmp_path / "restored.img").read_bytes()[: len(written)] == written
+            host.close()
+        finally:
+            run("umount", "--lazy", home)

@@ -70,9 +70,11 @@ def watched(patch: pytest.MonkeyPatch) -> Iterator[Disk]:
     place = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=place) as folder:
         disk = Disk(Path(folder) / "v", Path(folder) / "kept")
-        sync_file, sync_map, append = layers.DataFile.sync, maps.ByteMap.sync, checkpoint.CheckpointLog.append
+        sync_file, append = layers.DataFile.sync, checkpoint.CheckpointLog.append
+        sync_blocks, sync_sectors = maps.BlockMap.sync, maps.SectorMap.sync
         patch.setattr(layers.DataFile, "sync", lambda self: (sync_file(self), disk.sync(self.path))[0])
-        patch.setattr(maps.ByteMap, "sync", lambda self: (sync_map(self), disk.sync(self.path))[0])
+        patch.setattr(maps.BlockMap, "sync", lambda self: (sync_blocks(self), disk.sync(self.path))[0])
+        patch.setattr(maps.SectorMap, "sync", lambda self: (sync_sectors(self), disk.sync(self.path))[0])
         patch.setattr(
             checkpoint.CheckpointLog, "append", lambda self, changes: (append(self, changes), disk.sync(self._path))[0]
         )

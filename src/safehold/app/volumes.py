@@ -71,6 +71,7 @@ class VolumeService:
         self._stopped = False
         self._uploads: dict[str, str] = {}
         """Why a volume's snapshots do not reach the vault at the moment."""
+        self._uploading: frozenset[str] = frozenset()
         self._uploader = threading.Thread(target=self._upload_all, name="snapshots", daemon=True)
 
     def start(self) -> None:
@@ -162,8 +163,14 @@ class VolumeService:
                 held.update(pin="")
 
     def delete(self, name: str) -> str:
-        """Put a volume into the recycle bin; returns where it lies."""
+        """Put a volume into the recycle bin; returns where it lies. Snapshots that have not reached the vault are none then. UsageError where
+        one is being sent at this moment.
+        """
         held = self.directory.get(name)
+        if name in self._uploading:
+            raise UsageError(
+                "a snapshot is being sent to the vault", on=name, remedy="wait for it, then delete the volume"
+            )
         hydrator = self._hydrators.pop(name, None)
         if hydrator is not None and not held.clients:
             hydrator.stop()
@@ -265,7 +272,9 @@ class VolumeService:
                 if group:
                     self._upload(group)
                 failures = 0
-            except (SafeholdError, OSError) as error:
+            except (
+                Exception
+            ) as error:  # the last line of defence: a thread that died would leave snapshots pending for ever
                 if self._stopped:
                     return
                 for held, _ in group:
@@ -304,8 +313,12 @@ class VolumeService:
                     held.change_snapshot(snapshot.id, durable=True)
 
     def _upload(self, group: list[tuple[HeldVolume, Snapshot]]) -> None:
-        vault = self._open_vault(group[0][0].record.vault)
-        point = upload(vault, group, self._host, self._describe, self._ctx)
+        self._uploading = frozenset(held.name for held, _ in group)
+        try:
+            vault = self._open_vault(group[0][0].record.vault)
+            point = upload(vault, group, self._host, self._describe, self._ctx)
+        finally:
+            self._uploading = frozenset()
         names = ", ".join(held.name for held, _ in group)
         for held, _ in group:
             self._uploads.pop(held.name, None)

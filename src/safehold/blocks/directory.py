@@ -171,6 +171,12 @@ class VolumeDirectory:
                     self._volumes[directory.name] = HeldVolume(directory, boot)
                 except FailedError as error:
                     self.broken[directory.name] = error
+                except OSError as error:
+                    self.broken[directory.name] = FailedError(
+                        f"the volume cannot be opened ({error.strerror})",
+                        on=str(error.filename or directory),
+                        remedy="see that the disk below has room and can be written to, and restart the service",
+                    )
 
     def close(self) -> None:
         """Put all volumes away in order; what is pending goes on the next time."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from safehold.blocks.checkpoint import Change, ChangeKind
 from safehold.blocks.layers import DataFile, Overlay, Phase
 from safehold.blocks.layout import VolumeFiles, VolumeRecord, sync_directory
-from safehold.blocks.maps import ByteMap
+from safehold.blocks.maps import BlockMap, SectorMap
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
 
@@ -36,7 +36,7 @@ class LiveHeader:
     def __init__(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.truncate(descriptor, mmap.PAGESIZE)
+            os.posix_fallocate(descriptor, 0, mmap.PAGESIZE)
             self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
         finally:
             os.close(descriptor)
@@ -68,8 +68,8 @@ class Prepared:
 
     def __init__(self, files: VolumeFiles, record: VolumeRecord, epoch: int) -> None:
         self.epoch = epoch
-        self.dirty = ByteMap.create(files.dirty(epoch), record.blocks)
-        sectors = ByteMap.create(files.overlay_sectors(epoch), record.sectors)
+        self.dirty = BlockMap.create(files.dirty(epoch), record.blocks)
+        sectors = SectorMap.create(files.overlay_sectors(epoch), record.sectors)
         self.overlay = Overlay(epoch, DataFile(files.overlay(epoch), size=record.blocks * record.block), sectors)
         # Their content is synced later, each by itself; their names are not.
         sync_directory(files.directory)
@@ -84,7 +84,7 @@ class Epochs:
         files: VolumeFiles,
         record: VolumeRecord,
         header: LiveHeader,
-        sealed: dict[int, ByteMap],
+        sealed: dict[int, BlockMap],
     ) -> None:
         self.volume = volume
         self.files = files
@@ -98,7 +98,7 @@ class Epochs:
         """Numbers of the sealed epochs that are not drained."""
         return list(self._sealed)
 
-    def dirty(self, epoch: int) -> ByteMap:
+    def dirty(self, epoch: int) -> BlockMap:
         """The blocks that a sealed epoch changed."""
         return self._sealed[epoch]
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.blocks.maps import ByteMap
+from safehold.blocks.maps import BlockMap, SectorMap
 
 __all__ = ["MISSING", "PARTIAL", "PRESENT", "DataFile", "Gate", "Overlay", "Phase"]
 
@@ -85,7 +85,7 @@ class DataFile:
 class Overlay:
     """Redirected writes of one epoch: a sparse file and the map of its sectors."""
 
-    def __init__(self, epoch: int, file: DataFile, sectors: ByteMap) -> None:
+    def __init__(self, epoch: int, file: DataFile, sectors: SectorMap) -> None:
         self.epoch = epoch
         self.file = file
         self.sectors = sectors
@@ -105,7 +105,7 @@ class Phase:
     Nothing of it changes but the number of writers inside, which belongs to the volume's gate.
     """
 
-    def __init__(self, epoch: int, dirty: ByteMap, held: tuple[ByteMap, ...], overlays: tuple[Overlay, ...]) -> None:
+    def __init__(self, epoch: int, dirty: BlockMap, held: tuple[BlockMap, ...], overlays: tuple[Overlay, ...]) -> None:
         self.epoch = epoch
         self.dirty = dirty
         self.held = held

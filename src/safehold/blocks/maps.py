@@ -1,4 +1,8 @@
-"""Maps of a byte for each block or sector, in sparse files that several threads share."""
+"""Maps of a byte for each block or sector, in files that several threads share.
+
+What is set outlives the process at once, as the page cache does, and a power loss after `sync`. A byte for each, not a bit, so that threads
+set neighbours without a lock.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["ByteMap"]
+__all__ = ["BlockMap", "SectorMap"]
+
+_PIECE = 1 << 20
+_FLAGS = bytes((0,)) + bytes((1,)) * 255
 
 
-class ByteMap:
-    """`length` small numbers in a file, mapped shared: what is set outlives the process at once, and a power loss after `sync`.
-
-    A byte for each, not a bit, so that threads set neighbours without a lock; the file is sparse and the memory is the page
-    cache's. The file must be there and long enough.
+class BlockMap:
+    """`length` small numbers, one for each block, mapped: setting one is a store to memory. All of the file's space is taken when it is made,
+    for a store that finds no room ends the process.
     """
 
     def __init__(self, path: Path, length: int) -> None:
+        """The file has to be there and long enough. OSError."""
         self.path = path
         self.length = length
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -28,11 +34,11 @@ class ByteMap:
             os.close(descriptor)
 
     @classmethod
-    def create(cls, path: Path, length: int) -> ByteMap:
-        """A map of zeros in a file of its own; one that is left over is replaced."""
+    def create(cls, path: Path, length: int) -> BlockMap:
+        """A map of zeros in a file of its own; one that is left over is replaced. OSError where there is no room."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.truncate(descriptor, max(length, 1))
+            os.posix_fallocate(descriptor, 0, max(length, 1))
         finally:
             os.close(descriptor)
         return cls(path, length)
@@ -41,52 +47,89 @@ class ByteMap:
         """Set all from `start` to before `end`."""
         self.cells[start:end] = bytes((value,)) * (end - start)
 
-    def all(self, start: int, end: int, value: int) -> bool:
-        """True where every one from `start` to before `end` is `value`."""
-        return self.cells[start:end].count(value) == end - start
-
-    def any(self, start: int, end: int) -> bool:
-        """True where one from `start` to before `end` is not zero."""
-        part = self.cells[start:end]
-        return part.count(0) != len(part)
-
-    def runs(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
-        """(start, end) of the runs that are not zero. Holes of the file are skipped, so that an empty map of any size is cheap."""
-        end = self.length if end is None else end
-        for low, high in self._parts(start, end):
-            part = self.cells[low:high]
-            # Every value that is not zero counts alike.
-            flags = part.translate(_NONZERO)
-            at = flags.find(1)
-            while at >= 0:
-                stop = flags.find(0, at)
-                stop = len(flags) if stop < 0 else stop
-                yield low + at, low + stop
-                at = flags.find(1, stop)
-
-    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Where the file has data, in pieces of bounded size."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            at = start
-            while at < end:
-                try:
-                    low = max(os.lseek(descriptor, at, os.SEEK_DATA), at)
-                except OSError:
-                    return
-                if low >= end:
-                    return
-                high = min(os.lseek(descriptor, low, os.SEEK_HOLE), end)
-                for piece in range(low, high, _PIECE):
-                    yield piece, min(piece + _PIECE, high)
-                at = high
-        finally:
-            os.close(descriptor)
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """(start, end) of the runs that are not zero."""
+        for low in range(0, self.length, _PIECE):
+            for start, end in runs_of(self.cells[low : min(low + _PIECE, self.length)]):
+                yield low + start, low + end
 
     def sync(self) -> None:
         """Return when all that is set is durable. OSError where it cannot be."""
         self.cells.flush()
 
 
-_PIECE = 1 << 20
-_NONZERO = bytes((0,)) + bytes((1,)) * 255
+class SectorMap:
+    """`length` small numbers, one for each sector, in a sparse file that is read and written: it is too long for all of its space to be
+    taken, and a write that finds no room is an error that can be told.
+    """
+
+    def __init__(self, path: Path, length: int) -> None:
+        """The file has to be there. OSError."""
+        self.path = path
+        self.length = length
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    @classmethod
+    def create(cls, path: Path, length: int) -> SectorMap:
+        """A map of zeros in a file of its own; one that is left over is replaced. OSError."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.truncate(descriptor, length)
+        finally:
+            os.close(descriptor)
+        return cls(path, length)
+
+    def get(self, start: int, end: int) -> bytes:
+        """The numbers from `start` to before `end`. OSError."""
+        return os.pread(self._descriptor, end - start, start)
+
+    def fill(self, start: int, end: int, value: int) -> None:
+        """Set all from `start` to before `end`. OSError where there is no room; some may be set then."""
+        done = start
+        while done < end:
+            done += os.pwrite(self._descriptor, bytes((value,)) * (end - done), done)
+
+    def any(self, start: int, end: int) -> bool:
+        """True where one from `start` to before `end` is not zero. OSError."""
+        part = self.get(start, end)
+        return part.count(0) != len(part)
+
+    def runs(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """(start, end) of the runs that are not zero. Holes of the file are skipped, so that an empty map of any size is cheap."""
+        for low, high in self._parts(start, self.length if end is None else end):
+            for first, last in runs_of(self.get(low, high)):
+                yield low + first, low + last
+
+    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Where the file has data, in pieces of bounded size."""
+        at = start
+        while at < end:
+            try:
+                low = max(os.lseek(self._descriptor, at, os.SEEK_DATA), at)
+            except OSError:
+                return
+            if low >= end:
+                return
+            high = min(os.lseek(self._descriptor, low, os.SEEK_HOLE), end)
+            for piece in range(low, high, _PIECE):
+                yield piece, min(piece + _PIECE, high)
+            at = high
+
+    def sync(self) -> None:
+        """Return when all that is set is durable. OSError where it cannot be."""
+        os.fdatasync(self._descriptor)
+
+
+def runs_of(cells: bytes) -> Iterator[tuple[int, int]]:
+    """(start, end) of the runs that are not zero."""
+    flags = cells.translate(_FLAGS)
+    at = flags.find(1)
+    while at >= 0:
+        stop = flags.find(0, at)
+        stop = len(flags) if stop < 0 else stop
+        yield at, stop
+        at = flags.find(1, stop)

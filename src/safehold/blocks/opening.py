@@ -16,7 +16,7 @@ from safehold.blocks.epochs import Epochs, LiveHeader, Prepared
 from safehold.blocks.ids import write_ids
 from safehold.blocks.layers import PARTIAL, PRESENT, DataFile, Overlay, Phase
 from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, sync_directory, write_record
-from safehold.blocks.maps import ByteMap
+from safehold.blocks.maps import BlockMap, SectorMap
 from safehold.blocks.volume import LiveVolume, Maps
 from safehold.model.errors import FailedError
 
@@ -52,12 +52,12 @@ def create_volume(
         fresh.mkdir(parents=True, mode=0o700)
         files = VolumeFiles(fresh)
         DataFile(files.data, size=record.blocks * record.block).sync()
-        states = ByteMap.create(files.states, record.blocks)
+        states = BlockMap.create(files.states, record.blocks)
         states.fill(0, record.blocks, PRESENT)
         for start, end in missing:
             states.fill(start, end, 0)
-        ByteMap.create(files.sectors, record.sectors)
-        ByteMap.create(files.dirty(1), record.blocks)
+        SectorMap.create(files.sectors, record.sectors)
+        BlockMap.create(files.dirty(1), record.blocks)
         CheckpointLog.write_new(files.checkpoint, _states(states)).close()
         write_ids(files.ids, ids)
         LiveHeader(files.live).write(clean=True, epoch=1, boot="")
@@ -97,8 +97,10 @@ def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
     """Put a volume away in order: its maps can be believed after a reboot too. OSError where something cannot be written."""
     epochs.settle_all()
     maps, phase = volume.maps, volume.gate.phase
-    for one in (maps.states, maps.sectors, phase.dirty, *phase.held, *(overlay.sectors for overlay in phase.overlays)):
-        one.sync()
+    for blocks in (maps.states, phase.dirty, *phase.held):
+        blocks.sync()
+    for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
+        sectors.sync()
     epochs.header.put_away()
 
 
@@ -110,15 +112,17 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
         raise FailedError(
             "the volume was not put away in order", on=record.name, remedy="start the service and try again"
         )
-    lengths = [(files.data, grown.blocks * grown.block), (files.states, grown.blocks), (files.sectors, grown.sectors)]
-    lengths += [(files.dirty(one), grown.blocks) for one in files.epochs("dirty")]
+    sparse = [(files.data, grown.blocks * grown.block), (files.sectors, grown.sectors)]
     for one in files.epochs("ov"):
-        lengths += [(files.overlay(one), grown.blocks * grown.block), (files.overlay_sectors(one), grown.sectors)]
+        sparse += [(files.overlay(one), grown.blocks * grown.block), (files.overlay_sectors(one), grown.sectors)]
     try:
-        for path, length in lengths:
+        for path, length in sparse:
             os.truncate(path, length)
+        for path in (files.states, *(files.dirty(one) for one in files.epochs("dirty"))):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, grown.blocks)
         # The block that was last may have been short: what lies behind its old end is part of the volume from here on.
-        states, dirty = ByteMap(files.states, grown.blocks), ByteMap(files.dirty(epoch), grown.blocks)
+        states, dirty = BlockMap(files.states, grown.blocks), BlockMap(files.dirty(epoch), grown.blocks)
         states.fill(record.blocks, grown.blocks, PRESENT)
         dirty.fill(max(record.blocks - 1, 0), grown.blocks, 1)
         states.sync()
@@ -142,11 +146,11 @@ def _trusting(
             # Made for a seal that did not come about.
             _remove(files, epoch)
     overlays = tuple(
-        Overlay(epoch, DataFile(files.overlay(epoch)), ByteMap(files.overlay_sectors(epoch), record.sectors))
+        Overlay(epoch, DataFile(files.overlay(epoch)), SectorMap(files.overlay_sectors(epoch), record.sectors))
         for epoch in reversed(files.epochs("ov"))
     )
-    sealed = {epoch: ByteMap(files.dirty(epoch), record.blocks) for epoch in files.epochs("dirty") if epoch < current}
-    phase = Phase(current, ByteMap(files.dirty(current), record.blocks), tuple(sealed.values()), overlays)
+    sealed = {epoch: BlockMap(files.dirty(epoch), record.blocks) for epoch in files.epochs("dirty") if epoch < current}
+    phase = Phase(current, BlockMap(files.dirty(current), record.blocks), tuple(sealed.values()), overlays)
     opened = _assemble(files, record, header, maps, phase, sealed, report)
     header.write(clean=False, epoch=current, boot=boot)
     return Opened(*opened, "", frozenset())
@@ -155,9 +159,9 @@ def _trusting(
 def _rebuilding(
     files: VolumeFiles, record: VolumeRecord, header: LiveHeader, boot: str, report: Callable[[str], None]
 ) -> Opened:
-    states = ByteMap.create(files.states, record.blocks)
-    sectors = ByteMap.create(files.sectors, record.sectors)
-    masks: dict[int, ByteMap] = {}
+    states = BlockMap.create(files.states, record.blocks)
+    sectors = SectorMap.create(files.sectors, record.sectors)
+    masks: dict[int, SectorMap] = {}
     settled: set[int] = set()
     drained: set[int] = set()
     there = set(files.epochs("ov"))
@@ -173,13 +177,13 @@ def _rebuilding(
             drained.add(change.epoch)
         elif change.epoch in there:
             if change.epoch not in masks:
-                masks[change.epoch] = ByteMap.create(files.overlay_sectors(change.epoch), record.sectors)
+                masks[change.epoch] = SectorMap.create(files.overlay_sectors(change.epoch), record.sectors)
             masks[change.epoch].fill(change.start, end, change.value)
     # A partial block that filled up says so in its state; its sectors do not matter then.
     maps = Maps(states, sectors, record.block // SECTOR, -(-record.size // SECTOR))
     every = {*files.epochs("dirty"), *there}
     held = sorted((settled - drained) & set(files.epochs("dirty")))
-    sealed = {epoch: ByteMap(files.dirty(epoch), record.blocks) for epoch in held}
+    sealed = {epoch: BlockMap(files.dirty(epoch), record.blocks) for epoch in held}
     for epoch in every:
         if epoch not in sealed:
             files.dirty(epoch).unlink(missing_ok=True)
@@ -205,7 +209,7 @@ def _assemble(
     header: LiveHeader,
     maps: Maps,
     phase: Phase,
-    sealed: dict[int, ByteMap],
+    sealed: dict[int, BlockMap],
     report: Callable[[str], None],
 ) -> tuple[LiveVolume, Epochs]:
     data = DataFile(files.data)
@@ -222,8 +226,8 @@ def _assemble(
 
 def _maps(files: VolumeFiles, record: VolumeRecord) -> Maps:
     return Maps(
-        ByteMap(files.states, record.blocks),
-        ByteMap(files.sectors, record.sectors),
+        BlockMap(files.states, record.blocks),
+        SectorMap(files.sectors, record.sectors),
         record.block // SECTOR,
         -(-record.size // SECTOR),
     )
@@ -234,7 +238,7 @@ def _remove(files: VolumeFiles, epoch: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _states(states: ByteMap) -> Iterator[Change]:
+def _states(states: BlockMap) -> Iterator[Change]:
     at = 0
     for value, run in itertools.groupby(states.cells[: states.length]):
         count = sum(1 for _ in run)
@@ -242,7 +246,7 @@ def _states(states: ByteMap) -> Iterator[Change]:
         at += count
 
 
-def _everything(maps: Maps, phase: Phase, sealed: dict[int, ByteMap]) -> Iterator[Change]:
+def _everything(maps: Maps, phase: Phase, sealed: dict[int, BlockMap]) -> Iterator[Change]:
     at = 0
     for change in _states(maps.states):
         yield change

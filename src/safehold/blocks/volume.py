@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
 from safehold.blocks.layers import MISSING, PARTIAL, PRESENT, DataFile, Gate, Overlay, Phase
 from safehold.blocks.layout import SECTOR
-from safehold.blocks.maps import ByteMap
+from safehold.blocks.maps import BlockMap, SectorMap, runs_of
 
 __all__ = ["LiveVolume", "Maps"]
 
@@ -27,7 +27,7 @@ _ABSENT = -2
 class Maps:
     """What is known of the blocks of a volume and of the sectors of partial ones."""
 
-    def __init__(self, states: ByteMap, sectors: ByteMap, per_block: int, valid_sectors: int) -> None:
+    def __init__(self, states: BlockMap, sectors: SectorMap, per_block: int, valid_sectors: int) -> None:
         """`per_block` sectors make a block; `valid_sectors` is where the volume ends."""
         self.states = states
         self.sectors = sectors
@@ -117,14 +117,14 @@ class LiveVolume:
     def _owners(self, overlays: tuple[Overlay, ...], block: int, low: int, high: int) -> list[int]:
         """For each sector the overlay's place in the list, `_BASE`, or `_ABSENT`."""
         # Overlays before the data: a fold moves sectors down, and one that was looked for first is found on either side.
-        above = [overlay.sectors.cells[low:high] for overlay in overlays]
+        above = [overlay.sectors.get(low, high) for overlay in overlays]
         state = self.maps.states.cells[block]
         if state == PRESENT:
             owners = [_BASE] * (high - low)
         elif state == MISSING:
             owners = [_ABSENT] * (high - low)
         else:
-            owners = [_BASE if cell else _ABSENT for cell in self.maps.sectors.cells[low:high]]
+            owners = [_BASE if cell else _ABSENT for cell in self.maps.sectors.get(low, high)]
         for place in range(len(above) - 1, -1, -1):
             if above[place].count(0) != high - low:
                 owners = [place if cell else owner for cell, owner in zip(above[place], owners, strict=True)]
@@ -150,7 +150,7 @@ class LiveVolume:
                 self.data.write(base, content)
             else:
                 low, high = self.maps.span(block)
-                written = self.maps.sectors.cells[low:high]
+                written = self.maps.sectors.get(low, high)
                 at = written.find(0)
                 while at >= 0:
                     stop = written.find(1, at)
@@ -241,7 +241,7 @@ class LiveVolume:
         """Sectors of a block that is not present have got content of their own. The caller holds the block's lock."""
         first, end = self.maps.span(block)
         self.maps.sectors.fill(low, high, 1)
-        if self.maps.sectors.all(first, end, 1):
+        if self.maps.sectors.get(first, end).count(1) == end - first:
             self._present(block)
             return
         self.maps.states.cells[block] = PARTIAL
@@ -303,7 +303,7 @@ class LiveVolume:
         low, high = self.maps.span(block)
         moved = 0
         with self._lock(block):
-            for start, end in _runs(overlay.sectors.cells[low:high]):
+            for start, end in runs_of(overlay.sectors.get(low, high)):
                 start, end = low + start, low + end
                 part = buffer[: (end - start) * SECTOR]
                 overlay.file.read_into(start * SECTOR, part)
@@ -338,12 +338,3 @@ def _put(file: DataFile, offset: int, length: int, data: memoryview | None) -> N
         file.zero(offset, length)
     else:
         file.write(offset, data)
-
-
-def _runs(cells: bytes) -> Iterator[tuple[int, int]]:
-    at = cells.find(1)
-    while at >= 0:
-        stop = cells.find(0, at)
-        stop = len(cells) if stop < 0 else stop
-        yield at, stop
-        at = cells.find(1, stop)

@@ -95,7 +95,16 @@ class Orders:
                 on=_text(order, "verb"),
                 remedy="restart it: it is of another version",
             )
-        return {"result": verb(order)}
+        try:
+            return {"result": verb(order)}
+        except OSError as error:
+            raise FailedError(
+                f"the volume service could not do this ({error.strerror or error})",
+                on=str(error.filename or _text(order, "name")),
+                remedy="see that the disk below has room and can be written to; nothing was lost",
+            ) from error
+        except (ValueError, KeyError, msgspec.MsgspecError) as error:
+            raise UsageError(f"not an order that can be carried out ({error})", on=_text(order, "verb")) from error
 
     def _create(self, order: Mapping[str, object]) -> object:
         held = self._service.create(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from collections.abc import Callable
 from safehold.blocks.layers import PRESENT
 from safehold.blocks.volume import LiveVolume
 from safehold.model.context import Context
-from safehold.model.errors import SafeholdError
 from safehold.vault.disk import StoredDisk
 from safehold.vault.fetch import Lost
 
@@ -101,7 +101,7 @@ class Hydrator:
                     content = memoryview(bytearray(min(size, disk.size - block * size)))
                     disk.read_into(block * size, content)
                     self._volume.fill(block, content)
-        except (SafeholdError, OSError) as error:
+        except Exception as error:  # the last line of defence: a thread that died would never fill the volume in
             self._failed(str(error))
             return False
         return whole
@@ -117,9 +117,7 @@ class Hydrator:
         while not self._stop.is_set():
             missing = self._next()
             if missing is None:
-                self._volume.flush()
-                self.problem = ""
-                self._done()
+                self._finish()
                 return
             first, count = missing
             if self._fill(first, count):
@@ -127,13 +125,24 @@ class Hydrator:
                 filled += count
                 if filled >= _CHECKPOINT:
                     filled = 0
-                    self._volume.flush()
+                    with contextlib.suppress(OSError):
+                        self._volume.flush()
                 continue
             self._ctx.progress.warn(f"hydration waits: {self.problem}")
             # Past what is damaged: the rest is wanted all the same.
             self._wish = first + count
             self._stop.wait(_PATIENCE[min(failures, len(_PATIENCE) - 1)])
             failures += 1
+
+    def _finish(self) -> None:
+        try:
+            self._volume.flush()
+        except OSError as error:
+            # The volume is read-only and says so; the point stays pinned.
+            self.problem = str(error)
+            return
+        self.problem = ""
+        self._done()
 
     def _next(self) -> tuple[int, int] | None:
         """The next run of blocks that are not present, from the last wish on and around; None where there is none."""

@@ -3,9 +3,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from safehold.testing.seaweed import S3Server, start_s3
+
+# Nothing is asserted about time: a busy machine is no failure.
+hypothesis.settings.register_profile("safehold", deadline=None)
+hypothesis.settings.load_profile("safehold")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ import pytest
 
 from safehold.testing.program import Program
 from safehold.wire.control import ask
+from tests.contents import equal
 
 MIB = 1 << 20
 
@@ -272,7 +273,7 @@ def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_
             assert unsure is not None
             offset, data = unsure
             model[offset : offset + 4096] = data
-        assert now == model
+        equal(now, model)
     host.program.run("volume", "snapshot", "data", "--wait")
     seen = 0
     for one in host.show("data")["snapshots"]:  # type: ignore[attr-defined]
@@ -281,7 +282,7 @@ def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_
             seen += 1
             image = tmp_path / f"{one['id']}.img"
             host.program.run("restore", f"data@{one['point']}", "--to", image)
-            assert image.read_bytes() == expected[one["id"]]
+            equal(image.read_bytes(), expected[one["id"]])
     assert seen > 5
     assert host.program.json("verify", "--data")["ok"]
 
@@ -384,13 +385,13 @@ def test_a_full_disk_costs_writes_and_nothing_else(tmp_path: Path) -> None:
             host.program.run("volume", "show", "data")
             image = tmp_path / "now.img"
             run("qemu-img", "convert", "-f", "raw", "-O", "raw", host.nbd("data"), image)
-            assert image.read_bytes()[: len(written)] == written
+            equal(image.read_bytes()[: len(written)], written)
             run("mount", "-o", "remount,size=300M", home)
             host.program.run("volume", "list")
             host.program.run("volume", "stop")
             host.program.run("volume", "snapshot", "data", "--wait")
             host.program.run("restore", "data@latest", "--to", tmp_path / "restored.img")
-            assert (tmp_path / "restored.img").read_bytes()[: len(written)] == written
+            equal((tmp_path / "restored.img").read_bytes()[: len(written)], written)
             host.close()
         finally:
             run("umount", "--lazy", home)

@@ -24,6 +24,7 @@ from safehold.recovery.disk import Losses, write_disk
 from safehold.testing.fault_store import Fault, FaultStore
 from safehold.vault.records import Parameters
 from safehold.vault.vault import Vault
+from tests.contents import equal
 from tests.worlds import BytesDisk, World
 
 SIZE = 6 << 20
@@ -132,8 +133,8 @@ def test_a_snapshot_waits_for_its_store_and_is_what_was_sealed(site: Site) -> No
     site.up()
     first_done, second_done = site.finish(snapshot), site.finish(second)
     assert (first_done.state, second_done.state) == (SnapshotState.COMPLETED, SnapshotState.COMPLETED)
-    assert site.point(first_done.point, "data") == was
-    assert site.point(second_done.point, "data") == now
+    equal(site.point(first_done.point, "data"), was)
+    equal(site.point(second_done.point, "data"), now)
     assert site.service.problem(held) == ""
     assert not list(held.files.directory.glob("ov.*")) or held.epochs.open == []
 
@@ -148,7 +149,7 @@ def test_only_what_changed_is_read(site: Site) -> None:
     held = site.service.directory.get("data")
     done = site.finish(site.snapshot("data"))
     assert done.read == 2 * UNIT
-    assert site.point(done.point, "data") == content(held)
+    equal(site.point(done.point, "data"), content(held))
 
 
 def test_hydration_gives_errors_for_what_is_missing_alone_and_goes_on(site: Site) -> None:
@@ -174,7 +175,7 @@ def test_hydration_gives_errors_for_what_is_missing_alone_and_goes_on(site: Site
     until(lambda: held.missing == 0)
     wanted = bytearray(was)
     wanted[block * UNIT : block * UNIT + 4096] = fresh
-    assert content(held) == wanted
+    equal(content(held), wanted)
     until(lambda: site.service.problem(held) == "")
 
 
@@ -196,7 +197,7 @@ def test_a_damaged_pack_costs_its_blocks_and_no_others(site: Site) -> None:
             failed += 1
         else:
             right += 1
-            assert data == was[at : at + UNIT]
+            equal(data, was[at : at + UNIT])
     assert failed
     assert right
     until(lambda: held.missing == failed)
@@ -223,7 +224,7 @@ def test_a_restart_in_the_middle_goes_on(site: Site) -> None:
     site.up()
     held = site.service.directory.get("data")
     until(lambda: held.missing == 0)
-    assert content(held) == was
+    equal(content(held), was)
 
 
 def test_a_base_that_went_leads_to_a_comparison_of_everything(site: Site) -> None:
@@ -243,7 +244,7 @@ def test_a_base_that_went_leads_to_a_comparison_of_everything(site: Site) -> Non
     assert "lacks blocks" in failed.problem
     done = site.finish(site.snapshot("data"))
     assert done.full
-    assert site.point(done.point, "data") == content(held)
+    equal(site.point(done.point, "data"), content(held))
 
 
 def test_a_group_is_one_point(site: Site) -> None:
@@ -257,7 +258,8 @@ def test_a_group_is_one_point(site: Site) -> None:
     done = site.finish(snapshot)
     point = next(p for p in site.world.open().points()[0] if p.id == done.point)
     assert point.resources == ("one", "two")
-    assert (site.point(done.point, "one"), site.point(done.point, "two")) == was
+    equal(site.point(done.point, "one"), was[0])
+    equal(site.point(done.point, "two"), was[1])
 
 
 def test_too_many_snapshots_on_their_way_are_refused(site: Site) -> None:
@@ -271,7 +273,7 @@ def test_too_many_snapshots_on_their_way_are_refused(site: Site) -> None:
         site.snapshot("data")
     site.up()
     assert site.finish(taken[-1]).state is SnapshotState.COMPLETED
-    assert site.point(site.state(taken[-1]).point, "data") == content(held)
+    equal(site.point(site.state(taken[-1]).point, "data"), content(held))
 
 
 def test_a_volume_in_use_is_not_deleted(site: Site) -> None:
@@ -291,9 +293,9 @@ def test_growing_keeps_what_was_there(site: Site) -> None:
     held = site.service.create("data", SIZE + 3 * UNIT, "vault", origin)
     until(lambda: site.service.directory.get("data").missing == 0)
     held = site.service.directory.get("data")
-    assert content(held) == was + bytes(3 * UNIT)
+    equal(content(held), was + bytes(3 * UNIT))
     held.volume.write(SIZE + UNIT, memoryview(b"end" * 1000))
     held = site.service.resize("data", SIZE + 4 * UNIT)
     done = site.finish(site.snapshot("data"))
-    assert site.point(done.point, "data") == content(held)
+    equal(site.point(done.point, "data"), content(held))
     assert content(held)[SIZE + UNIT :][:3] == b"end"

@@ -22,6 +22,7 @@ from safehold.blocks.sealed import SealedDisk
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import SourceError
 from safehold.model.extents import ExtentKind
+from tests.contents import equal
 
 BLOCK = 4 * SECTOR
 BLOCKS = 10
@@ -195,7 +196,7 @@ class History:
         offset, length = self.place()
         buffer = bytearray(b"\xee" * length)
         self.volume.read_into(offset, memoryview(buffer))
-        assert buffer == self.now[offset : offset + length]
+        equal(buffer, self.now[offset : offset + length])
 
     def read_all(self) -> None:
         for _ in range(200):
@@ -204,7 +205,7 @@ class History:
                 self.volume.read_into(0, memoryview(buffer))
             except OSError:
                 continue
-            assert buffer == self.now
+            equal(buffer, self.now)
             return
         raise AssertionError("never readable")
 
@@ -253,7 +254,7 @@ class History:
             else:
                 view[:] = bytes(len(view))
         assert at == SIZE
-        assert stored == content
+        equal(stored, content)
         self.point, self.same = content, True
         del self.sealed[epoch]
         self.epochs.drop(epoch)

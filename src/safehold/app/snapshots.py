@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from safehold.app.backup import BackupOptions, Host, back_up_together
 from safehold.backup.disk import BaseGone
@@ -59,23 +59,23 @@ class SealedSource:
         yield SealedCapture(ref, disk, self._snapshot, self._describe(disk))
 
 
-def next_group(volumes: Sequence[HeldVolume]) -> list[Sealed]:
-    """The snapshot that is to go to its vault next, with all volumes that were sealed at its instant; empty where there is none, or where
-    nobody has vouched for it yet.
+def next_group(volumes: Sequence[HeldVolume], postponed: Container[str]) -> list[Sealed]:
+    """The snapshot that is to go to its vault next, with all volumes that were sealed at its instant; empty where there is none but those
+    `postponed` and those that nobody has vouched for yet.
     """
     heads = {held.name: (held, held.record.pending[0]) for held in volumes if held.record.pending}
     for held, snapshot in sorted(heads.values(), key=lambda head: head[1].taken):
         names = snapshot.group or (held.name,)
         group = [heads[name] for name in names if name in heads and heads[name][1].id == snapshot.id]
         if len(group) == len(names):
-            if snapshot.vouched:
+            if snapshot.vouched and snapshot.id not in postponed:
                 return group
             continue
         if any(not _waits(name, snapshot.id, volumes) for name in names):
             # A member lost it: what is left is not the instant that was asked for.
             for one, mine in group:
                 one.fail_snapshot(mine, f"{_lost(names, snapshot.id, volumes)} lost its part of it", compare=False)
-            return next_group(volumes)
+            return next_group(volumes, postponed)
     return []
 
 

@@ -71,6 +71,9 @@ class VolumeService:
         self._stopped = False
         self._uploads: dict[str, str] = {}
         """Why a volume's snapshots do not reach the vault at the moment."""
+        self._postponed: dict[str, tuple[float, int]] = {}
+        """Snapshots that could not be brought to the vault: until when they wait, by the monotonic clock, and failures so far."""
+        self._work = False
         self._uploading: frozenset[str] = frozenset()
         self._uploader = threading.Thread(target=self._upload_all, name="snapshots", daemon=True)
 
@@ -83,9 +86,8 @@ class VolumeService:
 
     def stop(self) -> None:
         """End what works behind at the next safe place, and put the volumes away."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        self._stopped = True
+        self._notify()
         self._ctx.cancel.cancel()
         for hydrator in list(self._hydrators.values()):
             hydrator.stop()
@@ -125,7 +127,7 @@ class VolumeService:
             held = self.directory.create(record, _missing(disk, record.block), ids)
             held.update(pin=pin)
             if size > record.size:
-                held = self.directory.resize(name, size)
+                held = self.directory.resize(name, size, self._end_hydration)
         except BaseException:
             if pin:
                 opened.expiry().unpin(pin)
@@ -166,15 +168,11 @@ class VolumeService:
         """Put a volume into the recycle bin; returns where it lies. Snapshots that have not reached the vault are none then. UsageError where
         one is being sent at this moment.
         """
-        held = self.directory.get(name)
         if name in self._uploading:
             raise UsageError(
                 "a snapshot is being sent to the vault", on=name, remedy="wait for it, then delete the volume"
             )
-        hydrator = self._hydrators.pop(name, None)
-        if hydrator is not None and not held.clients:
-            hydrator.stop()
-        place = self.directory.delete(name)
+        place = self.directory.delete(name, self._end_hydration)
         gone = self.directory.empty_bin(self._ctx.clock.now() - RECYCLE)
         for old in gone:
             self._ctx.progress.note(f"{old}: deleted for good after {RECYCLE / 86400:.0f} days in the recycle bin")
@@ -189,15 +187,15 @@ class VolumeService:
 
     def resize(self, name: str, size: int) -> HeldVolume:
         """Make a volume larger."""
+        held = self.directory.resize(name, size, self._end_hydration)
+        if held.record.origin and held.missing:
+            self._hydrate(held)
+        return held
+
+    def _end_hydration(self, name: str) -> None:
         hydrator = self._hydrators.pop(name, None)
         if hydrator is not None:
             hydrator.stop()
-        try:
-            return self.directory.resize(name, size)
-        finally:
-            held = self.directory.get(name)
-            if held.record.origin and held.missing:
-                self._hydrate(held)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -222,8 +220,7 @@ class VolumeService:
             )
 
         snapshots = self.directory.seal(names, describe)
-        with self._changed:
-            self._changed.notify_all()
+        self._notify()
         return snapshots[0]
 
     def vouch(self, identity: str, achieved: Consistency, quiet: tuple[Quieted, ...]) -> None:
@@ -241,8 +238,7 @@ class VolumeService:
             raise
         for held, _ in found:
             held.change_snapshot(identity, vouched=True, achieved=achieved.label, quiet=quiet)
-        with self._changed:
-            self._changed.notify_all()
+        self._notify()
 
     def discard(self, identity: str, why: str) -> None:
         """A snapshot that nobody vouches for is none."""
@@ -262,41 +258,49 @@ class VolumeService:
         )
 
     def _upload_all(self) -> None:
-        failures = 0
         while not self._stopped:
-            group: list[tuple[HeldVolume, Snapshot]] = []
+            self._discard_unvouched()
+            self._settle_all()
+            now = self._ctx.clock.monotonic()
+            postponed = {identity for identity, (when, _) in self._postponed.items() if when > now}
+            group = next_group(self.directory.all(), postponed)
+            if not group:
+                self._wait(min((when - now for when, _ in self._postponed.values() if when > now), default=_VOUCHING))
+                continue
             try:
-                self._settle()
-                self._discard_unvouched()
-                group = next_group(self.directory.all())
-                if group:
-                    self._upload(group)
-                failures = 0
+                self._upload(group)
             except (
                 Exception
             ) as error:  # the last line of defence: a thread that died would leave snapshots pending for ever
                 if self._stopped:
                     return
-                for held, _ in group:
-                    self._uploads[held.name] = f"its snapshot waits: {error}"
-                self._ctx.progress.warn(f"snapshot of {', '.join(held.name for held, _ in group)} waits: {error}")
-                if not group or any(self._pending(held, snapshot) for held, snapshot in group):
-                    self._wait(_PATIENCE[min(failures, len(_PATIENCE) - 1)])
-                failures += 1
-                continue
-            if not group:
-                self._wait(None if not self._work_to_do() else _VOUCHING)
+                self._postpone(group, error)
 
-    def _wait(self, seconds: float | None) -> None:
+    def _postpone(self, group: list[tuple[HeldVolume, Snapshot]], error: Exception) -> None:
+        """Try again later, and go on with other volumes meanwhile; a snapshot that has failed for good is none of them."""
+        identity = group[0][1].id
+        names = ", ".join(held.name for held, _ in group)
+        for held, _ in group:
+            self._uploads[held.name] = f"its snapshot waits: {error}"
+        self._ctx.progress.warn(f"snapshot of {names}: {error}")
+        if any(s.id == identity for held, _ in group for s in held.record.pending):
+            _, failures = self._postponed.get(identity, (0.0, 0))
+            pause = _PATIENCE[min(failures, len(_PATIENCE) - 1)]
+            self._postponed[identity] = self._ctx.clock.monotonic() + pause, failures + 1
+        else:
+            for held, _ in group:
+                self._uploads.pop(held.name, None)
+
+    def _wait(self, seconds: float) -> None:
         with self._changed:
-            if not self._stopped and (seconds is not None or not self._work_to_do()):
+            if not self._stopped and not self._work:
                 self._changed.wait(seconds)
+            self._work = False
 
-    def _pending(self, held: HeldVolume, snapshot: Snapshot) -> bool:
-        return any(s.id == snapshot.id for s in held.record.pending)
-
-    def _work_to_do(self) -> bool:
-        return any(held.record.pending for held in self.directory.all())
+    def _notify(self) -> None:
+        with self._changed:
+            self._work = True
+            self._changed.notify_all()
 
     def _discard_unvouched(self) -> None:
         for held in self.directory.all():
@@ -304,13 +308,16 @@ class VolumeService:
                 if not snapshot.vouched and self._ctx.clock.now() - snapshot.taken[1] > _VOUCHING:
                     self.discard(snapshot.id, "whoever took it died before saying how still it was held")
 
-    def _settle(self) -> None:
-        """Have every sealed epoch survive a power loss, before anything is sent."""
+    def _settle_all(self) -> None:
+        """Have every sealed epoch survive a power loss, whether or not it can be sent."""
         for held in self.directory.all():
             for snapshot in held.record.pending:
                 if not snapshot.durable:
-                    held.epochs.settle(snapshot.epoch)
-                    held.change_snapshot(snapshot.id, durable=True)
+                    try:
+                        held.epochs.settle(snapshot.epoch)
+                        held.change_snapshot(snapshot.id, durable=True)
+                    except OSError as error:
+                        self._uploads[held.name] = f"its snapshot does not survive a power loss: {error.strerror}"
 
     def _upload(self, group: list[tuple[HeldVolume, Snapshot]]) -> None:
         self._uploading = frozenset(held.name for held, _ in group)
@@ -320,6 +327,7 @@ class VolumeService:
         finally:
             self._uploading = frozenset()
         names = ", ".join(held.name for held, _ in group)
+        self._postponed.pop(group[0][1].id, None)
         for held, _ in group:
             self._uploads.pop(held.name, None)
         self._ctx.progress.note(f"{names}: snapshot {group[0][1].id[:8]} is point {point[:8]}")

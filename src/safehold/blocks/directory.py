@@ -164,6 +164,7 @@ class VolumeDirectory:
                 f"volumes cannot be kept here ({error.strerror})", on=str(root), remedy="check the directory"
             ) from error
         self.broken: dict[str, FailedError] = {}
+        self._making: set[str] = set()
         self._volumes: dict[str, HeldVolume] = {}
         for directory in sorted(root.iterdir()):
             if directory.is_dir() and not directory.name.startswith(".") and directory.name != _DELETED:
@@ -232,16 +233,29 @@ class VolumeDirectory:
         """Make and open a volume. See `opening.create_volume`."""
         check_name(record.name)
         with self._lock:
-            if record.name in self.broken:
-                raise FailedError("there is a volume of that name, and it is damaged", on=record.name)
+            if record.name in self.broken or record.name in self._volumes or record.name in self._making:
+                raise FailedError(
+                    "there is a volume of that name", on=record.name, remedy="choose another name, or delete it"
+                )
+            self._making.add(record.name)
+        try:
+            # Reading a point's map may take its time; clients of other volumes come and go meanwhile.
             create_volume(self.root / record.name, record, missing, ids)
-            held = self._volumes[record.name] = HeldVolume(self.root / record.name, self._boot)
+            held = HeldVolume(self.root / record.name, self._boot)
+            with self._lock:
+                self._volumes[record.name] = held
             return held
+        finally:
+            with self._lock:
+                self._making.discard(record.name)
 
-    def delete(self, name: str) -> Path:
-        """Put a volume into the recycle bin; returns where it lies. UsageError while it is in use."""
+    def delete(self, name: str, before: Callable[[str], None]) -> Path:
+        """Put a volume into the recycle bin; returns where it lies. UsageError while it is in use; `before` is called once it is not, and ends
+        what works on it.
+        """
         with self._lock:
             held = self._idle(name, "deleted")
+            before(name)
             held.update(deleted=self._clock.now())
             close_volume(held.volume, held.epochs)
             bin_ = self.root / _DELETED
@@ -280,8 +294,10 @@ class VolumeDirectory:
                 shutil.rmtree(self.root / _DELETED / f"{record.name}.{record.uuid[:8]}")
             return [record.name for record in old]
 
-    def resize(self, name: str, size: int) -> HeldVolume:
-        """Make a volume larger; what is added is zeros. UsageError while it is in use or has snapshots on their way."""
+    def resize(self, name: str, size: int, before: Callable[[str], None]) -> HeldVolume:
+        """Make a volume larger; what is added is zeros. UsageError while it is in use or has snapshots on their way; `before` as for
+        `delete`.
+        """
         with self._lock:
             held = self._idle(name, "resized")
             if size <= held.record.size:
@@ -292,6 +308,7 @@ class VolumeDirectory:
                 )
             if held.record.pending:
                 raise UsageError("snapshots are on their way", on=name, remedy="wait: safehold volume show " + name)
+            before(name)
             close_volume(held.volume, held.epochs)
             grow_volume(held.files, held.record, size)
             held = self._volumes[name] = HeldVolume(held.files.directory, self._boot)

@@ -116,9 +116,10 @@ class HeldVolume:
     def fail_snapshot(self, snapshot: Snapshot, problem: str, *, compare: bool) -> None:
         """The oldest pending snapshot will never be a point; with `compare` the next one reads everything."""
         self.ids.forget()
-        self.change_snapshot(snapshot.id, state=SnapshotState.FAILED, problem=problem)
         if compare:
+            # First: whoever sees that it failed takes another at once, and that one is to compare everything.
             self.update(suspect=problem)
+        self.change_snapshot(snapshot.id, state=SnapshotState.FAILED, problem=problem)
         self.epochs.give_up(snapshot.epoch)
 
     def complete_snapshot(self, snapshot: Snapshot, lineage: Lineage, *, read: int, stored: int) -> None:

@@ -37,10 +37,12 @@ class DiskTreeBuilder:
     """Takes block ids in any order and stores pages as soon as they are full. Thread-safe."""
 
     def __init__(self, blocks: int, page_refs: int, put: Callable[[Node], bytes]) -> None:
+        """`put` stores a node and returns its id; it is called from whichever thread filled a page, from one at a time."""
         self._blocks = blocks
         self._refs = page_refs
         self._put = put
         self._lock = threading.Lock()
+        self._storing = threading.Lock()
         self._open: dict[int, tuple[bytearray, int]] = {}
         self._leaves: dict[int, bytes] = {}
 
@@ -84,7 +86,8 @@ class DiskTreeBuilder:
     def _store(self, kind: str, ids: bytes) -> bytes:
         if not ids.strip(b"\0"):
             return ZERO_ID
-        return self._put(Node(kind, chunks=ids) if kind == LEAF else Node(kind, nodes=ids))
+        with self._storing:
+            return self._put(Node(kind, chunks=ids) if kind == LEAF else Node(kind, nodes=ids))
 
     def finish(self) -> tuple[bytes, int]:
         """The root's id and the number of levels (0 for a disk without blocks) once every block was set."""

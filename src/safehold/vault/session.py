@@ -377,12 +377,16 @@ class Session:
 
 
 class Lane:
-    """One thread's way into a session: chunks handed in here share compression state and packs with no other thread."""
+    """One thread's way into a session: chunks handed in here share compression state and packs with no other thread.
+
+    Two threads at once in one lane would seal rubbish that nobody notices before a restore, so the second is refused with RuntimeError.
+    """
 
     def __init__(self, session: Session, sealer: ChunkSealer) -> None:
         self._session = session
         self._sealer = sealer
         self._dedup_key = session._secret.dedup_key
+        self._used = threading.Lock()
 
     def put(self, kind: Kind, pieces: Sequence[memoryview]) -> list[bytes]:
         """Store chunks that the vault does not hold yet; returns the id of each. The buffers are free again when it
@@ -396,6 +400,8 @@ class Lane:
         """Like `put` for chunks whose ids the caller computed already."""
         session = self._session
         builder: PackBuilder | None = None
+        if not self._used.acquire(blocking=False):
+            raise RuntimeError("a lane is used by two threads at once")
         try:
             for identity, piece, mine in zip(identities, pieces, session.claim(identities), strict=True):
                 if not mine:
@@ -406,6 +412,7 @@ class Lane:
                     builder = session.take_pack(kind, len(piece))
                 builder.add(self._sealer, identity, piece)
         finally:
+            self._used.release()
             if builder is not None:
                 session.give_pack(builder)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from safehold.app import volumes
+from safehold.app import uploader
 from safehold.app.backup import Host
 from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks.directory import HeldVolume, VolumeDirectory
@@ -111,7 +111,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(params=[4096, UNIT])
 def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(volumes, "_PATIENCE", (0.05,))
+    monkeypatch.setattr(uploader, "_PATIENCE", (0.05,))
     monkeypatch.setattr(hydration, "_PATIENCE", (0.05,))
     made = Site(tmp_path, request.param)
     yield made

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from safehold.app.backup import Host
 from safehold.app.points import member_of, parse_selector, select
-from safehold.app.snapshots import Described, next_group, upload
+from safehold.app.snapshots import Described
+from safehold.app.uploader import Uploader, discard
 from safehold.blocks.directory import HeldVolume, VolumeDirectory, check_name
-from safehold.blocks.layout import Lineage, Snapshot, SnapshotState, VolumeRecord
+from safehold.blocks.layout import Lineage, Snapshot, VolumeRecord
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, SafeholdError, UsageError
@@ -29,12 +29,6 @@ BLOCK = 512 * 1024
 """Bytes of a volume's block, unless the vault's are larger."""
 
 _IDS_AT_ONCE = 4096
-_PATIENCE = (1.0, 5.0, 15.0, 60.0)
-"""Seconds until a snapshot that could not be brought to its vault is tried again, the last one for ever."""
-
-_VOUCHING = 120.0
-"""Seconds in which somebody has to vouch for a snapshot: letting go of brackets takes less."""
-
 RECYCLE = 7 * 86400.0
 """Seconds that a deleted volume can be taken back."""
 
@@ -65,17 +59,9 @@ class VolumeService:
         """`open_vault` opens the vault at an address, anew each time."""
         self.directory = directory
         self._open_vault = open_vault
-        self._host, self._describe, self._ctx = host, describe, ctx
+        self._host, self._ctx = host, ctx
         self._hydrators: dict[str, Hydrator] = {}
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._uploads: dict[str, str] = {}
-        """Why a volume's snapshots do not reach the vault at the moment."""
-        self._postponed: dict[str, tuple[float, int]] = {}
-        """Snapshots that could not be brought to the vault: until when they wait, by the monotonic clock, and failures so far."""
-        self._work = False
-        self._uploading: frozenset[str] = frozenset()
-        self._uploader = threading.Thread(target=self._upload_all, name="snapshots", daemon=True)
+        self._uploader = Uploader(directory, open_vault, host, describe, ctx)
 
     def start(self) -> None:
         """Go on with whatever was under way."""
@@ -86,12 +72,10 @@ class VolumeService:
 
     def stop(self) -> None:
         """End what works behind at the next safe place, and put the volumes away."""
-        self._stopped = True
-        self._notify()
         self._ctx.cancel.cancel()
         for hydrator in list(self._hydrators.values()):
             hydrator.stop()
-        self._uploader.join()
+        self._uploader.stop()
         self.directory.close()
 
     # -- making and filling in ---------------------------------------------------------------------------------------
@@ -168,7 +152,7 @@ class VolumeService:
         """Put a volume into the recycle bin; returns where it lies. Snapshots that have not reached the vault are none then. UsageError where
         one is being sent at this moment.
         """
-        if name in self._uploading:
+        if name in self._uploader.sending:
             raise UsageError(
                 "a snapshot is being sent to the vault", on=name, remedy="wait for it, then delete the volume"
             )
@@ -220,7 +204,7 @@ class VolumeService:
             )
 
         snapshots = self.directory.seal(names, describe)
-        self._notify()
+        self._uploader.wake()
         return snapshots[0]
 
     def vouch(self, identity: str, achieved: Consistency, quiet: tuple[Quieted, ...]) -> None:
@@ -238,13 +222,11 @@ class VolumeService:
             raise
         for held, _ in found:
             held.change_snapshot(identity, vouched=True, achieved=achieved.label, quiet=quiet)
-        self._notify()
+        self._uploader.wake()
 
     def discard(self, identity: str, why: str) -> None:
         """A snapshot that nobody vouches for is none."""
-        for held, snapshot in self.find(identity):
-            if snapshot.state is SnapshotState.PENDING:
-                held.fail_snapshot(snapshot, why, compare=False)
+        discard(self.directory.all(), identity, why)
 
     def find(self, identity: str) -> list[tuple[HeldVolume, Snapshot]]:
         """A snapshot in every volume that has it."""
@@ -254,83 +236,10 @@ class VolumeService:
         """What an operator should know of a volume, or nothing."""
         hydrator = self._hydrators.get(held.name)
         return "; ".join(
-            filter(None, (held.problem, self._uploads.get(held.name, ""), hydrator.problem if hydrator else ""))
+            filter(
+                None, (held.problem, self._uploader.problems.get(held.name, ""), hydrator.problem if hydrator else "")
+            )
         )
-
-    def _upload_all(self) -> None:
-        while not self._stopped:
-            self._discard_unvouched()
-            self._settle_all()
-            now = self._ctx.clock.monotonic()
-            postponed = {identity for identity, (when, _) in self._postponed.items() if when > now}
-            group = next_group(self.directory.all(), postponed)
-            if not group:
-                self._wait(min((when - now for when, _ in self._postponed.values() if when > now), default=_VOUCHING))
-                continue
-            try:
-                self._upload(group)
-            except (
-                Exception
-            ) as error:  # the last line of defence: a thread that died would leave snapshots pending for ever
-                if self._stopped:
-                    return
-                self._postpone(group, error)
-
-    def _postpone(self, group: list[tuple[HeldVolume, Snapshot]], error: Exception) -> None:
-        """Try again later, and go on with other volumes meanwhile; a snapshot that has failed for good is none of them."""
-        identity = group[0][1].id
-        names = ", ".join(held.name for held, _ in group)
-        for held, _ in group:
-            self._uploads[held.name] = f"its snapshot waits: {error}"
-        self._ctx.progress.warn(f"snapshot of {names}: {error}")
-        if any(s.id == identity for held, _ in group for s in held.record.pending):
-            _, failures = self._postponed.get(identity, (0.0, 0))
-            pause = _PATIENCE[min(failures, len(_PATIENCE) - 1)]
-            self._postponed[identity] = self._ctx.clock.monotonic() + pause, failures + 1
-        else:
-            for held, _ in group:
-                self._uploads.pop(held.name, None)
-
-    def _wait(self, seconds: float) -> None:
-        with self._changed:
-            if not self._stopped and not self._work:
-                self._changed.wait(seconds)
-            self._work = False
-
-    def _notify(self) -> None:
-        with self._changed:
-            self._work = True
-            self._changed.notify_all()
-
-    def _discard_unvouched(self) -> None:
-        for held in self.directory.all():
-            for snapshot in held.record.pending:
-                if not snapshot.vouched and self._ctx.clock.now() - snapshot.taken[1] > _VOUCHING:
-                    self.discard(snapshot.id, "whoever took it died before saying how still it was held")
-
-    def _settle_all(self) -> None:
-        """Have every sealed epoch survive a power loss, whether or not it can be sent."""
-        for held in self.directory.all():
-            for snapshot in held.record.pending:
-                if not snapshot.durable:
-                    try:
-                        held.epochs.settle(snapshot.epoch)
-                        held.change_snapshot(snapshot.id, durable=True)
-                    except OSError as error:
-                        self._uploads[held.name] = f"its snapshot does not survive a power loss: {error.strerror}"
-
-    def _upload(self, group: list[tuple[HeldVolume, Snapshot]]) -> None:
-        self._uploading = frozenset(held.name for held, _ in group)
-        try:
-            vault = self._open_vault(group[0][0].record.vault)
-            point = upload(vault, group, self._host, self._describe, self._ctx)
-        finally:
-            self._uploading = frozenset()
-        names = ", ".join(held.name for held, _ in group)
-        self._postponed.pop(group[0][1].id, None)
-        for held, _ in group:
-            self._uploads.pop(held.name, None)
-        self._ctx.progress.note(f"{names}: snapshot {group[0][1].id[:8]} is point {point[:8]}")
 
 
 def _check_level(achieved: Consistency, asked: Consistency, names: Sequence[str]) -> None:

@@ -289,6 +289,7 @@ class _TreeRestore:
         for at in range(0, len(ids), _LIKELY):
             some = ids[at : at + _LIKELY]
             for result in self._chunks.many(some):
+                written = 0
                 for path, found, offset in pieces[some[result.position]]:
                     entry = found.entry
                     data = None if isinstance(result, Lost) else _slice(result.data, offset, entry)
@@ -296,9 +297,10 @@ class _TreeRestore:
                         reason = result.reason if isinstance(result, Lost) else "it lies beyond the end of its chunk"
                         self._losses.add(path, reason)
                         continue
-                    self._target.write_file(path, entry, iter([(0, data)]))
-                    self.written.count(0, 0, entry.size)
-                    self._ctx.progress.advance(entry.size)
+                    self._target.write_file(path, entry, iter(((0, data),)))
+                    written += entry.size
+                self.written.count(0, 0, written)
+                self._ctx.progress.advance(written)
 
     def _whole(self, path: bytes, found: EntryAt) -> None:
         entry = found.entry

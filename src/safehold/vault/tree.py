@@ -14,6 +14,7 @@ import itertools
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
@@ -153,8 +154,7 @@ class InnerBuilder:
         return root.identity, level + 1, root.entries
 
 
-@dataclass(frozen=True, slots=True)
-class EntryAt:
+class EntryAt(NamedTuple):
     """An entry with the directory it lies in, and the lists of the page that its content refers to."""
 
     parent: bytes
@@ -291,17 +291,18 @@ class StoredTree:
         last: tuple[bytes, bytes] | None = None
         for group in groups:
             parts = group.parent.split(b"/") if group.parent else []
+            directory = path_key(group.parent)
             if any(part in (b"", b".", b"..") or b"\0" in part for part in parts) or len(group.parent) > _LONGEST_PATH:
                 raise DamageError("a file is described that cannot be", on=on)
             for entry in group.entries:
                 _check(entry, chunks, nodes, on)
                 if not entry.name and group.parent:
                     raise DamageError("a file is described that cannot be", on=on)
-                found = EntryAt(group.parent, entry, node.chunks, node.nodes)
-                if last is not None and found.key <= last:
+                key = (directory, entry.name)
+                if last is not None and key <= last:
                     raise DamageError("entries of the tree are out of order", on=on)
-                last = found.key
-                out.append(found)
+                last = key
+                out.append(EntryAt(group.parent, entry, node.chunks, node.nodes))
         return out
 
     def entries(self, start: tuple[bytes, bytes] = (b"", b"")) -> Iterator[EntryAt]:

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,45 @@ def test_a_full_disk_ends_the_restore(tmp_path: Path) -> None:
         assert list(place.iterdir()) == []
     finally:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o444, 0o640, 0o666, 0o4755, 0o2755, 0o1777])
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("existing", [False, True])
+def test_permissions_do_not_depend_on_the_mask(tmp_path: Path, mode: int, umask: int, existing: bool) -> None:
+    wanted = entry(b"file", stat.S_IFREG | mode)
+    before = os.umask(umask)
+    try:
+        with open_directory(str(tmp_path / "top"), existing=existing) as target:
+            target.write_file(b"file", wanted, iter([(0, b"data")]))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "top/file").stat().st_mode == wanted.mode
+    assert target.problems == []
+
+
+@pytest.mark.parametrize("reached_by", ["owner", "group of the directory", "attributes", "replacing"])
+def test_nobody_else_reads_a_file_that_is_not_ready(tmp_path: Path, reached_by: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    top = tmp_path / "top"
+    top.mkdir()
+    more: dict[str, object] = {}
+    if reached_by == "owner":
+        more["gid"] = 12345
+    elif reached_by == "group of the directory":
+        os.chown(top, -1, 12345)
+        top.chmod(0o2755)
+    elif reached_by == "attributes":
+        more["xattrs"] = {b"user.note": b"x"}
+    seen = []
+
+    def data() -> Iterator[tuple[int, bytes]]:
+        yield 0, b"data"
+        seen.extend(stat.S_IMODE(path.stat().st_mode) for path in top.iterdir())
+
+    with open_directory(str(top), existing=reached_by == "replacing") as target:
+        target.write_file(b"file", entry(b"file", stat.S_IFREG | 0o640, **more), data())
+    assert seen == [0o600]
+    assert stat.S_IMODE((top / "file").stat().st_mode) == 0o640
+    assert (top / "file").stat().st_gid == more.get("gid", os.getegid())

@@ -67,8 +67,12 @@ class DirectoryTarget:
 
     def __init__(self, root: DirectoryFd, where: str, *, replace: bool) -> None:
         self._root, self._where, self._replace = root, where, replace
+        # In a directory that hands its group down, or among what others may reach, nothing is foretold.
+        plain = not replace and not os.fstat(root.fd).st_mode & stat.S_ISGID
+        self._maker = (os.geteuid(), os.getegid()) if plain else None
         self._open: OrderedDict[bytes, DirectoryFd] = OrderedDict({b"": root})
         self._lock = threading.Lock()
+        self._latest = threading.local()
         self.problems: list[str] = []
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -79,6 +83,14 @@ class DirectoryTarget:
             self._directory(path)
 
     def _directory(self, path: bytes) -> DirectoryFd:
+        last: tuple[bytes, DirectoryFd] | None = getattr(self._latest, "directory", None)
+        if last is not None and last[0] == path:
+            return last[1]
+        found = self._walk(path)
+        self._latest.directory = path, found
+        return found
+
+    def _walk(self, path: bytes) -> DirectoryFd:
         missing = []
         at = path
         while (found := self._opened(at)) is None:
@@ -154,15 +166,13 @@ class DirectoryTarget:
             parent, name, _keep = self._at(path)
             # Where nothing is replaced the name can be taken at once.
             own = b".safehold-" + secrets.token_hex(8).encode() if self._replace else name
-            fd = os.open(own, _CREATE, 0o600, dir_fd=parent)
+            fd = os.open(own, _CREATE, self._first_mode(entry), dir_fd=parent)
             try:
                 end = 0
                 for offset, piece in data:
-                    view = memoryview(piece)
-                    at = offset
-                    while len(view):
-                        done = os.pwrite(fd, view, at)
-                        at, view = at + done, view[done:]
+                    at = offset + os.pwrite(fd, piece, offset)
+                    while at < offset + len(piece):
+                        at += os.pwrite(fd, memoryview(piece)[at - offset :], at)
                     end = max(end, at)
                 if end < entry.size:
                     os.ftruncate(fd, entry.size)
@@ -175,6 +185,14 @@ class DirectoryTarget:
                 raise
             finally:
                 os.close(fd)
+
+    def _first_mode(self, entry: Entry) -> int:
+        """Permissions to make a file with: its own where it will be the maker's anyway, so that nothing is left to set; else nobody's but
+        the maker's, who without privileges needs them for attributes too.
+        """
+        if (entry.uid, entry.gid) == self._maker and not entry.xattrs:
+            return entry.mode & 0o777
+        return 0o600
 
     def _move_into_place(self, parent: int, own: bytes, name: bytes) -> None:
         try:
@@ -237,16 +255,25 @@ class DirectoryTarget:
                 os.close(fd)
 
     def _attributes(self, fd: int, path: bytes, entry: Entry, now: os.stat_result) -> None:
-        """Owner first, as changing it takes capabilities and special bits away; times last."""
-        if (now.st_uid, now.st_gid) != (entry.uid, entry.gid):
+        """Owner first, as changing it takes capabilities and special bits away; times last. `now` is what stands there: what is right
+        already is left alone, as each change is one of the file system's journal.
+        """
+        # Written out, without helpers: this runs once for each file.
+        disturbed = (now.st_uid, now.st_gid) != (entry.uid, entry.gid)
+        if disturbed:
             with self._reporting(path, f"owner {entry.uid}:{entry.gid} not set"):
                 os.chown(fd, entry.uid, entry.gid)
         if entry.xattrs or self._replace:
             self._xattrs(fd, path, entry, follow=True)
-        with self._reporting(path, "permissions not set"):
-            os.chmod(fd, stat.S_IMODE(entry.mode))
-        with self._reporting(path, "times not set"):
+            # An access control list moves the permissions of the group.
+            disturbed = True
+        if disturbed or now.st_mode != entry.mode:
+            with self._reporting(path, "permissions not set"):
+                os.chmod(fd, stat.S_IMODE(entry.mode))
+        try:
             os.utime(fd, ns=(entry.mtime, entry.mtime))
+        except OSError as error:
+            self._problem(path, f"times not set ({error.strerror})")
 
     def _attributes_by_name(self, parent: int, name: bytes, path: bytes, entry: Entry) -> None:
         now = os.stat(name, dir_fd=parent, follow_symlinks=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.model.protocol import Bounds, Protocol
+from tests.model.protocol import Protocol
+from tests.model.rules import Bounds
 from tests.model.state import (
     NOTHING,
     Prune,

@@ -1,124 +1,25 @@
-"""The protocol of docs/format.md as steps of actors, each at most one call to the store long.
+"""The protocol of docs/format.md as steps of actors, each a call to the store, or a few that follow each other at once.
 
 A machine that dies needs no step of its own: in some history it takes none any more. A prune that dies begins anew, as another machine does.
-What a single rule asks for stands in a method of its own, so that a mistake is a subclass that lacks one rule.
+What the steps go by is in `rules`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from tests.model.state import NOTHING, Prune, Reader, Record, Run, Store, World, Writer
+from tests.model.rules import ENDED, Rules
+from tests.model.state import NOTHING, Prune, Reader, Record, Run, Store, World
 
-__all__ = ["Bounds", "Protocol"]
+__all__ = ["Protocol", "names"]
 
 Steps = Iterator[tuple[str, World]]
 Late = frozenset[tuple[str, "str | Run"]]
 After = Callable[..., tuple[str, World]]
 
-ENDED = ("done", "fenced")
 
-
-@dataclass(frozen=True)
-class Bounds:
-    """What may happen in a world, and how often."""
-
-    rounds: int = 1
-    """Prunes that one machine runs."""
-    late: frozenset[str] = NOTHING
-    """Kinds of objects of which a put may be carried out twice."""
-    silences: bool = True
-    lost_answers: bool = False
-    moves: bool = False
-    expires: frozenset[str] = frozenset({"x0"})
-    clocks: tuple[int, ...] = (40, -40)
-    """Days by which the clocks of the machines that prune are ahead of the store's."""
-
-
-class Protocol:
-    """What can happen next in a world, and what must not be."""
-
-    def __init__(self, bounds: Bounds) -> None:
-        self.bounds = bounds
-        self._freed: set[Store] = set()
-
-    # -- rules -------------------------------------------------------------------------------------------------------
-
-    def counting(self, store: Store) -> frozenset[str]:
-        """Points that are there for readers and for prune."""
-        return store.points - store.intents
-
-    def first(self) -> str:
-        """A session is announced before its view is taken."""
-        return "W1"
-
-    def may_begin(self, store: Store) -> bool:
-        """Backups never wait for prune."""
-        return True
-
-    def unusable(self, record: Record) -> frozenset[str]:
-        """Packs that nobody may deduplicate against."""
-        return record.condemned | record.dead
-
-    def believed(self, store: Store, record: Record) -> Iterator[Run]:
-        """Runs that a writer deduplicates by."""
-        for run in store.runs:
-            if run.owner == "prune":
-                if run.name in record.base:
-                    yield run
-            elif run.owner not in store.fences and run.name not in record.absorbed:
-                yield run
-
-    def can_commit(self, store: Store, sid: str) -> bool:
-        """Puts are create-only: a point does not replace a fence."""
-        return sid not in store.fences
-
-    def may_retry(self, store: Store, sid: str) -> bool:
-        """A commit is tried again only while the session is there."""
-        return sid in store.sessions
-
-    def succeeds(self, store: Store, record: Record) -> bool:
-        """A gc record can be created."""
-        return store.chain == record
-
-    def is_dead(self, writer: Writer, clock: int) -> bool:
-        """A session that can be ended; `clock` is how many days this machine's clock is ahead."""
-        return writer.silent
-
-    def waits_for(self, record: Record, open_now: frozenset[str]) -> frozenset[str]:
-        """Sessions that may rely on what is condemned."""
-        return open_now if record.awaited is None else open_now & record.awaited
-
-    def awaited_at_first(self, store: Store) -> frozenset[str] | None:
-        """Sessions named by the record that condemns."""
-        return None
-
-    def spares(self, live: bool, places: frozenset[str], condemned: frozenset[str]) -> frozenset[str]:
-        """Condemned packs of which P5 is to spare one."""
-        return places if live and not places - condemned else NOTHING
-
-    def present(self, store: Store, prune: Prune) -> frozenset[str]:
-        """Packs by which P5 judges runs: listed after them."""
-        return store.packs
-
-    def leaving(self, store: Store, record: Record, clock: int) -> frozenset[str]:
-        """Names that P6 takes from the lists: after thirty days of the store's clock, and once their objects are gone."""
-        return store.aged - store.packs - store.run_names
-
-    def outlives(self, store: Store, sid: str) -> Store:
-        """Expiry deletes a point; its intent stays."""
-        return store._replace(points=store.points - {sid})
-
-    def ended(self, store: Store, sids: frozenset[str]) -> Store:
-        """P7 deletes the sessions that ended; fences stay."""
-        return store._replace(sessions=store.sessions - sids)
-
-    def looks_again(self, reader: Reader, store: Store) -> bool:
-        """A reader that found nothing lists the runs again as long as there are others."""
-        return store.run_names != reader.runs
-
-    # -- what happens ------------------------------------------------------------------------------------------------
+class Protocol(Rules):
+    """What can happen next in a world."""
 
     def steps(self, world: World) -> Steps:
         """Everything that can happen next."""
@@ -252,7 +153,7 @@ class Protocol:
                 base=record.base | prune.base,
             )
             yield from self._create(
-                store, prune, again, condemned, "P4 sessions", f"condemns {_names(prune.chosen)} (P3)"
+                store, prune, again, condemned, "P4 sessions", f"condemns {names(prune.chosen)} (P3)"
             )
         elif at.startswith("P4"):
             yield from self._wait(world, prune, again, clock)
@@ -275,7 +176,7 @@ class Protocol:
                 base=(record.base - prune.absorbed) | prune.base,
                 absorbed=(record.absorbed | prune.absorbed) - prune.leaving,
             )
-            words = f"says that {_names(prune.chosen)} is dead (P6)"
+            words = f"says that {names(prune.chosen)} is dead (P6)"
             for done, changed, later in self._create(store, prune, again, ended, "P7", words):
                 doomed = prune._replace(base=NOTHING, leaving=NOTHING, at="P7", record=ended)
                 yield done, changed, doomed if later.at == "P7" else later
@@ -330,7 +231,7 @@ class Protocol:
             return
         if prune.at == "P4 name":
             named = record._replace(number=record.number + 1, awaited=prune.open)
-            yield from self._create(store, prune, again, named, "", f"names {_names(prune.open)} to be waited for (P4)")
+            yield from self._create(store, prune, again, named, "", f"names {names(prune.open)} to be waited for (P4)")
             return
         for sid in sorted(prune.open):
             if self._dead(world, sid, clock):
@@ -465,62 +366,11 @@ class Protocol:
             changed = store._replace(aged=aged, late=frozenset())
             yield "thirty days pass", world._replace(store=changed, days=world.days - 1)
 
-    # -- what must not be --------------------------------------------------------------------------------------------
-
-    def judge(self, world: World) -> str:
-        """What is wrong with a world, or nothing."""
-        store = world.store
-        live = self.counting(store)
-        if self.lost(store):
-            return f"{_names(live)} has lost the chunk"
-        for reader in world.readers:
-            if reader.at == "failed" and reader.point in live:
-                return f"a reader of {reader.point} failed, and nobody expired it"
-        for number, writer in enumerate(world.writers):
-            if f"x{number + 1}" in store.fences and not writer.silent and writer.at not in ENDED:
-                return f"x{number + 1} is alive and was taken for dead"
-            if writer.at not in ENDED and not any(self.writer(world, number)):
-                return f"x{number + 1} has to wait"
-        if not self.frees(world):
-            return "garbage stays, however often a prune runs"
-        return ""
-
-    def lost(self, store: Store) -> bool:
-        """True where a point needs the chunk and it lies nowhere, or only in packs that anybody may delete."""
-        return bool(self.counting(store)) and not store.packs - store.chain.dead
-
-    def frees(self, world: World) -> bool:
-        """Prunes that run to their end leave nothing that no point needs, once the writers of this world are dead and no put is under way.
-        Others back up all the time meanwhile: whenever one of theirs ends, the next has begun.
-        """
-        store = world.store._replace(late=frozenset())
-        number = len(world.prunes) - 1
-        met = []
-        for turn in range(12):
-            if store in self._freed:
-                break
-            met.append(store)
-            young = store._replace(sessions=store.sessions | {f"z{turn % 3}"})
-            writers = tuple(writer._replace(silent=True) for writer in world.writers)
-            # Rounds below zero: no name that it makes is one of this world's.
-            alone = World(young, writers, (*world.prunes[:number], Prune(round=turn - 100)), (), 0)
-            while alone.prunes[number].round == turn - 100:
-                alone = next(self.prune(alone, number))[1]
-            store = alone.store._replace(sessions=alone.store.sessions - {f"z{turn % 3}"})
-            if self.lost(store):
-                # A loss is no matter of garbage: it is told of where it happens.
-                break
-            if len(store.packs) == bool(self.counting(store)) and not store.chain.condemned and not store.sessions:
-                break
-        else:
-            return False
-        self._freed.update(met)
-        return True
-
 
 def _with_prune(world: World, store: Store, number: int, prune: Prune) -> World:
     return world._replace(store=store, prunes=(*world.prunes[:number], prune, *world.prunes[number + 1 :]))
 
 
-def _names(names: frozenset[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
+def names(some: frozenset[str]) -> str:
+    """As they stand in a story."""
+    return ", ".join(sorted(some)) or "nothing"

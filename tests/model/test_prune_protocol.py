@@ -9,8 +9,10 @@ from __future__ import annotations
 import pytest
 
 from tests.model.explore import explore
+from tests.model.judge import Judge
 from tests.model.mistakes import MISTAKES, Mistake
-from tests.model.protocol import Bounds, Protocol
+from tests.model.protocol import Protocol
+from tests.model.rules import Bounds
 from tests.model.state import NOTHING, World, after_a_fence, after_a_stop, start
 
 EXPIRE = frozenset({"x0", "x1"})
@@ -55,7 +57,7 @@ _MOST_IN_SOAK = 3_000_000
 
 def _holds(world: World, bounds: Bounds, most: int) -> None:
     protocol = Protocol(bounds)
-    outcome = explore(world, protocol.steps, protocol.judge, most)
+    outcome = explore(world, protocol.steps, Judge(protocol), most)
     assert not outcome.wrong, f"\n{outcome}"
     assert outcome.states > 1000, "nothing happens in this world"
 
@@ -74,7 +76,7 @@ def test_the_protocol_holds_in_large_worlds(name: str) -> None:
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_a_mistake_is_found(mistake: Mistake) -> None:
     protocol = mistake.protocol(mistake.bounds)
-    outcome = explore(mistake.world, protocol.steps, protocol.judge, _MOST)
+    outcome = explore(mistake.world, protocol.steps, Judge(protocol), _MOST)
     print(f"{mistake.name}: {outcome}")
     assert mistake.tells in outcome.wrong
     assert outcome.story

@@ -228,7 +228,7 @@ def _no_condemned(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_waiting(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Prune, "_sessions_ended", lambda self: True)
+    patch.setattr(Prune, "_sessions_ended", lambda self, awaited: True)
 
 
 def _no_second_look(patch: pytest.MonkeyPatch) -> None:

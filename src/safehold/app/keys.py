@@ -237,6 +237,7 @@ def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -
         absorbed=record.absorbed,
         points=record.points,
         sessions=record.sessions,
+        awaited=record.awaited,
     )
     try:
         vault.store.put(name, [close(vault.id, name, encode(link), old.sign)])

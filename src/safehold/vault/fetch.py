@@ -46,7 +46,7 @@ class Finder(Protocol):
         ...
 
     def renew(self, seen: int) -> int:
-        """Look at the store again where nobody did since look number `seen`, at most once in all; the number of the look in force."""
+        """Look at the store again where nobody did since look number `seen` and other runs are there; the number of the look in force."""
         ...
 
 
@@ -167,7 +167,7 @@ class Fetcher:
     def _alone(
         self, finder: Finder, position: int, identity: bytes, dedup_key: bytes, failed: tuple[Location, str] | None
     ) -> Found | Lost:
-        """Try every location but the one that failed already; where none works, look for others once more."""
+        """Try every location but the one that failed already; where none works, look for others until there are no more."""
         reasons = [failed[1]] if failed else []
         tried = {(failed[0].pack, failed[0].offset)} if failed else set()
         look = 0

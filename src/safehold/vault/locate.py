@@ -136,19 +136,27 @@ class DomainFinder:
 
     def __init__(self, locator: Locator, fetcher: Fetcher, secrets: SecretCache) -> None:
         self._locator, self._fetcher, self._secrets = locator, fetcher, secrets
-        self._index = locator.reader_view()
+        self._runs: frozenset[str] = frozenset()
+        self._index = self._read_runs()
         self._lock = threading.Lock()
         self._recovered: dict[bytes, list[Location]] | None = None
         self._look = 0
 
     def renew(self, seen: int) -> int:
-        """Read the runs again, once: a prune may have moved what they said at first. See `vault.fetch.Finder`."""
+        """Read the runs again where there are others by now: a prune may have moved what they told of. A long restore meets many prunes. See
+        `vault.fetch.Finder`.
+        """
         with self._lock:
-            if self._look == seen and not seen:
-                self._index = self._locator.reader_view()
+            if self._look == seen and frozenset(self._locator.run_names()) != self._runs:
+                self._index = self._read_runs()
                 self._recovered = None
-                self._look = 1
+                self._look += 1
             return self._look
+
+    def _read_runs(self) -> ChunkIndex:
+        # Listed before they are read: one that is put in between is read again, none is missed.
+        self._runs = frozenset(self._locator.run_names())
+        return self._locator.reader_view()
 
     def find_many(self, identities: Sequence[bytes]) -> list[Location | None]:
         """One location of each chunk, by the index alone."""

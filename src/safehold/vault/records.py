@@ -322,7 +322,8 @@ class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`gc/<n>`, signed by the owner generation that was current before it.
 
     `previous` is the BLAKE3 of the stored bytes of record n-1 (empty for 0). `owner` are the public keys in force
-    from here on; a rotation is a record whose `owner` is newer than its signer. Names are object names.
+    from here on; a rotation is a record whose `owner` is newer than its signer. Names are object names. `awaited` are the sessions that may
+    rely on what is condemned; None while nobody listed them.
     """
 
     number: int
@@ -336,3 +337,4 @@ class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     absorbed: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
+    awaited: tuple[str, ...] | None = None

@@ -3,7 +3,7 @@
 P1  read the newest gc record; if it condemns packs, go to P4: somebody began, and this finishes
 P2  list packs, index, points; mark; choose one surviving place for each live chunk; C = all other packs
 P3  create the next record {condemned: C}; losing the create leads back to P1
-P4  every session without a commit: wait for it, or fence it once it is known to be dead
+P4  list the sessions without a commit; fence those known to be dead; name the others in the next record and wait for these alone
 P5  list the points again; D = C without packs that hold a live chunk which lies nowhere outside of C
 P6  create the next record {dead: D, base runs without D, absorbed runs}
 P7  delete D, absorbed runs, ended sessions
@@ -113,16 +113,18 @@ class Prune:
         if not record.condemned:
             condemned = self._condemned(chain)
             if not condemned:
-                self._sessions_ended()
+                self._sessions_ended(None)
                 self.report.waiting = []
                 self._clean(chain)
                 return True
-            if not self._create(chain, condemned=condemned, base=(*record.base, *self._moved_base)):
+            if not self._create(chain, condemned=condemned, awaited=None, base=(*record.base, *self._moved_base)):
                 return False
             chain = self._chain()
             record = self._record(chain)
-        if not self._sessions_ended():
-            return True
+        if not self._sessions_ended(record.awaited):
+            # What begins from here on cannot rely on what is condemned, so that no stream of backups holds a prune up for ever.
+            names = tuple(sorted(session_name(one.wid, one.sid) for one in self.report.waiting))
+            return record.awaited is not None or self._create(chain, awaited=names)
         done = self._finish(chain, record)
         if done is None:
             return False
@@ -292,8 +294,10 @@ class Prune:
         except (DamageError, ObjectNotFound):
             return None
 
-    def _sessions_ended(self) -> bool:
-        """P4: fence the dead ones; true where no session is left that may rely on what is condemned."""
+    def _sessions_ended(self, awaited: tuple[str, ...] | None) -> bool:
+        """P4: fence the dead ones; true where no session is left that may rely on what is condemned: one of `awaited`, or where nobody
+        listed them yet, any.
+        """
         now = self._vault.store_time()
         revoked = self._vault.notes().revocations()
         self.report.waiting = []
@@ -301,7 +305,7 @@ class Prune:
             if session.wid in revoked or self._dead(session, now):
                 if self._fence(session):
                     self.report.fenced.append(session)
-            else:
+            elif awaited is None or session_name(session.wid, session.sid) in awaited:
                 self.report.waiting.append(session)
         return not self.report.waiting
 
@@ -325,10 +329,12 @@ class Prune:
         self.report.live = sum(chosen.packs.values())
         self.report.stored = sum(packs.values())
         base, absorbed = list(record.base), list(record.absorbed)
+        domains = {certificate.domain for certificate in self._vault.writers.values()}
+        runs = {domain: self._vault.domain(domain) for domain in domains}
+        # The packs come after the runs: one that a listed run names and that is not there was deleted, and is not merely younger.
         # What an earlier prune deleted is not there either, whoever names it again.
-        alive = frozenset(packs.keys() - dead - set(record.dead))
-        for domain in {certificate.domain for certificate in self._vault.writers.values()}:
-            locator, index_key, listed = self._vault.domain(domain)
+        alive = frozenset(self._packs().keys() - dead - set(record.dead))
+        for domain, (locator, index_key, listed) in runs.items():
             open_now = {(wid.hex(), sid.hex()) for wid, sid in self._open_ids()}
             known = {run.name for run in base}
             ended = [
@@ -344,6 +350,7 @@ class Prune:
         old_dead, old_absorbed = self._long_listed(record)
         changes = {
             "condemned": (),
+            "awaited": None,
             "dead": tuple(sorted((set(record.dead) - old_dead) | dead)),
             "base": tuple(base),
             "absorbed": tuple(sorted(set(absorbed) - old_absorbed)),
@@ -358,12 +365,18 @@ class Prune:
         return self._record(self._chain())
 
     def _long_listed(self, record: GcRecord) -> tuple[set[str], set[str]]:
-        """Names that have been listed as dead, or as absorbed, for long enough."""
+        """Names that have been listed as dead, or as absorbed, for long enough, and whose objects are gone: a run that an interrupted prune
+        left there would count again, and name packs that are not there.
+        """
         now = self._vault.store_time()
         for stamp in reversed(list(self._store.list(Kind.GC.prefix + "/"))):
             if stamp.time < now - LISTED:
                 old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
-                return set(old.dead) & set(record.dead), set(old.absorbed) & set(record.absorbed)
+                runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
+                return (
+                    (set(old.dead) & set(record.dead)) - self._packs().keys(),
+                    (set(old.absorbed) & set(record.absorbed)) - runs,
+                )
         return set(), set()
 
     def _delete(self, record: GcRecord) -> None:

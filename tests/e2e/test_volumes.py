@@ -395,3 +395,26 @@ def test_a_full_disk_costs_writes_and_nothing_else(tmp_path: Path) -> None:
             host.close()
         finally:
             run("umount", "--lazy", home)
+
+
+def test_past_the_limit_requests_fail_and_status_says_why(host: Host) -> None:
+    """Nobody comes back within half a minute: the device gives errors instead of waiting for ever; afterwards it can be attached again."""
+    host.program.run("volume", "create", "data", "--size", "16M")
+    disk = device(host, "data")
+    run("dd", "if=/dev/urandom", f"of={disk}", "bs=1M", "count=4", "oflag=direct")
+    told = run("sha256sum", disk).split()[0]
+    os.kill(host.pid(), signal.SIGKILL)
+    waiting = subprocess.run(
+        ["dd", f"if={disk}", "of=/dev/null", "bs=1M", "iflag=direct"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert waiting.returncode != 0
+    assert "Input/output error" in waiting.stderr
+    assert f"volume data is {disk}, and nobody serves it" in host.program.run("status").stdout
+    host.program.run("volume", "list")
+    host.program.run("volume", "detach", "data")
+    disk = device(host, "data")
+    assert run("sha256sum", disk).split()[0] == told

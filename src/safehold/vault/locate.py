@@ -101,7 +101,7 @@ class Locator:
                     cache.absorb(name, record.packs, rows)
             return cache.index()
 
-    def read(self, name: str) -> tuple[RunObject, bytes]:
+    def read(self, name: str) -> tuple[RunObject, bytearray]:
         """A run's record and rows; DamageError unless a writer of this domain, or for a base run the owner, signed
         it.
         """

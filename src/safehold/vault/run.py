@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -13,6 +14,9 @@ from safehold.vault.names import Kind, kind_of
 from safehold.vault.pack import PackRow
 from safehold.vault.records import RunObject, RunPack
 from safehold.vault.sealing import open_body, seal_body
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["ROW_SIZE", "encode_rows", "open_run_rows", "read_run", "store_run"]
 
@@ -34,19 +38,21 @@ def store_run(
     domain: bytes,
     index_key: bytes,
     packs: Sequence[RunPack],
-    rows: bytes,
+    rows: Buffer,
     signer: Ed25519PrivateKey,
     *,
     base_generation: int | None = None,
 ) -> bytes:
     """The stored bytes of the run `name`; a base run says which owner generation signed it."""
-    frames = [rows[at : at + _FRAME] for at in range(0, len(rows), _FRAME)]
+    view = memoryview(rows)
+    # One at a time: a base run is large, and sealing it needs no copy of all of it.
+    frames = (bytes(view[at : at + _FRAME]) for at in range(0, len(view), _FRAME))
     record = RunObject(
         domain=domain,
         generation=base_generation or 0,
         base=base_generation is not None,
         packs=tuple(packs),
-        rows=len(rows) // ROW_SIZE,
+        rows=len(view) // ROW_SIZE,
         frames=tuple(seal_body(index_key, vault, f"{name}#{n}", frame) for n, frame in enumerate(frames)),
     )
     return close(vault, name, encode(record), signer)
@@ -60,9 +66,11 @@ def read_run(opened: Opened) -> RunObject:
     return record
 
 
-def open_run_rows(vault: bytes, name: str, index_key: bytes, record: RunObject) -> bytes:
+def open_run_rows(vault: bytes, name: str, index_key: bytes, record: RunObject) -> bytearray:
     """The 48-byte rows of a run, end to end; DamageError where they do not open or do not add up."""
-    rows = b"".join(open_body(index_key, vault, f"{name}#{n}", frame) for n, frame in enumerate(record.frames))
+    rows = bytearray()
+    for number, frame in enumerate(record.frames):
+        rows += open_body(index_key, vault, f"{name}#{number}", frame)
     if len(rows) != record.rows * ROW_SIZE:
         raise DamageError("index run has another number of rows than it says", on=name)
     return rows

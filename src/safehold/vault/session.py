@@ -161,11 +161,11 @@ class Session:
         self._index = index
         self.view_runs = runs
 
-    def overlap(self, rows: bytes) -> int:
+    def overlap(self, rows: bytes | bytearray) -> int:
         """Stored bytes of the chunks in a run's 48-byte rows that this session stored too."""
         total = 0
         for at in range(0, len(rows), ROW_SIZE * _BATCH):
-            batch = rows[at : at + ROW_SIZE * _BATCH]
+            batch = bytes(rows[at : at + ROW_SIZE * _BATCH])
             found = self._view().find_many([batch[n : n + 32] for n in range(0, len(batch), ROW_SIZE)])
             total += sum(location.stored for location in found if location and location.pack in self._own_packs)
         return total

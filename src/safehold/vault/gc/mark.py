@@ -23,7 +23,8 @@ _SPILL = 500_000
 """Ids held in memory, about 50 MB."""
 _BATCH = 256
 _ID = 32
-_BLOCK = 32_768 * _ID
+_BLOCK = 2048 * _ID
+"""Bytes of a spilled file that are read at once: 100 million ids lie in 200 files, and a block of each is in memory while they are merged."""
 
 
 class IdSorter:

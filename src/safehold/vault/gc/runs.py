@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from safehold.model.errors import DamageError, ObjectNotFound
-from safehold.vault.index.rows import ROW, Location, pack_row
-from safehold.vault.index.table import SortedTable, merge_tables, write_table
+from safehold.vault.index.rows import PLAIN_BITS, ROW, Location, pack_row
+from safehold.vault.index.table import SortedTable, combine, merge_tables, table_of
 from safehold.vault.keys import OwnerKey
 from safehold.vault.locate import Locator
 from safehold.vault.names import run_name
@@ -66,20 +65,17 @@ def absorb(
         chosen.append(name)
         packs = [pack.name for pack in record.packs]
         sizes.update((pack.name, pack.size) for pack in record.packs)
-        rows = sorted(_kept(data, [pack in alive for pack in packs]))
-        tables.append(write_table(directory, (), packs, rows, len(rows), None))
+        tables.append(table_of(directory, (), packs, data, [pack in alive for pack in packs], None))
         if len(tables) == _MOST_TABLES:
             tables = [merge_tables(directory, tables, None)]
-    merged = heapq.merge(*(table.locations() for table in tables))
-    return Absorbed(write_base(locator, merged, sizes, owner, index_key), tuple(chosen))
+    names, merged = combine(tables)
+    return Absorbed(write_base(locator, _located(names, merged), sizes, owner, index_key), tuple(chosen))
 
 
-def _kept(data: bytes, alive: Sequence[bool]) -> Iterator[bytes]:
-    """The 48-byte rows of packs that are alive."""
-    for at in range(0, len(data), ROW.size):
-        number = int.from_bytes(data[at + 32 : at + 36], "little")
-        if number < len(alive) and alive[number]:
-            yield data[at : at + ROW.size]
+def _located(packs: Sequence[str], rows: Iterable[bytes]) -> Iterator[tuple[bytes, Location]]:
+    for row in rows:
+        identity, number, offset, stored, mixed = ROW.unpack(row)
+        yield identity, Location(packs[number], offset, stored, mixed & (1 << PLAIN_BITS) - 1, mixed >> PLAIN_BITS)
 
 
 def write_base(
@@ -105,7 +101,7 @@ def write_base(
     return tuple(base)
 
 
-def _shards(rows: Iterable[tuple[bytes, Location]]) -> Iterator[tuple[list[str], bytes]]:
+def _shards(rows: Iterable[tuple[bytes, Location]]) -> Iterator[tuple[list[str], bytearray]]:
     """Rows as they stand in a run, with the packs that they number."""
     numbers: dict[str, int] = {}
     shard = bytearray()
@@ -113,7 +109,7 @@ def _shards(rows: Iterable[tuple[bytes, Location]]) -> Iterator[tuple[list[str],
         number = numbers.setdefault(at.pack, len(numbers))
         shard += pack_row(identity, number, at.offset, at.stored, at.plain, at.codec)
         if len(shard) >= _SHARD_ROWS * ROW.size:
-            yield list(numbers), bytes(shard)
+            yield list(numbers), shard
             numbers, shard = {}, bytearray()
     if shard:
-        yield list(numbers), bytes(shard)
+        yield list(numbers), shard

@@ -15,8 +15,7 @@ from typing import Protocol
 from blake3 import blake3
 
 from safehold.model.context import Context
-from safehold.vault.index.rows import ROW
-from safehold.vault.index.table import BrokenTable, SortedTable, merge_tables, write_table
+from safehold.vault.index.table import BrokenTable, SortedTable, merge_tables, table_of
 from safehold.vault.index.view import ChunkIndex
 
 __all__ = ["IndexCache"]
@@ -25,6 +24,9 @@ _RATIO = 4
 """A table is merged into the one before it unless that one is this many times as large: about ten tables for 100
 million rows.
 """
+
+_MOST_UNMERGED = 96
+"""Tables that wait to be merged: each costs a descriptor."""
 
 _SUFFIX = ".table"
 
@@ -44,6 +46,7 @@ class IndexCache:
         self._directory = directory
         self._tables: list[SortedTable] = []
         self._spill = directory
+        self._settled = 0
 
     def __enter__(self) -> IndexCache:
         try:
@@ -62,7 +65,7 @@ class IndexCache:
             except BrokenTable as error:
                 self._ctx.progress.note(f"a damaged index cache table is dropped ({error})")
                 path.unlink(missing_ok=True)
-        self._tables.sort(key=lambda table: -table.rows)
+        self._settled = len(self._tables)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -82,26 +85,38 @@ class IndexCache:
     def __contains__(self, run: str) -> bool:
         return any(run in table.runs for table in self._tables)
 
-    def absorb(self, run: str, packs: Sequence[_Pack], rows: bytes) -> None:
+    def absorb(self, run: str, packs: Sequence[_Pack], rows: bytes | bytearray) -> None:
         """Take in a run's rows, which are sorted by chunk id."""
-        parts = [rows[at : at + ROW.size] for at in range(0, len(rows), ROW.size)]
-        # A writer's word is not taken for the order; sorting what is sorted costs one pass.
-        parts.sort()
-        known = len(packs)
-        parts = [part for part in parts if int.from_bytes(part[32:36], "little") < known]
         runs = (run,)
-        self._tables.append(write_table(self._directory, runs, [p.name for p in packs], parts, len(parts), _name(runs)))
-        while len(self._tables) > 1 and self._tables[-2].rows < _RATIO * max(1, self._tables[-1].rows):
-            pair = self._tables[-2:]
-            merged = merge_tables(self._directory, pair, _name((*pair[0].runs, *pair[1].runs)))
-            for table in pair:
+        names = [pack.name for pack in packs]
+        self._tables.append(table_of(self._directory, runs, names, rows, [True] * len(names), _name(runs)))
+        if len(self._tables) - self._settled >= _MOST_UNMERGED:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Merge tables of like size, as many as there are in one go: a machine that reads the index of a large vault for the first time writes
+        each row twice, and not once for each doubling.
+        """
+        self._tables.sort(key=lambda table: -table.rows)
+        first = len(self._tables)
+        after = 0
+        for position in range(len(self._tables) - 1, -1, -1):
+            if self._tables[position].rows < _RATIO * max(1, after):
+                first = position
+            after += self._tables[position].rows
+        group = self._tables[first:]
+        if len(group) > 1:
+            merged = merge_tables(self._directory, group, _name([run for table in group for run in table.runs]))
+            for table in group:
                 self._drop(table)
             self._tables.append(merged)
+        self._settled = len(self._tables)
 
     def index(self) -> ChunkIndex:
         """Everything absorbed. The tables stay open after the cache's lock is given back, whatever happens to their
         names.
         """
+        self._settle()
         return ChunkIndex(self._tables, self._spill)
 
 

@@ -15,7 +15,7 @@ import os
 import struct
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ from blake3 import blake3
 
 from safehold.vault.index.rows import ID_SIZE, PLAIN_BITS, ROW, Location
 
-__all__ = ["BrokenTable", "SortedTable", "merge_tables", "write_table"]
+__all__ = ["BrokenTable", "SortedTable", "combine", "merge_tables", "table_of", "write_table"]
 
 _MAGIC = b"SHIX0001"
 _PACK = struct.Struct("<H32s")
@@ -32,8 +32,11 @@ _BUCKET = 24
 _MAX_BITS = 22
 _BLOCK = 8192 * ROW.size
 _PREFIX_BITS = 32
+_PLAIN = (1 << PLAIN_BITS) - 1
+_NAMES_READ = 4096
+"""Pack names that are read at once."""
 _NAMES_HELD = 100_000
-"""Pack names held in memory while a table is walked, about 15 MB; of a table with more each is read where it is needed."""
+"""Pack names of a table held in memory, about 15 MB; beyond that they are read again."""
 
 
 class BrokenTable(Exception):
@@ -97,6 +100,7 @@ class SortedTable:
         self._shift = _PREFIX_BITS - header.bits
         self._header = header
         self.runs, self.rows, self.packs = header.runs, header.rows, header.packs
+        self._names: dict[int, str] = {}
 
     @classmethod
     def open(cls, path: Path) -> SortedTable:
@@ -122,13 +126,47 @@ class SortedTable:
 
     def pack(self, number: int) -> str:
         """The object name of a pack."""
-        prefix, digest = _PACK.unpack(os.pread(self._fd, _PACK.size, self._packs_at + number * _PACK.size))
-        text = digest.hex()
-        return f"{self._header.prefixes[prefix]}/{text[:2]}/{text}"
+        name = self._names.get(number)
+        if name is None:
+            prefix, digest = _PACK.unpack(os.pread(self._fd, _PACK.size, self._packs_at + number * _PACK.size))
+            text = digest.hex()
+            name = f"{self._header.prefixes[prefix]}/{text[:2]}/{text}"
+            if len(self._names) >= _NAMES_HELD:
+                self._names = {}
+            self._names[number] = name
+        return name
 
     def pack_names(self) -> Iterator[str]:
         """All packs in order of their numbers."""
-        return (self.pack(number) for number in range(self.packs))
+        size = self.packs * _PACK.size
+        step = _NAMES_READ * _PACK.size
+        for offset in range(0, size, step):
+            data = os.pread(self._fd, min(step, size - offset), self._packs_at + offset)
+            for prefix, digest in _PACK.iter_unpack(data):
+                text = digest.hex()
+                yield f"{self._header.prefixes[prefix]}/{text[:2]}/{text}"
+
+    def fill(self, identities: Sequence[bytes], found: list[Location | None], excluded: Container[str]) -> None:
+        """Put a location outside of the `excluded` packs wherever `found`, which goes along with `identities`, has none."""
+        # One loop without calls of our own: a backup asks for each of its chunks here, and most tables have no answer.
+        fd, fan, shift, start, size = self._fd, self._fan, self._shift, self._rows_at, ROW.size
+        read, number = os.pread, int.from_bytes
+        for position, identity in enumerate(identities):
+            if found[position] is not None:
+                continue
+            bucket = number(identity[:4], "big") >> shift
+            low, high = fan[bucket], fan[bucket + 1]
+            if low == high:
+                continue
+            data = read(fd, (high - low) * size, start + low * size)
+            at = data.find(identity)
+            if at < 0:
+                continue
+            location = self._location(data, at) if at % size == 0 else None
+            if location is None or location.pack in excluded:
+                # Rare: the bytes of the id across two rows, or a copy that does not count.
+                location = next((other for other in self.find(identity) if other.pack not in excluded), None)
+            found[position] = location
 
     def find(self, identity: bytes) -> Iterator[Location]:
         """Every location of a chunk."""
@@ -140,16 +178,20 @@ class SortedTable:
         at = data.find(identity)
         while at >= 0:
             if at % ROW.size == 0:
-                _, pack, offset, stored, mixed = ROW.unpack_from(data, at)
-                yield Location(self.pack(pack), offset, stored, mixed & (1 << PLAIN_BITS) - 1, mixed >> PLAIN_BITS)
+                yield self._location(data, at)
             at = data.find(identity, at + 1)
+
+    def _location(self, data: bytes, at: int) -> Location:
+        """Of the row at `at`."""
+        _, pack, offset, stored, mixed = ROW.unpack_from(data, at)
+        return Location(self._names.get(pack) or self.pack(pack), offset, stored, mixed & _PLAIN, mixed >> PLAIN_BITS)
 
     def locations(self) -> Iterator[tuple[bytes, Location]]:
         """All rows in order, as id and location."""
-        name = self.pack if self.packs > _NAMES_HELD else list(self.pack_names()).__getitem__
+        name = self.pack
         for row in self:
             identity, pack, offset, stored, mixed = ROW.unpack(row)
-            yield identity, Location(name(pack), offset, stored, mixed & (1 << PLAIN_BITS) - 1, mixed >> PLAIN_BITS)
+            yield identity, Location(name(pack), offset, stored, mixed & _PLAIN, mixed >> PLAIN_BITS)
 
     def __iter__(self) -> Iterator[bytes]:
         """All rows in order, 48 bytes each."""
@@ -224,19 +266,59 @@ def _write_rows(fd: int, at: int, rows: Iterable[bytes], fan: array[int], bits: 
         fan[bucket] = written
 
 
-def merge_tables(directory: Path, tables: Sequence[SortedTable], keep: str | None) -> SortedTable:
-    """One table of all rows, in memory that does not depend on their number."""
-    first = 0
+def table_of(
+    directory: Path,
+    runs: Sequence[str],
+    packs: Sequence[str],
+    rows: bytes | bytearray,
+    wanted: Sequence[bool],
+    keep: str | None,
+) -> SortedTable:
+    """A table of the rows of a run, end to end as they stand in it. Rows of packs that are not `wanted`, which goes along with `packs`, and of
+    packs that the run does not name are left out. See `write_table`.
+    """
+    # A writer's word is not taken for the order. What is in order, and that is nearly always so, is never a list of a million rows.
+    count, ascending, before = 0, True, b""
+    for row in _wanted(rows, wanted):
+        count += 1
+        ascending = ascending and before <= row
+        before = row
+    ordered = _wanted(rows, wanted) if ascending else sorted(_wanted(rows, wanted))
+    return write_table(directory, runs, packs, ordered, count, keep)
+
+
+def _wanted(rows: bytes | bytearray, wanted: Sequence[bool]) -> Iterator[bytes]:
+    known = len(wanted)
+    for at in range(0, len(rows), ROW.size):
+        row = bytes(rows[at : at + ROW.size])
+        number = int.from_bytes(row[ID_SIZE : ID_SIZE + 4], "little")
+        if number < known and wanted[number]:
+            yield row
+
+
+def combine(tables: Sequence[SortedTable]) -> tuple[list[str], Iterator[bytes]]:
+    """All packs of several tables, each named once, and all rows in order, numbered by them.
+
+    Each row of a base run's table may lie in any pack, so that most tables of a large vault name all of them: what is held here are the
+    packs of the vault, about 250 bytes for each, and not those of every table.
+    """
+    numbers: dict[str, int] = {}
     streams: list[Iterable[bytes]] = []
     for table in tables:
-        streams.append(_renumbered(table, first) if first else table)
-        first += table.packs
+        mapping = array("I", (numbers.setdefault(name, len(numbers)) for name in table.pack_names()))
+        same = all(number == position for position, number in enumerate(mapping))
+        streams.append(table if same else _renumbered(table, mapping))
+    return list(numbers), heapq.merge(*streams)
+
+
+def merge_tables(directory: Path, tables: Sequence[SortedTable], keep: str | None) -> SortedTable:
+    """One table of all rows, in memory that depends on the number of packs alone."""
+    packs, rows = combine(tables)
     runs = [run for table in tables for run in table.runs]
-    packs = (name for table in tables for name in table.pack_names())
-    return write_table(directory, runs, packs, heapq.merge(*streams), sum(t.rows for t in tables), keep)
+    return write_table(directory, runs, packs, rows, sum(t.rows for t in tables), keep)
 
 
-def _renumbered(table: SortedTable, first: int) -> Iterator[bytes]:
+def _renumbered(table: SortedTable, mapping: array[int]) -> Iterator[bytes]:
     for row in table:
-        number = int.from_bytes(row[ID_SIZE : ID_SIZE + 4], "little") + first
+        number = mapping[int.from_bytes(row[ID_SIZE : ID_SIZE + 4], "little")]
         yield row[:ID_SIZE] + number.to_bytes(4, "little") + row[ID_SIZE + 4 :]

@@ -57,17 +57,16 @@ class ChunkIndex:
 
     def find_many(self, identities: Sequence[bytes]) -> list[Location | None]:
         """For each chunk one location, or None."""
-        return [self._first(identity) for identity in identities]
-
-    def _first(self, identity: bytes) -> Location | None:
-        for found in self._added(identity):
-            if found.pack not in self._excluded:
-                return found
+        # What was added is looked at before the list of tables: a spill puts rows into a table first, then takes them from here.
+        found: list[Location | None] = [None] * len(identities)
+        if self._recent:
+            found = [self._recently(identity) for identity in identities]
         for table in reversed(self._tables):
-            for location in table.find(identity):
-                if location.pack not in self._excluded:
-                    return location
-        return None
+            table.fill(identities, found, self._excluded)
+        return found
+
+    def _recently(self, identity: bytes) -> Location | None:
+        return next((at for at in self._added(identity) if at.pack not in self._excluded), None)
 
     def _added(self, identity: bytes) -> list[Location]:
         # One look at the dict: a spill puts another in its place at any moment, after the table has the rows.

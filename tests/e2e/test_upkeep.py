@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def test_status_says_what_is_overdue_first(program: Program, vault: Path, tmp_pa
     # The store's clock says when a point was made: in a directory, the file's.
     for point in (vault / "points").rglob("*"):
         os.utime(point, (time.time() - 7200,) * 2)
+    shutil.rmtree(program.home / "cache")
     (tmp_path / "b.img").write_bytes(b"y" * 5000)
     program.run("backup", tmp_path / "b.img")
     done = program.run("status", "--max-age", "1h", code=8)

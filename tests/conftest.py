@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from safehold.testing.guest import Guest, start_guest
 from safehold.testing.seaweed import S3Server, start_s3
 
 # Nothing is asserted about time: a busy machine is no failure.
@@ -26,3 +27,10 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://vaults/{tmp_path.name.lower().replace('[', '-').replace(']', '')}-{id(tmp_path):x}"
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """One guest for each test process; a test leaves neither mounts nor processes in it, and leaves its clock alone."""
+    with start_guest(tmp_path_factory.mktemp("guest")) as running:
+        yield running

@@ -1,0 +1,176 @@
+"""Live volumes under the kernel's own nbd, with LVM and md over several of them: groups are captured under load, and judged by fsck and checksums."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from safehold.testing.guest import Finished, Guest
+
+LIBRARY = f"""
+export SAFEHOLD_HOME=/run/home SAFEHOLD_IDENTITY=/run/identity.pem
+safehold() {{ "{Path(sys.executable).parent}/safehold" "$@"; }}
+connect() {{ nbd-client -unix /run/home/run/volumes.nbd -N "$1" "$2" >/dev/null; }}
+disconnect() {{ for device; do nbd-client -d "$device" >/dev/null; done; }}
+# Writes numbered files one after the other, each flushed before the next begins; /run/acknowledged has the sums of those that were.
+write_load() {{
+    rm -f /run/acknowledged /run/enough
+    for number in $(seq 300); do
+        dd if=/dev/urandom of="$1/$number" bs=96k count=1 conv=fsync status=none
+        (cd "$1"; sha256sum "$number") >> /run/acknowledged
+        if [ -e /run/enough ]; then return; fi
+    done
+}}
+wait_for_files() {{ until [ "$(cat /run/acknowledged 2>/dev/null | wc -l)" -ge "$1" ]; do sleep 0.1; done; }}
+wait_for_point() {{ until safehold points --json | grep -q '"name": "'"$1"'"'; do sleep 0.5; done; }}
+# In $1 is all that had been acknowledged before the snapshot, and of what came later a part without gaps; `after` is not there.
+judge() {{
+    test ! -e "$1/after" && (cd "$1" && sha256sum --quiet -c /run/before) || return 1
+    (cd "$1"; sha256sum -c /run/acknowledged 2>/dev/null || true) > /run/judged
+    awk '/OK$/ {{ if (missing) torn = 1; next }} {{ missing = 1 }} END {{ exit torn || !missing }}' /run/judged
+}}
+"""
+
+
+class Machine:
+    """The guest with a vault and the volume service in it."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+
+    def run(self, script: str, *, code: int | None = 0) -> Finished:
+        done = self._guest.run(LIBRARY + script, code=code, seconds=180)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+
+@pytest.fixture(scope="module")
+def machine(guest: Guest) -> Iterator[Machine]:
+    made = Machine(guest)
+    made.run("""
+modprobe nbd nbds_max=8
+mkdir -p /run/mnt
+openssl genpkey -algorithm x25519 -out /run/identity.pem
+chmod 600 /run/identity.pem
+openssl pkey -in /run/identity.pem -pubout -out /run/public.pem
+(
+    unset SAFEHOLD_IDENTITY
+    export SAFEHOLD_PASSPHRASE=sesame
+    safehold vault init /run/vault --kit-file /run/kit.txt
+    safehold key add --recipient /run/public.pem
+)
+safehold volume serve >/run/serve.log 2>&1 &
+until [ -S /run/home/run/volumes.control ]; do sleep 0.2; done
+""")
+    yield made
+    made.run("safehold volume stop; rm -rf /run/home /run/vault")
+
+
+def test_xfs_on_kernel_nbd_frozen_by_hand(machine: Machine) -> None:
+    machine.run("""
+safehold volume create data --size 320M
+connect data /dev/nbd0
+mkfs.xfs -q /dev/nbd0
+mount /dev/nbd0 /run/mnt
+write_load /run/mnt &
+wait_for_files 5
+fsfreeze --freeze /run/mnt
+cp /run/acknowledged /run/before
+safehold volume snapshot data || failed=1
+fsfreeze --unfreeze /run/mnt
+test -z "${failed:-}"
+touch /run/enough
+wait
+echo late > /run/mnt/after
+umount /run/mnt
+disconnect /dev/nbd0
+wait_for_point data
+safehold restore data@latest --to volume:data2
+connect data2 /dev/nbd0
+mount /dev/nbd0 /run/mnt
+judge /run/mnt
+umount /run/mnt
+xfs_repair -n /dev/nbd0
+disconnect /dev/nbd0
+""")
+
+
+STRIPES = {
+    "lvm": """
+SIZE=64M
+make() {
+    pvcreate -q /dev/nbd1 /dev/nbd2
+    vgcreate -q group /dev/nbd1 /dev/nbd2
+    lvcreate -q -W n -i 2 -I 64k -l 100%FREE -n stripe group
+    mkfs.ext4 -q /dev/group/stripe
+}
+assemble() { vgchange -q -a y group; }
+stop() { vgchange -q -a n group; }
+mount_it() { mount /dev/group/stripe /run/mnt; }
+check() { e2fsck -fn /dev/group/stripe; }
+""",
+    "md": """
+SIZE=200M
+make() {
+    mdadm --quiet --create /dev/md7 --level=0 --chunk=64 --raid-devices=2 --metadata=1.2 /dev/nbd1 /dev/nbd2
+    mkfs.xfs -q /dev/md7
+}
+assemble() { mdadm --quiet --assemble /dev/md7 /dev/nbd1 /dev/nbd2; }
+stop() { mdadm --quiet --stop /dev/md7; }
+mount_it() { mount /dev/md7 /run/mnt; }
+check() { xfs_repair -n /dev/md7; }
+""",
+}
+
+
+@pytest.mark.parametrize("kind", STRIPES)
+def test_a_stripe_over_two_volumes_is_captured_as_one(machine: Machine, kind: str) -> None:
+    """Two snapshots under load; the second is whole. One half of each is not: the judges would see halves of different instants."""
+    parts = f"{STRIPES[kind]}\nA={kind}a B={kind}b\n"
+    machine.run(f"""{parts}
+safehold volume create $A --size $SIZE
+safehold volume create $B --size $SIZE
+connect $A /dev/nbd1
+connect $B /dev/nbd2
+make
+mount_it
+write_load /run/mnt &
+wait_for_files 3
+safehold volume snapshot --group $A --group $B --wait --json | jq -r .point > /run/first
+wait_for_files $(($(wc -l < /run/acknowledged) + 3))
+cp /run/acknowledged /run/before
+safehold volume snapshot --group $A --group $B --wait
+touch /run/enough
+wait
+echo late > /run/mnt/after
+umount /run/mnt
+stop
+disconnect /dev/nbd1 /dev/nbd2
+""")
+    machine.run(f"""{parts}
+safehold restore $A@latest --to volume:$A-restored
+safehold restore $B@latest --to volume:$B-restored
+connect $A-restored /dev/nbd1
+connect $B-restored /dev/nbd2
+assemble
+mount_it
+judge /run/mnt
+umount /run/mnt
+check
+stop
+disconnect /dev/nbd1 /dev/nbd2
+""")
+    machine.run(f"""{parts}
+safehold restore $A@$(cat /run/first) --to volume:$A-earlier
+safehold restore $B@latest --to volume:$B-other
+connect $A-earlier /dev/nbd1
+connect $B-other /dev/nbd2
+assemble
+if mount_it && (judge /run/mnt); then echo 'halves of two instants pass for one' >&2; exit 9; fi
+umount /run/mnt || true
+stop
+disconnect /dev/nbd1 /dev/nbd2
+""")

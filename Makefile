@@ -43,6 +43,7 @@ bench: setup ## Compare with restic, borg and nbdkit in one run; writes docs/ben
 	@scripts/debian-packages bench
 	$(BIN)/python -m bench.peers
 	$(BIN)/python -m bench.trees
+	$(BIN)/python -m bench.volumes
 	$(BIN)/python -m bench.nbd
 
 indexbench: setup ## Measure the chunk index at 100 million rows in 512 MiB; takes root and the better part of an hour

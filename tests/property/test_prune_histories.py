@@ -174,7 +174,8 @@ class History:
         self.check_all()
         self.fencing = 1.0
         try:
-            for _ in range(3):
+            # One finishes what others began, one condemns what that left, one lets go of what moved: two more than that are enough.
+            for _ in range(5):
                 self.prune(self.world.fresh())
         except SafeholdError as error:
             self.wrong.append(f"the last prune: {error}")

@@ -295,9 +295,7 @@ class Prune:
             return None
 
     def _sessions_ended(self, awaited: tuple[str, ...] | None) -> bool:
-        """P4: fence the dead ones; true where no session is left that may rely on what is condemned: one of `awaited`, or where nobody
-        listed them yet, any.
-        """
+        """P4: fence the dead ones; true where none is left that may rely on what is condemned: of `awaited`, or of all while nobody listed them."""
         now = self._vault.store_time()
         revoked = self._vault.notes().revocations()
         self.report.waiting = []
@@ -365,18 +363,14 @@ class Prune:
         return self._record(self._chain())
 
     def _long_listed(self, record: GcRecord) -> tuple[set[str], set[str]]:
-        """Names that have been listed as dead, or as absorbed, for long enough, and whose objects are gone: a run that an interrupted prune
-        left there would count again, and name packs that are not there.
-        """
+        """Names listed as dead or absorbed for long enough, whose objects are gone: a run that an interrupted prune left would count again."""
         now = self._vault.store_time()
         for stamp in reversed(list(self._store.list(Kind.GC.prefix + "/"))):
             if stamp.time < now - LISTED:
                 old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
                 runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
-                return (
-                    (set(old.dead) & set(record.dead)) - self._packs().keys(),
-                    (set(old.absorbed) & set(record.absorbed)) - runs,
-                )
+                dead = (set(old.dead) & set(record.dead)) - self._packs().keys()
+                return dead, (set(old.absorbed) & set(record.absorbed)) - runs
         return set(), set()
 
     def _delete(self, record: GcRecord) -> None:

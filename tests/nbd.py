@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from safehold.ports.export import OpenFile
 from safehold.wire import nbd_protocol as nbd
 
 
@@ -144,6 +145,9 @@ class MemoryExport:
             self.asked.set()
             assert self.arrived.wait(20)
         buf[:] = self.content[offset : offset + len(buf)]
+
+    def lies(self, offset: int, length: int) -> tuple[OpenFile, int] | None:
+        return None
 
     def write(self, offset: int, data: memoryview) -> None:
         self._called("write")

@@ -52,6 +52,15 @@ class Host:
         told: dict[str, object] = self.program.json("volume", "show", name)
         return told
 
+    def wait_until_sent(self, name: str) -> None:
+        for _ in range(600):
+            snapshots = self.show(name)["snapshots"]
+            assert isinstance(snapshots, list)
+            if all(one["state"] != "pending" for one in snapshots):
+                return
+            time.sleep(0.05)
+        raise AssertionError("snapshots never reached the vault")
+
     def wait_until_here(self, name: str) -> None:
         for _ in range(400):
             if not self.show(name)["missing"]:
@@ -274,6 +283,7 @@ def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_
             offset, data = unsure
             model[offset : offset + 4096] = data
         equal(now, model)
+    host.wait_until_sent("data")
     host.program.run("volume", "snapshot", "data", "--wait")
     seen = 0
     for one in host.show("data")["snapshots"]:  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from safehold.app.backup import Host
 from safehold.app.snapshots import Described, next_group, upload
 from safehold.blocks.directory import HeldVolume, VolumeDirectory
 from safehold.blocks.layout import Snapshot
+from safehold.model.background import background_thread
 from safehold.model.context import Context
 from safehold.vault.vault import Vault
 
@@ -49,7 +50,7 @@ class Uploader:
         """Until when a snapshot waits, by the monotonic clock, and how often it has failed to be sent."""
         self._changed = threading.Condition()
         self._woken = self._stopped = False
-        self._thread = threading.Thread(target=self._work_off, name="snapshots", daemon=True)
+        self._thread = background_thread(self._work_off, "snapshots")
 
     def start(self) -> None:
         """Go on with whatever is pending."""

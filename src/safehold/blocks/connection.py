@@ -14,6 +14,7 @@ from safehold.model.progress import Progress
 from safehold.ports.export import ExportDirectory
 from safehold.wire import nbd_protocol as nbd
 from safehold.wire.nbd_handshake import Agreed, Handshake, HangUp
+from safehold.wire.nbd_outlet import Outlet
 from safehold.wire.nbd_replies import CAPACITY, Replies
 
 __all__ = ["Connection"]
@@ -47,7 +48,6 @@ class Connection:
         self._directory = directory
         self._patience = patience
         self._progress = progress
-        self._sending = threading.Lock()
         self._stopping = False
         self._gone = False
 
@@ -120,14 +120,11 @@ class Connection:
 
     # -- transmission ------------------------------------------------------------------------------------------------
 
-    def _send(self, data: memoryview) -> None:
-        with self._sending:
-            self._socket.sendall(data)
-
     def _transmit(self, agreed: Agreed) -> None:
         execution = Execution(agreed.export, agreed.name, agreed.context, self._progress)
-        replies = Replies(self._send, agreed.structured)
-        slow = _SlowLane(self._send, agreed.structured, self.cut)
+        outlet = Outlet(self._socket)
+        replies = Replies(outlet, agreed.structured)
+        slow = _SlowLane(outlet, agreed.structured, self.cut)
         try:
             self._loop(agreed, execution, replies, slow)
         finally:
@@ -231,8 +228,8 @@ class Connection:
 class _SlowLane:
     """A few threads for the requests of one connection that wait for something; they start with the first of these."""
 
-    def __init__(self, send: Callable[[memoryview], None], structured: bool, cut: Callable[[], None]) -> None:
-        self._send = send
+    def __init__(self, outlet: Outlet, structured: bool, cut: Callable[[], None]) -> None:
+        self._outlet = outlet
         self._structured = structured
         self._cut = cut
         self._threads = ThreadPoolExecutor(_SLOW, thread_name_prefix="nbd-slow")
@@ -247,7 +244,7 @@ class _SlowLane:
 
     def _run(self, job: Callable[[Replies], None]) -> None:
         try:
-            late = Replies(self._send, self._structured, CAPACITY)
+            late = Replies(self._outlet, self._structured, CAPACITY)
             job(late)
             late.flush()
         except OSError:

@@ -14,6 +14,8 @@ __all__ = ["Execution"]
 
 _WORTH_HOLES = 64 * 1024
 """Reads shorter than this many bytes are answered with data alone: asking for holes costs more than sending zeros."""
+_WORTH_PASSING_ON = 64 * 1024
+"""From this many bytes on, having the kernel send a file's pages costs less than copying them."""
 _MOST_RUNS = 4096
 """Runs in one block status reply; clients ask again from its end."""
 _DONE = nbd.REPLY_FLAG_DONE
@@ -104,16 +106,29 @@ class Execution:
         if told < end:
             runs.append((end - told, 0))
         for run, state in runs:
+            last = _DONE if offset + run == end else 0
             if state & nbd.STATE_ZERO:
-                replies.hole(cookie, offset, run, _DONE if offset + run == end else 0)
-                offset += run
-                continue
-            stop = offset + run
-            while offset < stop:
-                piece = min(stop - offset, replies.capacity)
-                if not self._read_piece(cookie, offset, piece, _DONE if offset + piece == end else 0, replies):
-                    return
-                offset += piece
+                replies.hole(cookie, offset, run, last)
+            elif not self._read_run(cookie, offset, run, last, replies):
+                return
+            offset += run
+
+    def _read_run(self, cookie: int, offset: int, length: int, last: int, replies: Replies) -> bool:
+        """True where it went well; otherwise the reply has ended with an error. `last` is _DONE where the reply ends with this run."""
+        lies = self._export.lies(offset, length) if length >= _WORTH_PASSING_ON else None
+        if lies is None:
+            for at in range(offset, offset + length, replies.capacity):
+                piece = min(offset + length - at, replies.capacity)
+                flags = last if at + piece == offset + length else 0
+                if not self._read_piece(cookie, at, piece, flags, replies):
+                    return False
+            return True
+        problem = replies.file(cookie, offset, length, *lies)
+        if problem:
+            replies.failed(cookie, error_on_the_wire(problem))
+        elif last:
+            replies.nothing(cookie)
+        return not problem
 
     def fetch(self, cookie: int, offset: int, length: int, replies: Replies) -> None:
         """Answer a request to cache: read the range, so that an export that fetches has it."""

@@ -38,6 +38,10 @@ class DataFile:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
 
+    def fileno(self) -> int:
+        """See `ports.export.OpenFile`."""
+        return self.descriptor
+
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view`; what lies beyond the end of the file is zeros. OSError."""
         got = os.preadv(self.descriptor, [view], offset)

@@ -85,6 +85,12 @@ class LiveVolume:
         """See `ports.export.Export`."""
         return not length or self.here(offset // self.block, (offset + length - 1) // self.block)
 
+    def lies(self, offset: int, length: int) -> tuple[DataFile, int] | None:
+        """See `ports.export.Export`: the data, where nothing is missing and no overlay is in force."""
+        if self.gate.phase.plain and self.ready(offset, length):
+            return self.data, offset
+        return None
+
     def here(self, first: int, last: int) -> bool:
         """True where the blocks from `first` to `last` are present."""
         if first == last:

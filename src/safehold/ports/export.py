@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-__all__ = ["Export", "ExportDirectory"]
+__all__ = ["Export", "ExportDirectory", "OpenFile"]
+
+
+class OpenFile(Protocol):
+    """A file that stays open for as long as this object is referred to."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
 
 
 class Export(Protocol):
@@ -39,6 +47,13 @@ class Export(Protocol):
 
     def read_into(self, offset: int, buf: memoryview) -> None:
         """Fill all of `buf`."""
+        ...
+
+    def lies(self, offset: int, length: int) -> tuple[OpenFile, int] | None:
+        """A file that has the range, all of it, and from which of its bytes on; None where it is not in one file, or not for sure.
+        Zeros are what lies beyond the file's end. The file may be read for as long as the answer is kept: changes that are made after this
+        call may be seen there, or not.
+        """
         ...
 
     def write(self, offset: int, data: memoryview) -> None:

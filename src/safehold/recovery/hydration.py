@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from safehold.blocks.layers import PRESENT
 from safehold.blocks.volume import LiveVolume
+from safehold.model.background import background_thread
 from safehold.model.context import Context
+from safehold.recovery.disk import THREADS_LOCAL
 from safehold.vault.disk import StoredDisk
 from safehold.vault.fetch import Lost
 
@@ -26,7 +29,7 @@ _CHECKPOINT = 2048
 
 
 class Hydrator:
-    """One thread that works behind, and `fetch` for whoever cannot wait. `problem` says why something is not here yet, or nothing."""
+    """A few threads that work behind, and `fetch` for whoever cannot wait. `problem` says why something is not here yet, or nothing."""
 
     def __init__(
         self, volume: LiveVolume, open_disk: Callable[[], StoredDisk], done: Callable[[], None], ctx: Context
@@ -42,18 +45,26 @@ class Hydrator:
         self._table = threading.Lock()
         self._wish: int | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="hydration", daemon=True)
+        self._claims: list[range] = []
+        self._given_up = threading.Condition()
+        self._at = self._filled = 0
+        self._finished = False
+        self._threads = [background_thread(self._work, "hydration") for _ in range(THREADS_LOCAL)]
         self.problem = ""
 
     def start(self) -> None:
         """Begin to fill in."""
         self._volume.fetch = self.fetch
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Return when the thread has ended; what is missing stays missing."""
+        """Return when the threads have ended; what is missing stays missing."""
         self._stop.set()
-        self._thread.join()
+        with self._given_up:
+            self._given_up.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def fetch(self, block: int) -> None:
         """Have one block present now. OSError EIO where it cannot be had; `problem` says why then."""
@@ -113,28 +124,40 @@ class Hydrator:
             self._disk = None
 
     def _work(self) -> None:
-        failures, filled = 0, 0
-        while not self._stop.is_set():
-            missing = self._next()
-            if missing is None:
-                self._finish()
-                return
-            first, count = missing
-            if self._fill(first, count):
-                failures, self.problem = 0, ""
-                filled += count
-                if filled >= _CHECKPOINT:
-                    filled = 0
-                    with contextlib.suppress(OSError):
-                        self._volume.flush()
+        failures = 0
+        while (claim := self._claim()) is not None:
+            try:
+                whole = self._fill(claim.start, len(claim))
+            finally:
+                self._give_up(claim)
+            if whole:
+                failures = 0
+                self._count(len(claim))
                 continue
             self._ctx.progress.warn(f"hydration waits: {self.problem}")
             # Past what is damaged: the rest is wanted all the same.
-            self._wish = first + count
+            self._wish = claim.stop
             self._stop.wait(_PATIENCE[min(failures, len(_PATIENCE) - 1)])
             failures += 1
+        if not self._stop.is_set():
+            self._finish()
+
+    def _count(self, filled: int) -> None:
+        with self._table:
+            self.problem = ""
+            self._filled += filled
+            due = self._filled >= _CHECKPOINT
+            if due:
+                self._filled = 0
+        if due:
+            with contextlib.suppress(OSError):
+                self._volume.flush()
 
     def _finish(self) -> None:
+        with self._table:
+            first, self._finished = not self._finished, True
+        if not first:
+            return
         try:
             self._volume.flush()
         except OSError as error:
@@ -144,26 +167,54 @@ class Hydrator:
         self.problem = ""
         self._done()
 
-    def _next(self) -> tuple[int, int] | None:
-        """The next run of blocks that are not present, from the last wish on and around; None where there is none."""
+    # -- who fills what ----------------------------------------------------------------------------------------------
+
+    def _claim(self) -> range | None:
+        """Blocks that this thread alone is to fill in, from the last wish on and around; None once nothing is missing, or at the end."""
+        with self._given_up:
+            while not self._stop.is_set():
+                claim = self._unclaimed()
+                if claim is not None:
+                    self._claims.append(claim)
+                    self._at = claim.stop
+                    return claim
+                if not self._claims:
+                    return None
+                # What is missing is another thread's. It may fail.
+                self._given_up.wait(1)
+            return None
+
+    def _give_up(self, claim: range) -> None:
+        with self._given_up:
+            self._claims.remove(claim)
+            self._given_up.notify_all()
+
+    def _unclaimed(self) -> range | None:
         states = self._volume.maps.states
         wish, self._wish = self._wish, None
         at = min(self._at if wish is None else wish, states.length)
-        cells = states.cells
-        for low, high in ((at, states.length), (0, at)):
-            for start in range(low, high, _SCAN):
-                part = cells[start : min(start + _SCAN, high)].translate(_PRESENCE)
-                found = part.find(1)
-                if found >= 0:
-                    stop = part.find(0, found)
-                    stop = len(part) if stop < 0 else stop
-                    first = start + found
-                    count = min(stop - found, _BATCH)
-                    self._at = first + count
-                    return first, count
+        for low, high in _missing(states.cells, ((at, states.length), (0, at))):
+            for claim in sorted(self._claims, key=lambda claim: claim.start):
+                if claim.start <= low < claim.stop:
+                    low = claim.stop
+                elif low < claim.start:
+                    high = min(high, claim.start)
+            if low < high:
+                return range(low, min(low + _BATCH, high))
         return None
 
-    _at = 0
+
+def _missing(cells: mmap.mmap, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Runs of blocks that are not present within the spans, in pieces of bounded length."""
+    for low, high in spans:
+        for start in range(low, high, _SCAN):
+            part = cells[start : min(start + _SCAN, high)].translate(_PRESENCE)
+            found = part.find(1)
+            while found >= 0:
+                stop = part.find(0, found)
+                stop = len(part) if stop < 0 else stop
+                yield start + found, start + stop
+                found = part.find(1, stop)
 
 
 _SCAN = 1 << 16

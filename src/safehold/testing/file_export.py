@@ -44,6 +44,14 @@ class FileExport:
                 raise OSError(errno.EIO, "the file became shorter")
             got += more
 
+    def fileno(self) -> int:
+        """See `ports.export.OpenFile`."""
+        return self._file
+
+    def lies(self, offset: int, length: int) -> tuple[FileExport, int]:
+        """In this file."""
+        return self, offset
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data`."""
         put = os.pwrite(self._file, data, offset)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from safehold.ports.export import OpenFile
 from safehold.wire import nbd_protocol as nbd
+from safehold.wire.nbd_outlet import Outlet
 
 __all__ = ["CAPACITY", "Replies", "error_on_the_wire"]
 
@@ -41,15 +43,15 @@ def error_on_the_wire(number: int | None) -> int:
 
 
 class Replies:
-    """Replies of one thread, gathered until `flush`. `send` gets bytes that are valid during the call only.
+    """Replies of one thread, gathered until `flush`.
 
     The order of use for data: `data` gives the place to fill, and `withdraw` takes that chunk back if filling fails.
     """
 
-    def __init__(self, send: Callable[[memoryview], None], structured: bool, capacity: int = CAPACITY) -> None:
+    def __init__(self, outlet: Outlet, structured: bool, capacity: int = CAPACITY) -> None:
         self.structured = structured
         self.capacity = capacity
-        self._send = send
+        self._outlet = outlet
         self._buffer = bytearray(capacity + _OVERHEAD)
         self._view = memoryview(self._buffer)
         self._used = 0
@@ -59,11 +61,11 @@ class Replies:
         """Send everything that waits."""
         if self._used:
             used, self._used = self._used, 0
-            self._send(self._view[:used])
+            self._outlet.send(self._view[:used])
 
     def resized(self, capacity: int) -> Replies:
         """Another buffer for the same client, with room for `capacity` bytes of data."""
-        return Replies(self._send, self.structured, capacity)
+        return Replies(self._outlet, self.structured, capacity)
 
     def _room(self, length: int) -> int:
         if self._used + length > len(self._buffer) or self._used >= _ENOUGH:
@@ -90,6 +92,15 @@ class Replies:
         self._used = start + length
         return self._view[start : start + length]
 
+    def file(self, cookie: int, offset: int, length: int, file: OpenFile, at: int) -> int:
+        """Send `length` bytes of a file from its byte `at` on as data read at byte `offset`, as one chunk of a structured reply that does not
+        end it: where the file cannot be read, which its errno says (0 where it can), an error may still follow.
+        """
+        start = self._room(_DATA_HEADER)
+        _pack_data(self._buffer, start, nbd.STRUCTURED_REPLY_MAGIC, 0, 1, cookie, length + 8, offset)
+        self._used = 0
+        return self._outlet.send_file(self._view[: start + _DATA_HEADER], file, at, length)
+
     def withdraw(self) -> None:
         """Take back the chunk that `data` began last."""
         self._used = self._before
@@ -106,7 +117,7 @@ class Replies:
             self.done(cookie, error)
 
     def nothing(self, cookie: int) -> None:
-        """The reply to a read of no bytes."""
+        """The end of a reply to a read all of whose data has been given."""
         if self.structured:
             self._chunk(nbd.REPLY_TYPE_NONE, cookie, b"", nbd.REPLY_FLAG_DONE)
         else:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from safehold.adapters.image.clone import CloneSource, can_clone
+from safehold.adapters.image.lvm import LvmSource, can_snapshot
 from safehold.adapters.linux.downtime import ReadOnly, Unmount
 from safehold.adapters.linux.freeze import Freeze
 from safehold.adapters.linux.hook import Hook
@@ -41,14 +42,22 @@ _MOMENT = 30.0
 def find_downtime(
     texts: Sequence[str], limit: float | None, source: Source, ref: ResourceRef, paths: Paths, vault: str, ctx: Context
 ) -> tuple[Downtime, Source]:
-    """The brackets that a user asked for, and the source to use inside: one that clones where the image can be, else `source`.
+    """The brackets that a user asked for, and the source to use inside: one that clones or snapshots where that can be, else `source`.
 
     `limit` are the seconds for which they may be held. UsageError where they cannot hold that resource, would stop what the backup
     needs, or would be held for a whole copy without a limit; nothing is held yet.
     """
     specs = [parse_bracket(text) for text in texts]
-    moment = ref.kind == "volume" and os.path.isfile(ref.location) and can_clone(ref.location)
+    clones = ref.kind == "volume" and os.path.isfile(ref.location) and can_clone(ref.location)
+    snapshots = ref.kind == "volume" and can_snapshot(ref.location)
+    moment = clones or snapshots
     for spec in specs:
+        if spec.kind is BracketKind.FSFREEZE and snapshots:
+            raise UsageError(
+                "making an LVM snapshot freezes the file system by itself, and cannot where it is frozen already",
+                on=str(spec),
+                remedy="leave it out; hook:, unmount: and readonly: go with a snapshot",
+            )
         if spec.kind is BracketKind.FSFREEZE and not moment:
             raise UsageError(
                 f"a freeze is for the moment in which a capture is made, and nothing can hold one of {ref.name}",
@@ -68,7 +77,9 @@ def find_downtime(
     check_allowed(brackets, list(_needed(paths, vault)))
     longest = limit if limit is not None else _MOMENT
     downtime = Downtime(brackets, Terms(min(_GRACE, longest), longest, _log(paths)), _size(ref), moment)
-    return downtime, CloneSource() if moment else source
+    if snapshots:
+        return downtime, LvmSource()
+    return downtime, CloneSource() if clones else source
 
 
 def _log(paths: Paths) -> Path:

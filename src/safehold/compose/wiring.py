@@ -13,7 +13,7 @@ from safehold.adapters.files.source import FilesSource, MountMemory
 from safehold.adapters.files.stream import StreamSource
 from safehold.adapters.files.target import check_directory, open_directory
 from safehold.adapters.files.walk import Rules
-from safehold.adapters.image.source import ImageSource
+from safehold.adapters.image.lvm import DiskSource
 from safehold.adapters.image.target import check_existing, check_new, open_existing, open_new
 from safehold.app.opening import Stores
 from safehold.app.restore import RestoreMode, RestorePlan
@@ -99,7 +99,7 @@ class Sources:
         never = frozenset(os.path.realpath(os.fsencode(path)) for path in own)
         rules = Rules(exclude, options.caches, options.one_file_system, never)
         self._files = FilesSource(rules, MountMemory(paths.state / "mounts"), options.accept_unmounted)
-        self._all: tuple[Source, ...] = (StreamSource(), self._files, ImageSource())
+        self._all: tuple[Source, ...] = (StreamSource(), self._files, DiskSource())
 
     def resolve(self, spec: str) -> tuple[Source, ResourceRef]:
         """The source that takes `spec`; UsageError where none does."""

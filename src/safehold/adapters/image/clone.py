@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from safehold.adapters.image.qcow2 import is_qcow2
 from safehold.adapters.image.raw import RawBlocks, open_for_reading
 from safehold.adapters.image.source import ImageSource
-from safehold.adapters.image.topology import cleanly_unmounted, detect
+from safehold.adapters.image.still import StillCapture, still_capture
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError
 from safehold.model.resource import ResourceRef
-from safehold.model.topology import Topology
-from safehold.ports.blocks import Blocks
 from safehold.ports.source import Interval
 
 __all__ = ["CloneSource", "can_clone"]
@@ -59,7 +57,7 @@ class CloneSource:
         return ImageSource().resolve(spec)
 
     @contextlib.contextmanager
-    def capture(self, ref: ResourceRef, require: Consistency, ctx: Context) -> Iterator[ClonedCapture]:
+    def capture(self, ref: ResourceRef, require: Consistency, ctx: Context) -> Iterator[StillCapture]:
         """See `ports.source.Source`. Who writes to the image does not matter."""
         fd = open_for_reading(ref.location)
         try:
@@ -73,31 +71,7 @@ class CloneSource:
         finally:
             os.close(fd)
         try:
-            blocks = RawBlocks(clone, ref.location)
-            still = Consistency.FILESYSTEM if cleanly_unmounted(blocks) else Consistency.CRASH
-            if still < require:
-                raise ConsistencyError(
-                    f"a clone of {ref.name} is only {still.label}-consistent, {require.label} was asked for",
-                    on=ref.location,
-                    remedy="make it quiet with --bracket, or ask for less",
-                )
             taken = Interval(start, ctx.clock.now())
-            yield ClonedCapture(ref, blocks, detect(blocks, "raw"), still, taken)
+            yield still_capture(ref, RawBlocks(clone, ref.location), "raw", taken, require)
         finally:
             os.close(clone)
-
-
-class ClonedCapture:
-    """An image as it was at one instant. See `ports.source.Capture`."""
-
-    def __init__(
-        self, resource: ResourceRef, content: Blocks, topology: Topology, achieved: Consistency, taken: Interval
-    ) -> None:
-        self.resource = resource
-        self.content = content
-        self.topology: Topology | None = topology
-        self.achieved = achieved
-        self.taken = taken
-
-    def committed(self) -> None:
-        """Nothing is remembered."""

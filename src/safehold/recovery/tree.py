@@ -11,7 +11,7 @@ from safehold.model.context import Context
 from safehold.model.errors import DamageError
 from safehold.model.files import Entry, Form, path_key, printable
 from safehold.model.spread import spread
-from safehold.ports.tree import TreeTarget, Unreadable
+from safehold.ports.tree import Piece, TreeTarget, Unreadable
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.vault.content import Part, read_parts
 from safehold.vault.fetch import ChunkReader, Lost
@@ -273,7 +273,7 @@ class _TreeRestore:
             return first == path
 
     def _files(self, files: list[tuple[bytes, EntryAt]]) -> None:
-        pieces: dict[bytes, list[tuple[bytes, EntryAt, int]]] = {}
+        pieces: dict[bytes, list[Piece]] = {}
         for path, found in files:
             self._ctx.cancel.check()
             if self._compare and self._right(path, found):
@@ -282,25 +282,33 @@ class _TreeRestore:
                 self._ctx.progress.advance(found.entry.size)
             elif found.entry.form == Form.PIECE:
                 identity, offset = found.piece
-                pieces.setdefault(identity, []).append((path, found, offset))
+                pieces.setdefault(identity, []).append(Piece(path, found.entry, offset))
             else:
                 self._whole(path, found)
         ids = list(pieces)
         for at in range(0, len(ids), _LIKELY):
             some = ids[at : at + _LIKELY]
             for result in self._chunks.many(some):
-                written = 0
-                for path, found, offset in pieces[some[result.position]]:
-                    entry = found.entry
-                    data = None if isinstance(result, Lost) else _slice(result.data, offset, entry)
-                    if data is None:
-                        reason = result.reason if isinstance(result, Lost) else "it lies beyond the end of its chunk"
-                        self._losses.add(path, reason)
-                        continue
-                    self._target.write_file(path, entry, iter(((0, data),)))
-                    written += entry.size
-                self.written.count(0, 0, written)
-                self._ctx.progress.advance(written)
+                self._ctx.cancel.check()
+                sharing = pieces[some[result.position]]
+                if isinstance(result, Lost):
+                    for piece in sharing:
+                        self._losses.add(piece.path, result.reason)
+                else:
+                    self._pieces(memoryview(result.data), sharing)
+
+    def _pieces(self, data: memoryview, sharing: list[Piece]) -> None:
+        """Write the files that lie in one chunk."""
+        whole = []
+        for piece in sharing:
+            if piece.offset + piece.entry.size <= len(data):
+                whole.append(piece)
+            else:
+                self._losses.add(piece.path, "it lies beyond the end of its chunk")
+        self._target.write_pieces(data, whole)
+        written = sum(piece.entry.size for piece in whole)
+        self.written.count(0, 0, written)
+        self._ctx.progress.advance(written)
 
     def _whole(self, path: bytes, found: EntryAt) -> None:
         entry = found.entry
@@ -346,6 +354,7 @@ class _TreeRestore:
 
     def finish(self) -> None:
         """Further names of files, and then what directories say of themselves: making files in them changes their times."""
+        self._target.settle()
         for path, first, entry in self._links:
             self._ctx.cancel.check()
             self._target.link(path, first)

@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
+from safehold.adapters.files.direct import DirectBuffer, write_all
 from safehold.adapters.files.walk import DirectoryFd, OpenFd, read_attributes
 from safehold.model.errors import TargetError
 from safehold.model.files import Entry, printable
@@ -25,6 +26,8 @@ __all__ = ["DirectoryTarget"]
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES = 128
+_LARGE = 1024 * 1024
+"""Files from this size on are written past the page cache."""
 
 
 class DirectoryTarget:
@@ -37,7 +40,7 @@ class DirectoryTarget:
         self._maker = (os.geteuid(), os.getegid()) if plain else None
         self._open: OrderedDict[bytes, DirectoryFd] = OrderedDict({b"": root})
         self._lock = threading.Lock()
-        self._latest = threading.local()
+        self._own = threading.local()
         self.problems: list[str] = []
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -48,11 +51,11 @@ class DirectoryTarget:
             self._directory(path)
 
     def _directory(self, path: bytes) -> DirectoryFd:
-        last: tuple[bytes, DirectoryFd] | None = getattr(self._latest, "directory", None)
+        last: tuple[bytes, DirectoryFd] | None = getattr(self._own, "directory", None)
         if last is not None and last[0] == path:
             return last[1]
         found = self._walk(path)
-        self._latest.directory = path, found
+        self._own.directory = path, found
         return found
 
     def _walk(self, path: bytes) -> DirectoryFd:
@@ -152,14 +155,15 @@ class DirectoryTarget:
         own = b".safehold-" + os.urandom(8).hex().encode() if self._replace else name
         fd = os.open(own, _CREATE, self._first_mode(entry), dir_fd=parent)
         try:
-            end = 0
-            for offset, piece in data:
-                at = offset + os.pwrite(fd, piece, offset)
-                while at < offset + len(piece):
-                    at += os.pwrite(fd, memoryview(piece)[at - offset :], at)
-                end = max(end, at)
-            if end < entry.size:
-                os.ftruncate(fd, entry.size)
+            if entry.size < _LARGE:
+                end = 0
+                for offset, piece in data:
+                    write_all(fd, offset, piece)
+                    end = offset + len(piece)
+                if end < entry.size:
+                    os.ftruncate(fd, entry.size)
+            else:
+                self._write_large(fd, entry.size, data)
             self._attributes(fd, path, entry, os.fstat(fd))
             if own != name:
                 self._move_into_place(parent, own, name)
@@ -169,6 +173,15 @@ class DirectoryTarget:
             raise
         finally:
             os.close(fd)
+
+    def _write_large(self, fd: int, size: int, data: Iterable[tuple[int, memoryview | bytes]]) -> None:
+        buffer: DirectBuffer | None = getattr(self._own, "buffer", None)
+        if buffer is None:
+            buffer = self._own.buffer = DirectBuffer()
+        buffer.begin(fd)
+        for offset, piece in data:
+            buffer.write(offset, piece)
+        buffer.finish(size)
 
     def _first_mode(self, entry: Entry) -> int:
         """Permissions to make a file with: its own where it will be the maker's anyway, so that nothing is left to set; else nobody's but

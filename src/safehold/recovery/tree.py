@@ -34,6 +34,8 @@ __all__ = [
 _PARTS_AT_ONCE = 8
 _COMPARE = 1024 * 1024
 _LIKELY = 16
+_SHARE = 32 * 1024 * 1024
+"""Bytes of larger files that a thread takes at once."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,24 @@ def write_tree(
     return restore.written
 
 
+def _shares(page: list[tuple[bytes, EntryAt]]) -> Iterator[list[tuple[bytes, EntryAt]]]:
+    """A page in parts for one thread each: a few hundred files can be most of a tree. Files that share chunks stay together."""
+    large = [pair for pair in page if pair[1].entry.form in (Form.PARTS, Form.NODE)]
+    rest = [pair for pair in page if pair[1].entry.form not in (Form.PARTS, Form.NODE)]
+    if rest:
+        yield rest
+    share: list[tuple[bytes, EntryAt]] = []
+    size = 0
+    for pair in large:
+        share.append(pair)
+        size += pair[1].entry.size
+        if size >= _SHARE:
+            yield share
+            share, size = [], 0
+    if share:
+        yield share
+
+
 class _TreeRestore:
     def __init__(
         self,
@@ -216,7 +236,7 @@ class _TreeRestore:
         self.written = TreeWritten()
 
     def pages(self) -> Iterator[list[tuple[bytes, EntryAt]]]:
-        """The selected entries with their paths from the base, page by page."""
+        """The selected entries with their paths from the base, in pages, or parts of pages that hold much."""
         base = self._selection.base
         if base:
             self._base(base)
@@ -234,8 +254,7 @@ class _TreeRestore:
                     self._directories.append((b"", found.entry))
                 elif self._selection.takes(relative):
                     chosen.append((relative, found))
-            if chosen:
-                yield chosen
+            yield from _shares(chosen)
             if over:
                 return
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -282,3 +284,68 @@ def test_how_two_points_differ(program: Program, source: Path) -> None:
         f"M {source}/img/4.txt",
         "1 removed, 1 changed, 1 attributes",
     ]
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Path:
+    """Files enough for processes of their own to write them, two names of one in different directories among them."""
+    top = tmp_path / "crowd"
+    for n in range(12_000):
+        place = top / f"{n // 1000}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{n}").write_text(f"file {n}\n" * 200)
+    os.link(top / "0/0", top / "11/again")
+    (top / "5/5001").chmod(0o4751)
+    os.setxattr(top / "5/5002", "user.note", b"x")
+    return top
+
+
+def test_many_small_files(program: Program, crowd: Path, tmp_path: Path) -> None:
+    program.run("backup", crowd, "--name", "crowd")
+    out = tmp_path / "out"
+    program.run("restore", f"crowd@latest:{crowd}", "--to", out)
+    assert rsync_differences(crowd, out) == ""
+    # In the way of a delta: another file, a directory, and a link to outside where a directory belongs.
+    for n in range(0, 12_000, 3):
+        (out / f"{n // 1000}/{n}").write_text("other")
+    (out / "7/7000").unlink()
+    (out / "7/7000").mkdir()
+    subprocess.run(["rm", "-r", out / "9"], check=True)
+    (tmp_path / "outside").mkdir()
+    (out / "9").symlink_to(tmp_path / "outside")
+    program.run("restore", f"crowd@latest:{crowd}", "--to", out, "--delta")
+    assert rsync_differences(crowd, out) == ""
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def writers_of(restore: int) -> list[int]:
+    """The processes that write files for a restore."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == restore and b"adapters.files.writer" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_restore_leaves_no_process(program: Program, crowd: Path, tmp_path: Path, number: int) -> None:
+    program.run("backup", crowd, "--name", "crowd")
+    started = program.start("restore", f"crowd@latest:{crowd}", "--to", tmp_path / "out")
+    while not (writers := writers_of(started.pid)):
+        assert started.poll() is None
+    # Held, so that the restore is not done before it is stopped.
+    for writer in writers:
+        os.kill(writer, signal.SIGSTOP)
+    started.send_signal(number)
+    time.sleep(0.1)
+    for writer in writers:
+        os.kill(writer, signal.SIGCONT)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode != 0
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{writer}").exists() for writer in writers):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safehold.adapters.files.destination import open_directory
 from safehold.adapters.files.source import FilesSource, MountMemory
-from safehold.adapters.files.target import open_directory
 from safehold.adapters.files.walk import Rules
 from safehold.app.backup import BackupOptions, BackupOutcome, Host, back_up
 from safehold.app.verify import Depth, verify_points

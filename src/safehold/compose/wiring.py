@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from safehold.adapters.files.destination import check_directory, open_directory
 from safehold.adapters.files.patterns import compile_patterns
 from safehold.adapters.files.source import FilesSource, MountMemory
 from safehold.adapters.files.stream import StreamSource
-from safehold.adapters.files.target import check_directory, open_directory
 from safehold.adapters.files.walk import Rules
 from safehold.adapters.image.lvm import DiskSource
 from safehold.adapters.image.target import check_existing, check_new, open_existing, open_new

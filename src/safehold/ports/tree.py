@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from safehold.model.extents import Extent
 from safehold.model.files import Entry
 
-__all__ = ["Attributes", "ByteStream", "Listing", "OpenFile", "SmallFile", "Tree", "TreeTarget", "Unreadable"]
+__all__ = ["Attributes", "ByteStream", "Listing", "OpenFile", "Piece", "SmallFile", "Tree", "TreeTarget", "Unreadable"]
 
 
 class Unreadable(Exception):
@@ -34,6 +34,14 @@ class SmallFile(NamedTuple):
     length: int
     status: os.stat_result
     xattrs: dict[bytes, bytes]
+
+
+class Piece(NamedTuple):
+    """A small file that is to be written: its bytes are the `entry.size` ones from `offset` on in a buffer that it shares."""
+
+    path: bytes
+    entry: Entry
+    offset: int
 
 
 class OpenFile(Protocol):
@@ -149,6 +157,16 @@ class TreeTarget(Protocol):
         """Make a regular file of (offset, bytes) pieces, the rest holes, with all its attributes; replaces what is there only when
         all of it is written.
         """
+        ...
+
+    def write_pieces(self, data: memoryview, files: Sequence[Piece]) -> None:
+        """Like `write_file` for many small files whose bytes lie in `data`, which is free again when it returns; they may be written only
+        by the time `settle` returns.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Return when all that was handed in is written."""
         ...
 
     def make(self, path: bytes, entry: Entry) -> None:

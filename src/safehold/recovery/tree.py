@@ -11,7 +11,7 @@ from safehold.model.context import Context
 from safehold.model.errors import DamageError
 from safehold.model.files import Entry, Form, path_key, printable
 from safehold.model.spread import spread
-from safehold.ports.tree import TreeTarget, Unreadable
+from safehold.ports.tree import Piece, TreeTarget, Unreadable
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.vault.content import Part, read_parts
 from safehold.vault.fetch import ChunkReader, Lost
@@ -34,6 +34,8 @@ __all__ = [
 _PARTS_AT_ONCE = 8
 _COMPARE = 1024 * 1024
 _LIKELY = 16
+_SHARE = 32 * 1024 * 1024
+"""Bytes of larger files that a thread takes at once."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,24 @@ def write_tree(
     return restore.written
 
 
+def _shares(page: list[tuple[bytes, EntryAt]]) -> Iterator[list[tuple[bytes, EntryAt]]]:
+    """A page in parts for one thread each: a few hundred files can be most of a tree. Files that share chunks stay together."""
+    large = [pair for pair in page if pair[1].entry.form in (Form.PARTS, Form.NODE)]
+    rest = [pair for pair in page if pair[1].entry.form not in (Form.PARTS, Form.NODE)]
+    if rest:
+        yield rest
+    share: list[tuple[bytes, EntryAt]] = []
+    size = 0
+    for pair in large:
+        share.append(pair)
+        size += pair[1].entry.size
+        if size >= _SHARE:
+            yield share
+            share, size = [], 0
+    if share:
+        yield share
+
+
 class _TreeRestore:
     def __init__(
         self,
@@ -216,7 +236,7 @@ class _TreeRestore:
         self.written = TreeWritten()
 
     def pages(self) -> Iterator[list[tuple[bytes, EntryAt]]]:
-        """The selected entries with their paths from the base, page by page."""
+        """The selected entries with their paths from the base, in pages, or parts of pages that hold much."""
         base = self._selection.base
         if base:
             self._base(base)
@@ -234,8 +254,7 @@ class _TreeRestore:
                     self._directories.append((b"", found.entry))
                 elif self._selection.takes(relative):
                     chosen.append((relative, found))
-            if chosen:
-                yield chosen
+            yield from _shares(chosen)
             if over:
                 return
 
@@ -273,7 +292,7 @@ class _TreeRestore:
             return first == path
 
     def _files(self, files: list[tuple[bytes, EntryAt]]) -> None:
-        pieces: dict[bytes, list[tuple[bytes, EntryAt, int]]] = {}
+        pieces: dict[bytes, list[Piece]] = {}
         for path, found in files:
             self._ctx.cancel.check()
             if self._compare and self._right(path, found):
@@ -282,25 +301,33 @@ class _TreeRestore:
                 self._ctx.progress.advance(found.entry.size)
             elif found.entry.form == Form.PIECE:
                 identity, offset = found.piece
-                pieces.setdefault(identity, []).append((path, found, offset))
+                pieces.setdefault(identity, []).append(Piece(path, found.entry, offset))
             else:
                 self._whole(path, found)
         ids = list(pieces)
         for at in range(0, len(ids), _LIKELY):
             some = ids[at : at + _LIKELY]
             for result in self._chunks.many(some):
-                written = 0
-                for path, found, offset in pieces[some[result.position]]:
-                    entry = found.entry
-                    data = None if isinstance(result, Lost) else _slice(result.data, offset, entry)
-                    if data is None:
-                        reason = result.reason if isinstance(result, Lost) else "it lies beyond the end of its chunk"
-                        self._losses.add(path, reason)
-                        continue
-                    self._target.write_file(path, entry, iter(((0, data),)))
-                    written += entry.size
-                self.written.count(0, 0, written)
-                self._ctx.progress.advance(written)
+                self._ctx.cancel.check()
+                sharing = pieces[some[result.position]]
+                if isinstance(result, Lost):
+                    for piece in sharing:
+                        self._losses.add(piece.path, result.reason)
+                else:
+                    self._pieces(memoryview(result.data), sharing)
+
+    def _pieces(self, data: memoryview, sharing: list[Piece]) -> None:
+        """Write the files that lie in one chunk."""
+        whole = []
+        for piece in sharing:
+            if piece.offset + piece.entry.size <= len(data):
+                whole.append(piece)
+            else:
+                self._losses.add(piece.path, "it lies beyond the end of its chunk")
+        self._target.write_pieces(data, whole)
+        written = sum(piece.entry.size for piece in whole)
+        self.written.count(0, 0, written)
+        self._ctx.progress.advance(written)
 
     def _whole(self, path: bytes, found: EntryAt) -> None:
         entry = found.entry
@@ -346,6 +373,7 @@ class _TreeRestore:
 
     def finish(self) -> None:
         """Further names of files, and then what directories say of themselves: making files in them changes their times."""
+        self._target.settle()
         for path, first, entry in self._links:
             self._ctx.cancel.check()
             self._target.link(path, first)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from safehold.adapters.files.target import DirectoryTarget, open_directory
+from safehold.adapters.files.destination import open_directory
+from safehold.adapters.files.target import DirectoryTarget
 from safehold.model.errors import TargetError
 from safehold.model.files import Entry
 

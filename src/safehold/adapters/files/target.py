@@ -10,56 +10,24 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from safehold.adapters.files.direct import DirectBuffer, write_all
 from safehold.adapters.files.walk import DirectoryFd, OpenFd, read_attributes
 from safehold.model.errors import TargetError
 from safehold.model.files import Entry, printable
-from safehold.ports.tree import OpenFile, Unreadable
+from safehold.ports.tree import OpenFile, Piece, Unreadable
 
-__all__ = ["DirectoryTarget", "check_directory", "open_directory"]
+__all__ = ["DirectoryTarget"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES = 128
-
-
-def check_directory(path: str, *, existing: bool) -> None:
-    """TargetError where something is in the way: no directory, or one with something in it unless `existing`."""
-    try:
-        with os.scandir(path) as entries:
-            full = next(entries, None) is not None
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise TargetError(f"cannot be used as a directory ({error.strerror})", on=path) from error
-    if full and not existing:
-        raise TargetError(
-            "directory is not empty",
-            on=path,
-            remedy="restore elsewhere, or say --overwrite (replace what is in the way) or --delta (write only what differs)",
-        )
-
-
-@contextlib.contextmanager
-def open_directory(path: str, *, existing: bool) -> Iterator[DirectoryTarget]:
-    """A directory to restore into. It is made where it is missing; one that has something in it is refused unless `existing`.
-
-    Everything is durable when the block ends. TargetError.
-    """
-    check_directory(path, existing=existing)
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        root = DirectoryFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError as error:
-        raise TargetError(f"cannot be used as a directory ({error.strerror})", on=path) from error
-    target = DirectoryTarget(root, path, replace=existing)
-    yield target
-    target.sync()
+_LARGE = 1024 * 1024
+"""Files from this size on are written past the page cache."""
 
 
 class DirectoryTarget:
@@ -72,7 +40,7 @@ class DirectoryTarget:
         self._maker = (os.geteuid(), os.getegid()) if plain else None
         self._open: OrderedDict[bytes, DirectoryFd] = OrderedDict({b"": root})
         self._lock = threading.Lock()
-        self._latest = threading.local()
+        self._own = threading.local()
         self.problems: list[str] = []
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -83,11 +51,11 @@ class DirectoryTarget:
             self._directory(path)
 
     def _directory(self, path: bytes) -> DirectoryFd:
-        last: tuple[bytes, DirectoryFd] | None = getattr(self._latest, "directory", None)
+        last: tuple[bytes, DirectoryFd] | None = getattr(self._own, "directory", None)
         if last is not None and last[0] == path:
             return last[1]
         found = self._walk(path)
-        self._latest.directory = path, found
+        self._own.directory = path, found
         return found
 
     def _walk(self, path: bytes) -> DirectoryFd:
@@ -125,7 +93,9 @@ class DirectoryTarget:
                 # A link, or a file: something else than the directory that belongs here.
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP) or not self._replace:
                     raise
-                os.unlink(name, dir_fd=parent)
+                # Somebody else at work on this restore may have put the directory there by now.
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                    os.unlink(name, dir_fd=parent)
         raise FileExistsError(errno.EEXIST, "something comes back where a directory belongs")
 
     def _at(self, path: bytes) -> tuple[int, bytes, DirectoryFd]:
@@ -164,27 +134,54 @@ class DirectoryTarget:
         """See `ports.tree.TreeTarget`."""
         with self._failing(path):
             parent, name, _keep = self._at(path)
-            # Where nothing is replaced the name can be taken at once.
-            own = b".safehold-" + secrets.token_hex(8).encode() if self._replace else name
-            fd = os.open(own, _CREATE, self._first_mode(entry), dir_fd=parent)
+            self._write(parent, name, path, entry, data)
+
+    def write_pieces(self, data: memoryview, files: Sequence[Piece]) -> None:
+        """See `ports.tree.TreeTarget`."""
+        for path, entry, offset in files:
             try:
+                parent, name, _keep = self._at(path)
+                self._write(parent, name, path, entry, ((0, data[offset : offset + entry.size]),))
+            except OSError as error:
+                self._failed(path, error)
+
+    def settle(self) -> None:
+        """See `ports.tree.TreeTarget`: nothing is left for later here."""
+
+    def _write(
+        self, parent: int, name: bytes, path: bytes, entry: Entry, data: Iterable[tuple[int, memoryview | bytes]]
+    ) -> None:
+        # Where nothing is replaced the name can be taken at once.
+        own = b".safehold-" + os.urandom(8).hex().encode() if self._replace else name
+        fd = os.open(own, _CREATE, self._first_mode(entry), dir_fd=parent)
+        try:
+            if entry.size < _LARGE:
                 end = 0
                 for offset, piece in data:
-                    at = offset + os.pwrite(fd, piece, offset)
-                    while at < offset + len(piece):
-                        at += os.pwrite(fd, memoryview(piece)[at - offset :], at)
-                    end = max(end, at)
+                    write_all(fd, offset, piece)
+                    end = offset + len(piece)
                 if end < entry.size:
                     os.ftruncate(fd, entry.size)
-                self._attributes(fd, path, entry, os.fstat(fd))
-                if own != name:
-                    self._move_into_place(parent, own, name)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(own, dir_fd=parent)
-                raise
-            finally:
-                os.close(fd)
+            else:
+                self._write_large(fd, entry.size, data)
+            self._attributes(fd, path, entry, os.fstat(fd))
+            if own != name:
+                self._move_into_place(parent, own, name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(own, dir_fd=parent)
+            raise
+        finally:
+            os.close(fd)
+
+    def _write_large(self, fd: int, size: int, data: Iterable[tuple[int, memoryview | bytes]]) -> None:
+        buffer: DirectBuffer | None = getattr(self._own, "buffer", None)
+        if buffer is None:
+            buffer = self._own.buffer = DirectBuffer()
+        buffer.begin(fd)
+        for offset, piece in data:
+            buffer.write(offset, piece)
+        buffer.finish(size)
 
     def _first_mode(self, entry: Entry) -> int:
         """Permissions to make a file with: its own where it will be the maker's anyway, so that nothing is left to set; else nobody's but
@@ -307,17 +304,20 @@ class DirectoryTarget:
 
     @contextlib.contextmanager
     def _failing(self, path: bytes) -> Iterator[None]:
-        """What makes the rest of the restore pointless is raised, the rest reported."""
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-                raise TargetError(
-                    f"cannot be written ({error.strerror})",
-                    on=f"{self._where}/{printable(path)}",
-                    remedy="make room, and restore with --delta",
-                ) from error
-            self._problem(path, error.strerror or str(error))
+            self._failed(path, error)
+
+    def _failed(self, path: bytes, error: OSError) -> None:
+        """What makes the rest of the restore pointless is raised, the rest reported."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise TargetError(
+                f"cannot be written ({error.strerror})",
+                on=f"{self._where}/{printable(path)}",
+                remedy="make room, and restore with --delta",
+            ) from error
+        self._problem(path, error.strerror or str(error))
 
     @contextlib.contextmanager
     def _reporting(self, path: bytes, what: str) -> Iterator[None]:

@@ -47,6 +47,8 @@ MERGED = 1_000_000
 PER_PACK = 256
 """Chunks in a pack: 64 MiB of chunks of 256 KiB."""
 CHUNK = 256 << 10
+PRUNED = 10_000
+"""Packs whose rows a prune makes into base runs: about 600 GiB."""
 BATCH = 256
 SAMPLE = 20_000
 """Chunks that are looked up, and as many that are absent: as many that their pages have room in the group's memory."""
@@ -84,9 +86,11 @@ def packs_of(rows: int, seed: bytes) -> list[str]:
     return [f"packs/hot/{digest[:2]}/{digest}" for digest in digests]
 
 
-def located(rows: int, seed: bytes, packs: list[str]) -> Iterator[tuple[bytes, Location]]:
-    """Rows as a prune has them, ascending; neighbours lie in packs far from each other."""
-    for number in range(rows):
+def located(rows: int, seed: bytes, packs: list[str], some: range) -> Iterator[tuple[bytes, Location]]:
+    """Rows of some packs as a prune has them, ascending; neighbours lie in packs far from each other."""
+    # Chunk n lies in pack n times `_FAR`, modulo the packs: these are the numbers that give one of them.
+    back = pow(_FAR, -1, len(packs)) if len(packs) > 1 else 0
+    for number in sorted(n for pack in some for n in range(pack * back % len(packs), rows, len(packs))):
         pack = packs[number * _FAR % len(packs)]
         yield identity_of(rows, number, seed), Location(pack, number % PER_PACK * CHUNK, CHUNK, CHUNK, 0)
 
@@ -114,11 +118,15 @@ class Bench:
         return locator, index_key
 
     def write(self, rows: int, seed: bytes) -> int:
-        """Base runs of so many rows."""
+        """Base runs of so many rows, as prunes leave them that each made those of a few days into some."""
         locator, index_key = self.locator()
         packs = packs_of(rows, seed)
-        sizes = dict.fromkeys(packs, PER_PACK * CHUNK)
-        write_base(locator, located(rows, seed, packs), sizes, self.vault.owner_key, index_key)
+        for first in range(0, len(packs), PRUNED):
+            some = range(first, min(first + PRUNED, len(packs)))
+            sizes = {packs[number]: PER_PACK * CHUNK for number in some}
+            write_base(
+                locator, located(rows, seed, packs, some), sizes, self.vault.owner_key, index_key, self.directory
+            )
         return rows
 
     def view(self) -> ChunkIndex:

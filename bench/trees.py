@@ -15,10 +15,12 @@ import tempfile
 from pathlib import Path
 
 from bench.measure import Measured, measure
-from bench.peers import SAFEHOLD, fill, settle
+from bench.peers import SAFEHOLD, settle
 
 REPORT = Path(__file__).parent.parent / "docs/benchmarks-files.md"
 PROGRAMS = ("safehold", "restic", "borg")
+DEBIAN = 15_000
+"""Files in the smallest useful Debian."""
 JOBS = ("first backup", "unchanged again", "restore")
 
 
@@ -32,6 +34,16 @@ def small_files(directory: Path, count: int) -> None:
             place.mkdir(parents=True, exist_ok=True)
         text = " ".join(rng.choices(words, k=rng.randrange(80, 480)))
         (place / f"{n:07}.txt").write_text(text[: rng.randrange(1000, 7000)])
+
+
+def some_of_usr(directory: Path, count: int) -> None:
+    """Copies of so many files of /usr, evenly spread over it, where they are there."""
+    files = sorted(path for path in Path("/usr").rglob("*") if path.is_file() and not path.is_symlink())
+    for n in range(count):
+        path = files[n * len(files) // count]
+        target = directory / path.relative_to("/usr")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
 
 
 class Trees:
@@ -146,7 +158,7 @@ def main() -> None:
         peak = 0.0
         for title, make in (
             (f"{count:,} small files of text", lambda: small_files(work / "tree", count)),
-            ("700 MiB of files from /usr", lambda: fill(work / "tree", 700)),
+            ("Files of a Debian system", lambda: some_of_usr(work / "tree", DEBIAN)),
         ):
             (work / "tree").mkdir()
             make()

@@ -173,3 +173,26 @@ def test_a_restore_outlasts_many_prunes_that_move_what_it_reads(world: World) ->
     assert moved > 1, "nothing to outlast"
     assert read_back(reader, point) == contents("a")
     assert reader.store.head(commit_name(point.wid, point.sid)).size
+
+
+def test_only_runs_that_name_a_dead_pack_are_written_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prune does work in proportion to what goes, however large the index is."""
+    for letter in "abcdefgh":
+        world.back_up(contents(letter), letter)
+    monkeypatch.setattr(runs, "MOST_RUNS", 0)
+    monkeypatch.setattr(runs, "_SHARD_ROWS", 4)
+    expire(world, "a")
+    prune(world)
+    locator, _, _ = world.fresh().domain(world.fresh().writer().domain)
+    before = {name: {pack.name for pack in locator.record(name).packs} for name in locator.run_names()}
+    assert len(before) > 2
+    assert all(locator.record(name).base for name in before)
+    there = packs(world)
+    monkeypatch.setattr(runs, "MOST_RUNS", 1000)
+    expire(world, "d")
+    prune(world)
+    gone = there - packs(world)
+    after = set(locator.run_names())
+    assert gone
+    assert {name for name in before if name not in after} == {name for name, named in before.items() if named & gone}
+    assert locator.listed_packs() == packs(world)

@@ -93,16 +93,21 @@ class Locator:
             cache.keep_only(names)
             for name in names:
                 if name not in cache:
-                    try:
-                        record, rows = self.read(name)
-                    except (DamageError, ObjectNotFound) as error:
-                        self._ctx.progress.warn(f"an index run is left out: {error}")
-                        continue
-                    cache.absorb(name, record.packs, rows)
+                    self._take_in(name, cache)
             return cache.index()
 
-    def read(self, name: str) -> tuple[RunObject, bytearray]:
-        """A run's record and rows; DamageError unless a writer of this domain, or for a base run the owner, signed
+    def _take_in(self, name: str, cache: IndexCache) -> None:
+        # On its own, so that a large run is out of memory before the next is read.
+        try:
+            record = self.record(name)
+            rows = self.rows(name, record)
+        except (DamageError, ObjectNotFound) as error:
+            self._ctx.progress.warn(f"an index run is left out: {error}")
+        else:
+            cache.absorb(name, record.packs, rows)
+
+    def record(self, name: str) -> RunObject:
+        """What a run says without its rows; DamageError unless a writer of this domain, or for a base run the owner, signed
         it.
         """
         opened = open_object(name, self.store.get(name))
@@ -116,14 +121,18 @@ class Locator:
             if certificate is None or certificate.domain != self.domain:
                 raise DamageError("index run is of a writer outside of its domain", on=name)
             opened.check(self.vault, certificate.verify)
-        return record, open_run_rows(self.vault, name, self._index_key, record)
+        return record
+
+    def rows(self, name: str, record: RunObject) -> bytearray:
+        """The rows in the record of a run; DamageError."""
+        return open_run_rows(self.vault, name, self._index_key, record)
 
     def listed_packs(self) -> set[str]:
         """Names of the packs that a readable run of this domain speaks of; runs of other domains prove nothing here."""
         listed: set[str] = set()
         for name in self.run_names():
             try:
-                listed.update(pack.name for pack in self.read(name)[0].packs)
+                listed.update(pack.name for pack in self.record(name).packs)
             except (DamageError, ObjectNotFound):
                 continue
         return listed

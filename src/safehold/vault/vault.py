@@ -338,7 +338,7 @@ class Vault:
             if name not in session.view_runs and not name.startswith(mine):
                 # A run that a prune took away meanwhile tells nothing; this is a figure for people.
                 with contextlib.suppress(ObjectNotFound, DamageError):
-                    total += session.overlap(locator.read(name)[1])
+                    total += session.overlap(locator.rows(name, locator.record(name)))
         return total
 
     def committed(self, name: str) -> None:

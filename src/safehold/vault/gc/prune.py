@@ -222,7 +222,7 @@ class Prune:
         sizes = {pack.name: pack.size for pack, _ in moved.packs}
         # The same bytes may give the same pack again, and that one is not to go.
         self._emptied |= moved.emptied - sizes.keys()
-        self._moved_base += write_base(locator, rows, sizes, self._owner, index_key)
+        self._moved_base += write_base(locator, rows, sizes, self._owner, index_key, self._scratch)
         self.report.moved += sum(sizes.values())
 
     def _points_by_domain(self) -> dict[bytes, list[Point]]:

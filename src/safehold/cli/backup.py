@@ -53,7 +53,7 @@ __all__ = ["backup"]
     "brackets",
     multiple=True,
     metavar="KIND:WHAT",
-    help="Make it quiet while it is captured: unmount:DIR, readonly:DIR, fsfreeze:DIR, hook:COMMAND. See docs/consistency.md.",
+    help="Make it quiet while it is captured: unmount:DIR, readonly:DIR, fsfreeze:DIR, guest-agent:SOCKET, hook:COMMAND. See docs/consistency.md.",
 )
 @click.option(
     "--downtime",

@@ -180,7 +180,7 @@ def show(name: str, as_json: bool) -> None:
     "brackets",
     multiple=True,
     metavar="KIND:WHAT",
-    help="What is made quiet for the moment: fsfreeze:DIR, readonly:DIR, unmount:DIR, hook:COMMAND. In order; let go of in reverse.",
+    help="Made quiet for the moment: fsfreeze:DIR, readonly:DIR, unmount:DIR, guest-agent:SOCKET, hook:COMMAND. In order; let go of in reverse.",
 )
 @click.option("--wait", is_flag=True, help="Return once the point is in the vault.")
 @vault_options

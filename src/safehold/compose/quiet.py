@@ -12,6 +12,7 @@ from safehold.adapters.image.clone import CloneSource, can_clone
 from safehold.adapters.image.lvm import LvmSource, can_snapshot
 from safehold.adapters.linux.downtime import ReadOnly, Unmount
 from safehold.adapters.linux.freeze import Freeze
+from safehold.adapters.linux.guest_agent import GuestAgent
 from safehold.adapters.linux.hook import Hook
 from safehold.adapters.linux.mounts import mount_of
 from safehold.adapters.linux.stack import backing_file, below, disks, swap_places
@@ -34,6 +35,9 @@ _GRACE = 15.0
 
 _HOOK = 60.0
 """Seconds for each half of a hook."""
+
+_AGENT = 20.0
+"""Seconds for each command to a guest's agent: a guest under load writes out what it has first."""
 
 _MOMENT = 30.0
 """Seconds for making a clone, with the brackets around it, unless the user says otherwise: databases bear such a pause."""
@@ -58,7 +62,7 @@ def find_downtime(
                 on=str(spec),
                 remedy="leave it out; hook:, unmount: and readonly: go with a snapshot",
             )
-        if spec.kind is BracketKind.FSFREEZE and not moment:
+        if spec.kind in (BracketKind.FSFREEZE, BracketKind.GUEST_AGENT) and not moment:
             raise UsageError(
                 f"a freeze is for the moment in which a capture is made, and nothing can hold one of {ref.name}",
                 on=str(spec),
@@ -114,6 +118,8 @@ def _make(spec: BracketSpec, check: Callable[[BracketSpec, str], None], ctx: Con
             frozen = Freeze(spec.argument)
             check(spec, spec.argument)
             return frozen
+        case BracketKind.GUEST_AGENT:
+            return GuestAgent(spec.argument, _AGENT)
         case BracketKind.HOOK:
             return Hook(spec.argument, os.environ, ctx.run_id, _HOOK)
         case BracketKind.READONLY:

@@ -11,7 +11,7 @@ from safehold.model.consistency import Consistency
 __all__ = ["Begin", "Bracket", "Undo"]
 
 Undo = Mapping[str, Any]
-"""What lets go, as plain data: `kind` (thaw, mount, remount or run) and what that kind needs; `safehold.watchdog.undo` says what."""
+"""What lets go, as plain data: `kind` (thaw, agent, mount, remount or run) and what that kind needs; `safehold.watchdog.undo` says what."""
 
 
 class Begin(Protocol):

@@ -14,6 +14,7 @@ class BracketKind(enum.Enum):
     """What there is before the colon."""
 
     FSFREEZE = "fsfreeze"
+    GUEST_AGENT = "guest-agent"
     UNMOUNT = "unmount"
     READONLY = "readonly"
     HOOK = "hook"
@@ -21,7 +22,7 @@ class BracketKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class BracketSpec:
-    """A kind, and the directory or command that it is about."""
+    """A kind, and the directory, socket or command that it is about."""
 
     kind: BracketKind
     argument: str

@@ -9,10 +9,11 @@ import signal
 import subprocess
 from typing import Protocol
 
+from safehold.watchdog.agent import Agent, AgentError
 from safehold.watchdog.kernel import mount, thaw
 from safehold.watchdog.messages import Message
 
-__all__ = ["Mount", "Remount", "Run", "Thaw", "Undo", "UndoFailed", "make_undo"]
+__all__ = ["AgentThaw", "Mount", "Remount", "Run", "Thaw", "Undo", "UndoFailed", "make_undo"]
 
 _MS_REMOUNT, _MS_PRIVATE, _MS_SHARED = 0x20, 1 << 18, 1 << 20
 
@@ -33,8 +34,9 @@ class Undo(Protocol):
 
 def make_undo(data: Message) -> Undo:
     """The undo that `data` tells of. OSError, ValueError or KeyError where it could not be done later."""
-    kinds: dict[str, type[Thaw] | type[Mount] | type[Remount] | type[Run]] = {
+    kinds: dict[str, type[Thaw] | type[AgentThaw] | type[Mount] | type[Remount] | type[Run]] = {
         "thaw": Thaw,
+        "agent": AgentThaw,
         "mount": Mount,
         "remount": Remount,
         "run": Run,
@@ -65,6 +67,23 @@ class Thaw:
     def release(self) -> None:
         """See `Undo`."""
         thaw(self._fd)
+
+
+class AgentThaw:
+    """`{kind: agent, path, seconds}`: a guest, by the agent in it that answers on a unix socket."""
+
+    def __init__(self, data: Message) -> None:
+        self._path, self._seconds = str(data["path"]), float(data["seconds"])
+        self.what = f"thaw the guest of {self._path}"
+
+    def release(self) -> None:
+        """See `Undo`."""
+        try:
+            with Agent(self._path, self._seconds) as agent:
+                if agent.frozen():
+                    agent.thaw()
+        except AgentError as error:
+            raise UndoFailed(f"the guest agent {error}") from error
 
 
 class Mount:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
-import subprocess
 from collections.abc import Iterator, Mapping
 
+from safehold.adapters.linux.gated import run_gated
 from safehold.model.consistency import Consistency
 from safehold.model.errors import ConsistencyError, StillHeldError, UsageError
 from safehold.ports.bracket import Begin, Undo
@@ -19,9 +18,6 @@ _KEPT = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TZ", "USER")
 """What of the environment a hook gets: nothing that opens a vault or a bucket."""
 
 _SAID = re.compile(rb"^consistency=(\w+)\s*$", re.MULTILINE)
-
-_GATE = 'read -r go && exec "$@"'
-"""Waits for a line before it becomes the hook. When this process dies first, there is no line and no hook."""
 
 
 class Hook:
@@ -88,40 +84,18 @@ class Hook:
             raise self._failed(f"said consistency={words[-1].decode()}", str(error)) from error
 
     def _run(self, half: str, seconds: float, begin: Begin | None) -> bytes:
-        """The output of one half, kept in memory: no disk has to be writable for it."""
-        output = os.memfd_create("hook")
+        """The output of one half."""
         try:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", _GATE, "hook", self._command, half],
-                env=self._environment,
-                cwd=os.path.dirname(self._command),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-            try:
-                if begin is not None:
-                    begin(process.pid)
-                process.communicate(b"go\n", timeout=seconds)
-            except BaseException as error:
-                with contextlib.suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise self._failed(
-                        f"did not finish {half} within {seconds:g} s", "give it more time, or look at what it waits for"
-                    ) from error
-                raise
-            said = os.pread(output, 1 << 20, 0)
-        finally:
-            os.close(output)
-        if process.returncode != 0:
-            last = said.decode(errors="replace").strip().rpartition("\n")[2]
+            ended = run_gated([self._command, half], self._environment, os.path.dirname(self._command), seconds, begin)
+        except TimeoutError as error:
             raise self._failed(
-                f"{half} ended with code {process.returncode}: {last}", f"run it by hand: {self._command} {half}"
+                f"did not finish {half} within {seconds:g} s", "give it more time, or look at what it waits for"
+            ) from error
+        if ended.code:
+            raise self._failed(
+                f"{half} ended with code {ended.code}: {ended.last_line}", f"run it by hand: {self._command} {half}"
             )
-        return said
+        return ended.said
 
     def _failed(self, what: str, remedy: str) -> ConsistencyError:
         return ConsistencyError(f"the hook {what}", on=self._command, remedy=remedy)

@@ -125,10 +125,11 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def start_guest(directory: Path, disks: Sequence[Path] = ()) -> Iterator[Guest]:
-    """Boot one that lasts until the block ends; raw files of `disks` are `/dev/vda` and so on. GuestError where it does not come up.
+def start_guest(directory: Path, disks: Sequence[Path | str] = (), agent: Path | None = None) -> Iterator[Guest]:
+    """Boot one that lasts until the block ends. GuestError where it does not come up.
 
-    `directory` takes its files, the console's log among them.
+    `directory` takes its files, the console's log among them. `disks` are `/dev/vda` and so on: raw files, or what else qemu has an address
+    for. `agent` is the socket of a port for a guest agent, `/dev/vport*p2` in the guest; its path has to be short.
     """
     kernel, machine = debian_kernel(), platform.machine()
     share, console, first = directory / SHARE, directory / "console.log", directory / "initramfs"
@@ -148,7 +149,12 @@ def start_guest(directory: Path, disks: Sequence[Path] = ()) -> Iterator[Guest]:
         "-device", "virtserialport,chardev=line,nr=1",
     ]  # fmt: skip
     for disk in disks:
-        command += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
+        # A file is the test's own; what is served elsewhere gets the guest's flushes.
+        cache = "unsafe" if isinstance(disk, Path) else "none"
+        command += ["-drive", f"file={disk},format=raw,if=virtio,cache={cache}"]
+    if agent is not None:
+        command += ["-chardev", f"socket,id=agent,path={agent},server=on,wait=off"]
+        command += ["-device", "virtserialport,chardev=agent,nr=2,name=org.qemu.guest_agent.0"]
     started = time.monotonic()
     with here, open(directory / "qemu.log", "wb") as log:
         emulator = subprocess.Popen(

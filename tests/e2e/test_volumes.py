@@ -181,6 +181,46 @@ def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
     assert (place / "which").read_text() == "newer"
 
 
+def test_a_switch_that_is_killed_anywhere_can_be_finished_or_taken_back(host: Host, tmp_path: Path) -> None:
+    """kill -9 of the command and of what it runs, at moments over all of its time."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    for name in ("data", "data2"):
+        host.program.run("volume", "create", name, "--size", "64M")
+        disk = device(host, name)
+        run("mkfs.ext4", "-q", disk)
+        run("mount", disk, place)
+        (place / "which").write_text(name)
+        run("umount", place)
+        host.program.run("volume", "detach", name)
+    host.program.run("volume", "attach", "data", "--mount", place, "--options", "noatime")
+    there, other, half_done = "data", "data2", 0
+    for moment in range(14):
+        back = ["--to", other] if there == "data" else ["--to", there, "--back"]
+        with host.program.start("volume", "switch", "data", *back, "--yes") as killed:
+            while not (host.home / "run/switch").exists() and killed.poll() is None:
+                time.sleep(0.005)
+            time.sleep(moment * 0.05)
+            killed.kill()
+        said = host.program.run("status").stdout
+        half_done += "is under way or was killed" in said
+        if "is under way or was killed" in said and moment % 3 == 2:
+            # Taken back instead.
+            away = ["--to", "data2", "--back"] if there == "data" else ["--to", "data2"]
+            host.program.run("volume", "switch", "data", *away, "--yes")
+        elif (place / "which").exists() and (place / "which").read_text() == other:
+            there, other = other, there
+        else:
+            host.program.run("volume", "switch", "data", *back, "--yes")
+            there, other = other, there
+        assert (place / "which").read_text() == there
+        assert "noatime" in run("findmnt", "-n", "-o", "OPTIONS", place)
+        assert "is under way" not in host.program.run("status").stdout
+        devices = run("losetup", "--noheadings", "--output", "BACK-FILE").split()
+        assert [one for one in devices if str(host.home) in one] == [str(host.home / "run/attached" / f"{there}.disk")]
+    assert half_done > 2, "it was never killed half way"
+
+
 def fio(place: Path, seconds: int) -> subprocess.Popen[str]:
     words = ["fio", "--name=w", f"--directory={place}", "--rw=randwrite", "--bs=4k", "--size=24M", "--ioengine=psync"]
     words += ["--verify=crc32c", "--verify_backlog=500", "--fsync=64", "--numjobs=2", "--group_reporting"]

@@ -9,6 +9,7 @@ import click
 from safehold.app.status import Standing, standings
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.compose.volume_client import VolumeClient
+from safehold.compose.volume_switch import switch_problems
 from safehold.model.errors import OverdueError, UsageError
 from safehold.model.units import format_duration, format_size, format_time, parse_span
 
@@ -33,6 +34,7 @@ def status(resource: str | None, max_age: str | None, access: Access, as_json: b
         found = standings(opened, run.ctx, limit)
         problems = [str(problem) for problem in opened.problems]
         problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
+        problems += switch_problems(run.paths.volume_switch)
     if resource is not None:
         found = [one for one in found if one.resource == resource]
         if not found:

@@ -19,6 +19,8 @@ from safehold.compose.quiet import find_brackets
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_service import serve_volumes
 from safehold.compose.volume_snapshot import take_snapshot
+from safehold.compose.volume_switch import read_underway
+from safehold.compose.volume_switch import switch as switch_volumes
 from safehold.model.consistency import Consistency
 from safehold.model.errors import FailedError, UsageError, VaultKeyError
 from safehold.model.units import format_duration, format_size, format_time, parse_size
@@ -340,10 +342,13 @@ def switch(name: str, other: str | None, back: bool, yes: bool, dry_run: bool) -
         raise UsageError("which volume takes its place?", on=name, remedy="give --to")
     old, new = (other, name) if back else (name, other)
     with Run.begin() as run, _client(run) as client:
-        made = client.attachments().get(old)
-        if made is None:
-            raise UsageError("the volume is not attached", on=old, remedy="safehold volume list shows what is")
-        where = f"{made.device}" + (f" on {made.mount}" if made.mount else "")
+        left = read_underway(run.paths.volume_switch)
+        if left is not None and {left.old, left.new} == {old, new}:
+            where = left.mount or f"what was {left.old}"
+            print(f"the switch of {left.old} to {left.new} did not come to its end; going on from there")
+        else:
+            made = client.found(old)
+            where = f"{made.device}" + (f" on {made.mount}" if made.mount else "")
         print(f"OUTAGE: {where} is away while {new} takes the place of {old}; what uses it has to be stopped")
         if dry_run:
             return
@@ -351,7 +356,7 @@ def switch(name: str, other: str | None, back: bool, yes: bool, dry_run: bool) -
             if not sys.stdin.isatty():
                 raise UsageError("a switch is an outage", on=where, remedy="say --yes")
             click.confirm("go on?", abort=True, err=True)
-        steps = client.switch(old, new)
+        steps = switch_volumes(client, run.paths.volume_switch, old, new)
     for step in steps:
         print(f"  {step.what} ({format_duration(step.seconds)})")
     way = f"safehold volume switch {name} --to {other}" + ("" if back else " --back")

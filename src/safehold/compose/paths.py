@@ -30,6 +30,11 @@ class Paths:
         return self.run / "volumes.control"
 
     @property
+    def volume_switch(self) -> Path:
+        """Where a switch of volumes that is under way is on record."""
+        return self.run / "switch"
+
+    @property
     def volume_exports(self) -> Path:
         """The socket on which the volume service speaks NBD."""
         return self.run / "volumes.nbd"

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from safehold.model.context import Context
 from safehold.model.errors import FailedError, UsageError
 from safehold.wire.control import ServiceAbsent, ask
 
-__all__ = ["SwitchStep", "VolumeClient"]
+__all__ = ["VolumeClient"]
 
 _PATIENCE = 600.0
 """Seconds that an order may take: making a volume of a point reads the point's whole map."""
@@ -27,14 +26,6 @@ _START = 20.0
 
 _STOP = 60.0
 """Seconds that a service may take to put its volumes away."""
-
-
-@dataclass(frozen=True)
-class SwitchStep:
-    """One step of a switch that was carried out, and how many seconds it took."""
-
-    what: str
-    seconds: float
 
 
 class VolumeClient:
@@ -142,61 +133,26 @@ class VolumeClient:
 
     def detach(self, name: str) -> Attachment:
         """Unmount a volume where it was mounted by `attach`, and take its device away."""
-        made = self._found(name)
+        made = self.found(name)
         devices.detach(self._attached, made)
         return made
 
-    def _found(self, name: str) -> Attachment:
+    def mount(self, name: str, place: str, options: str) -> None:
+        """Mount a volume that is attached."""
+        devices.mount(self._attached, self.found(name), place, options)
+
+    def unmount(self, name: str) -> None:
+        """Unmount a volume where it was mounted by `attach` or `mount`; it stays attached."""
+        devices.unmount(self._attached, self.found(name))
+
+    def found(self, name: str) -> Attachment:
+        """The attachment of a volume. UsageError where it is not attached."""
         try:
             return self.attachments()[name]
         except KeyError:
             raise UsageError(
                 "the volume is not attached", on=name, remedy="safehold volume list shows what is"
             ) from None
-
-    def switch(self, old: str, new: str) -> list[SwitchStep]:
-        """Put one volume in another's place: unmount, detach, attach, mount. Where a step fails, what was there before is put back.
-
-        FailedError; its remedy says whether the old volume is in its place.
-        """
-        was = self._found(old)
-        self.order("show", name=new)
-        if new in self.attachments():
-            raise UsageError("the volume is attached already", on=new, remedy=f"safehold volume detach {new}")
-        steps: list[SwitchStep] = []
-
-        def step(what: str, began: float) -> None:
-            steps.append(SwitchStep(what, time.monotonic() - began))
-
-        began = time.monotonic()
-        place, options = was.mount, was.options
-        if place:
-            was = devices.unmount(self._attached, was)
-            step(f"unmounted {place}", began)
-            began = time.monotonic()
-        try:
-            devices.detach(self._attached, was)
-            step(f"detached {old} from {was.device}", began)
-            began = time.monotonic()
-            made = self.attach(new, place or None, options)
-            step(f"attached {new} as {made.device}" + (f", mounted on {place}" if place else ""), began)
-        except BaseException as error:
-            self._put_back(old, place, options)
-            if not isinstance(error, FailedError):
-                raise
-            raise FailedError(
-                f"the switch did not come about: {error}",
-                on=new,
-                remedy=f"{old} is in its place again; mend that and try again",
-            ) from error
-        return steps
-
-    def _put_back(self, name: str, place: str, options: str) -> None:
-        made = self.attachments().get(name)
-        if made is None:
-            self.attach(name, place or None, options)
-        elif place:
-            devices.mount(self._attached, made, place, options)
 
 
 def _last_line(log: Path) -> str:

@@ -7,12 +7,13 @@ away, requests wait in the daemon until it is back or the time is over; `nbdfuse
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,8 @@ patience with a hung task.
 """
 
 _PATIENCE = 10.0
+_TURN = 60.0
+"""Seconds that others who attach or detach are waited for."""
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -42,12 +45,12 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 def attachments(directory: Path) -> list[Attachment]:
-    """What is attached; records of daemons that are gone are left out."""
+    """What is attached; records of daemons or devices that are gone are left out."""
     found = []
     for path in sorted(directory.glob("*.json")):
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             one = msgspec.json.decode(path.read_bytes(), type=Attachment)
-            if _start(one.pid) == one.started:
+            if _start(one.pid) == one.started and _backing(one.device) == one.file:
                 found.append(one)
     return found
 
@@ -57,13 +60,18 @@ def attach(directory: Path, socket: Path, volume: str) -> Attachment:
 
     UsageError where it is attached already or this cannot be done here, FailedError where a step fails; nothing stays half done.
     """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _turn(directory) as turn:
+        return _attach(directory, socket, volume, turn)
+
+
+def _attach(directory: Path, socket: Path, volume: str, turn: int) -> Attachment:
     for one in attachments(directory):
         if one.volume == volume:
             raise UsageError(f"the volume is attached already, as {one.device}", on=volume)
     _demand()
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     file, pidfile = directory / f"{volume}.disk", directory / f"{volume}.pid"
-    _unmount_stale(file)
+    _end_stale(file, pidfile, turn)
     file.touch(mode=0o600)
     pidfile.unlink(missing_ok=True)
     node = f"driver=nbd,node-name=v,server.type=unix,server.path={_comma(socket)},export={_comma(volume)},reconnect-delay={RECONNECT}"
@@ -75,7 +83,7 @@ def attach(directory: Path, socket: Path, volume: str) -> Attachment:
     pid = int(pidfile.read_text())
     try:
         # Never with --direct-io: past the page cache the daemon's file gives back something else than was written.
-        device = _run(["losetup", "--find", "--show", str(file)], f"volume {volume}").strip()
+        device = _run(["losetup", "--find", "--show", str(file)], f"volume {volume}", turn).strip()
     except BaseException:
         os.kill(pid, signal.SIGTERM)
         raise
@@ -87,47 +95,89 @@ def attach(directory: Path, socket: Path, volume: str) -> Attachment:
 def mount(directory: Path, attached: Attachment, place: str, options: str = "") -> Attachment:
     """Mount an attached volume. FailedError."""
     more = ["-o", options] if options else []
-    _run(["mount", *more, attached.device, place], attached.volume)
-    mounted = msgspec.structs.replace(attached, mount=os.path.abspath(place), options=options)
-    _keep(directory, mounted)
+    with _turn(directory) as turn:
+        # It is there already where whoever mounted it was killed before that was on record.
+        if os.path.abspath(place) not in _mounted(attached.device):
+            _run(["mount", *more, attached.device, place], attached.volume, turn)
+        mounted = msgspec.structs.replace(attached, mount=os.path.abspath(place), options=options)
+        _keep(directory, mounted)
     return mounted
 
 
 def unmount(directory: Path, attached: Attachment) -> Attachment:
     """Unmount what was mounted with `mount`. FailedError while it is in use."""
+    with _turn(directory) as turn:
+        return _unmount(directory, attached, turn)
+
+
+def _unmount(directory: Path, attached: Attachment, turn: int) -> Attachment:
     if attached.mount and os.path.ismount(attached.mount):
-        _run(["umount", attached.mount], attached.volume)
+        _run(["umount", attached.mount], attached.volume, turn)
     unmounted = msgspec.structs.replace(attached, mount="", options="")
     _keep(directory, unmounted)
     return unmounted
 
 
 def detach(directory: Path, attached: Attachment) -> None:
-    """Take the device away, unmounted before where Safehold mounted it. UsageError where something else holds it."""
+    """Take the device away, unmounted before where Safehold mounted it; one that was killed on the way goes on. UsageError where something else
+    holds it.
+    """
+    with _turn(directory) as turn:
+        if _backing(attached.device) == attached.file:
+            _take_device(directory, attached, turn)
+        # The kernel lets go of a loop device behind; the daemon can be stopped only then.
+        end = time.monotonic() + _PATIENCE
+        while _backing(attached.device) == attached.file:
+            if time.monotonic() > end:
+                raise FailedError(
+                    "the device is still held by somebody",
+                    on=attached.device,
+                    remedy="see who: lsof " + attached.device,
+                )
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(attached.pid, signal.SIGTERM)
+        _wait_for_end(attached.pid, attached.started, end)
+        (directory / f"{attached.volume}.json").unlink(missing_ok=True)
+        Path(attached.file).unlink(missing_ok=True)
+
+
+def _take_device(directory: Path, attached: Attachment, turn: int) -> None:
     users = _mounted(attached.device)
     if users and users != [attached.mount]:
         raise UsageError(
             f"{attached.device} is mounted on {', '.join(users)}", on=attached.volume, remedy="unmount it first"
         )
     if attached.mount:
-        attached = unmount(directory, attached)
-    _run(["blockdev", "--flushbufs", attached.device], attached.volume)
-    _run(["losetup", "--detach", attached.device], attached.volume)
-    # The kernel lets go of a loop device behind; the daemon can be stopped only then.
-    end = time.monotonic() + _PATIENCE
-    while _backing(attached.device) == attached.file:
-        if time.monotonic() > end:
-            raise FailedError(
-                "the device is still held by somebody", on=attached.device, remedy="see who: lsof " + attached.device
-            )
-        time.sleep(0.02)
-    os.kill(attached.pid, signal.SIGTERM)
-    while _start(attached.pid) == attached.started:
-        if time.monotonic() > end:
-            raise FailedError("the storage daemon does not end", on=f"process {attached.pid}", remedy="stop it by hand")
-        time.sleep(0.02)
-    (directory / f"{attached.volume}.json").unlink(missing_ok=True)
-    Path(attached.file).unlink(missing_ok=True)
+        attached = _unmount(directory, attached, turn)
+    _run(["blockdev", "--flushbufs", attached.device], attached.volume, turn)
+    _run(["losetup", "--detach", attached.device], attached.volume, turn)
+
+
+@contextlib.contextmanager
+def _turn(directory: Path) -> Iterator[int]:
+    """One at a time attaches and detaches. What it runs inherits the lock: where it is killed, the next one waits for what is still under way.
+
+    FailedError where that does not end.
+    """
+    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        end = time.monotonic() + _TURN
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise FailedError(
+                        "another attach or detach is at work and does not end",
+                        on=str(directory / ".lock"),
+                        remedy="see which: fuser -v " + str(directory / ".lock"),
+                    ) from None
+                time.sleep(0.05)
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def _demand() -> None:
@@ -148,10 +198,25 @@ def _comma(text: object) -> str:
     return str(text).replace(",", ",,")
 
 
-def _unmount_stale(file: Path) -> None:
-    """What a daemon that was killed left mounted."""
+def _end_stale(file: Path, pidfile: Path, turn: int) -> None:
+    """What an attach or a daemon that was killed left: devices of the file, a daemon that is on no record, and the file as a mount."""
+    for device in Path("/sys/block").glob("loop*"):
+        if _backing(device.name) == str(file):
+            _run(["losetup", "--detach", f"/dev/{device.name}"], device.name, turn)
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(pidfile.read_text())
+        if str(pidfile).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            os.kill(pid, signal.SIGTERM)
+            _wait_for_end(pid, _start(pid), time.monotonic() + _PATIENCE)
     if any(line.split()[4] == str(file) for line in Path("/proc/self/mountinfo").read_text().splitlines()):
-        _run(["umount", "--lazy", str(file)], str(file))
+        _run(["umount", "--lazy", str(file)], str(file), turn)
+
+
+def _wait_for_end(pid: int, started: int, end: float) -> None:
+    while _start(pid) == started != 0:
+        if time.monotonic() > end:
+            raise FailedError("the storage daemon does not end", on=f"process {pid}", remedy="stop it by hand")
+        time.sleep(0.02)
 
 
 def _keep(directory: Path, attached: Attachment) -> None:
@@ -161,12 +226,14 @@ def _keep(directory: Path, attached: Attachment) -> None:
     os.replace(fresh, path)
 
 
-def _run(command: Sequence[str], on: str) -> str:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], on: str, *keep: int) -> str:
+    """Its output. `keep` are descriptors that it holds for as long as it lives."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, pass_fds=keep)
     if done.returncode:
+        # The first line is the reason; what follows, with mount(8), is where to read on.
         said = (done.stderr or done.stdout).strip().splitlines()
         raise FailedError(
-            f"{command[0]} failed: {said[-1] if said else f'exit code {done.returncode}'}",
+            f"{command[0]} failed: {said[0].strip() if said else f'exit code {done.returncode}'}",
             on=on,
             remedy="mend that and try again",
         )

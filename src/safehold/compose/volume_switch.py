@@ -1,0 +1,128 @@
+"""Puts one attached volume in another's place. What is under way is on record, so that a switch which was killed can be finished or taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from safehold.compose.volume_client import VolumeClient
+from safehold.model.errors import FailedError, UsageError
+
+__all__ = ["SwitchStep", "Underway", "read_underway", "switch", "switch_problems"]
+
+
+@dataclass(frozen=True)
+class SwitchStep:
+    """One step of a switch that was carried out, and how many seconds it took."""
+
+    what: str
+    seconds: float
+
+
+class Underway(msgspec.Struct, frozen=True):
+    """A switch that has begun: `new` is to be where `old` was, mounted on `mount` with `options` where that is not empty."""
+
+    old: str
+    new: str
+    mount: str
+    options: str
+
+
+def read_underway(record: Path) -> Underway | None:
+    """What a switch that did not come to its end was about."""
+    try:
+        return msgspec.json.decode(record.read_bytes(), type=Underway)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def switch_problems(record: Path) -> list[str]:
+    """What somebody should look at."""
+    left = read_underway(record)
+    if left is None:
+        return []
+    where = left.mount or f"what was volume {left.old}"
+    remedy = f"safehold volume switch {left.old} --to {left.new}, or with --back"
+    return [
+        f"the switch of volume {left.old} to {left.new} is under way or was killed, and {where} may be away → {remedy}"
+    ]
+
+
+def switch(client: VolumeClient, record: Path, old: str, new: str) -> list[SwitchStep]:
+    """Unmount, detach, attach, mount. Where a step fails, what was there before is put back. `record` is the file that tells of it meanwhile;
+    where it tells of one between the same two volumes, this goes on from wherever that one stopped.
+
+    FailedError; its remedy says whether the old volume is in its place.
+    """
+    steps: list[SwitchStep] = []
+    wanted = _begin(client, record, old, new)
+    try:
+        _take_away(client, wanted, steps)
+        _put(client, new, wanted, steps)
+    except BaseException as error:
+        _put(client, old, wanted, [])
+        record.unlink()
+        if not isinstance(error, FailedError):
+            raise
+        raise FailedError(
+            f"the switch did not come about: {error}",
+            on=new,
+            remedy=f"{old} is in its place again; mend that and try again",
+        ) from error
+    record.unlink()
+    return steps
+
+
+def _begin(client: VolumeClient, record: Path, old: str, new: str) -> Underway:
+    left = read_underway(record)
+    if left is not None and {left.old, left.new} == {old, new}:
+        return Underway(old, new, left.mount, left.options)
+    if left is not None:
+        raise UsageError(
+            f"the switch of {left.old} to {left.new} has not come to its end",
+            on=old,
+            remedy=f"finish it: safehold volume switch {left.old} --to {left.new}, with --back to take it back",
+        )
+    was = client.found(old)
+    client.order("show", name=new)
+    if new in client.attachments():
+        raise UsageError("the volume is attached already", on=new, remedy=f"safehold volume detach {new}")
+    wanted = Underway(old, new, was.mount, was.options)
+    fresh = record.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(wanted))
+    os.replace(fresh, record)
+    return wanted
+
+
+def _take_away(client: VolumeClient, wanted: Underway, steps: list[SwitchStep]) -> None:
+    was = client.attachments().get(wanted.old)
+    if was is None:
+        return
+    if was.mount:
+        with _step(steps, f"unmounted {was.mount}"):
+            client.unmount(wanted.old)
+    with _step(steps, f"detached {wanted.old} from {was.device}"):
+        client.detach(wanted.old)
+
+
+def _put(client: VolumeClient, name: str, wanted: Underway, steps: list[SwitchStep]) -> None:
+    made = client.attachments().get(name)
+    if made is None:
+        with _step(steps, f"attached {name}" + (f", mounted on {wanted.mount}" if wanted.mount else "")):
+            client.attach(name, wanted.mount or None, wanted.options)
+    elif wanted.mount and not made.mount:
+        with _step(steps, f"mounted {name} on {wanted.mount}"):
+            client.mount(name, wanted.mount, wanted.options)
+
+
+@contextlib.contextmanager
+def _step(steps: list[SwitchStep], what: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    steps.append(SwitchStep(what, time.monotonic() - began))

@@ -349,3 +349,20 @@ def test_a_stopped_restore_leaves_no_process(program: Program, crowd: Path, tmp_
     while any(Path(f"/proc/{writer}").exists() for writer in writers):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_files_whose_parts_lie_in_another_order_in_the_vault(program: Program, vault: Path, tmp_path: Path) -> None:
+    """Parts are read in the order in which packs hold them; the first file put them there in its own."""
+    parts = [random.Random(n).randbytes(5_000_001) for n in range(4)]
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "first").write_bytes(b"".join(parts))
+    program.run("backup", tree, "--name", "parts")
+    (tree / "reversed").write_bytes(b"".join(reversed(parts)))
+    random.Random(1).shuffle(parts)
+    (tree / "mixed").write_bytes(b"".join(parts))
+    program.run("backup", tree, "--name", "parts")
+    assert int(program.json("point", "show", "parts@latest")["stored"]) < len(parts[0]) * 5, "parts are shared"
+    program.run("restore", f"parts@latest:{tree}", "--to", tmp_path / "out")
+    for name in ("first", "reversed", "mixed"):
+        subprocess.run(["cmp", tree / name, tmp_path / "out" / name], check=True)

@@ -154,7 +154,7 @@ class TreeTarget(Protocol):
         ...
 
     def write_file(self, path: bytes, entry: Entry, data: Iterator[tuple[int, memoryview | bytes]]) -> None:
-        """Make a regular file of (offset, bytes) pieces, the rest holes, with all its attributes; replaces what is there only when
+        """Make a regular file of (offset, bytes) pieces in any order, the rest holes, with all its attributes; replaces what is there only when
         all of it is written.
         """
         ...

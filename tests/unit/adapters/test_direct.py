@@ -26,27 +26,34 @@ BUFFER = DirectBuffer()
 lengths = st.one_of(st.integers(0, 3 * PAGE), st.integers(ROOM - 2, ROOM + 2), st.sampled_from([PAGE, ROOM, 2 * ROOM]))
 
 
-def written(path: Path, pieces: list[tuple[int, int]], tail: int) -> bytes:
-    """Write pieces, each (hole before it, length), then a hole; returns what belongs into the file."""
+def written(path: Path, pieces: list[tuple[int, int]], tail: int, order: random.Random | None = None) -> bytes:
+    """Write pieces, each (hole before it, length), then a hole; returns what belongs into the file. Pieces come in their order, or in any."""
     wanted = bytearray()
+    parts = []
+    for hole, length in pieces:
+        wanted += bytes(hole)
+        parts.append((len(wanted), SOME[:length]))
+        wanted += SOME[:length]
+    wanted += bytes(tail)
+    if order is not None:
+        order.shuffle(parts)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
         BUFFER.begin(fd)
-        for hole, length in pieces:
-            wanted += bytes(hole)
-            BUFFER.write(len(wanted), SOME[:length])
-            wanted += SOME[:length]
-        wanted += bytes(tail)
+        for offset, data in parts:
+            BUFFER.write(offset, data)
         BUFFER.finish(len(wanted))
     finally:
         os.close(fd)
     return bytes(wanted)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-@given(st.lists(st.tuples(lengths, lengths), max_size=5), lengths)
-def test_pieces_and_holes(tmp_path: Path, pieces: list[tuple[int, int]], tail: int) -> None:
-    assert written(tmp_path / "file", pieces, tail) == (tmp_path / "file").read_bytes()
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(st.lists(st.tuples(lengths, lengths), max_size=5), lengths, st.none() | st.randoms(use_true_random=False))
+def test_pieces_and_holes(
+    tmp_path: Path, pieces: list[tuple[int, int]], tail: int, order: random.Random | None
+) -> None:
+    assert written(tmp_path / "file", pieces, tail, order) == (tmp_path / "file").read_bytes()
 
 
 @pytest.mark.parametrize("fs", ["tmpfs", "ramfs"])

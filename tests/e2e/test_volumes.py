@@ -469,3 +469,24 @@ def test_past_the_limit_requests_fail_and_status_says_why(host: Host) -> None:
     host.program.run("volume", "detach", "data")
     disk = device(host, "data")
     assert run("sh", "-c", f"head -c 4194304 {disk} | sha256sum") == told
+
+
+def test_sizes_that_cannot_be(host: Host) -> None:
+    host.program.run("volume", "create", "data", "--size", "1M")
+    service = host.pid()
+    told = host.program.run("volume", "create", "huge", "--size", "99999999999999999999", code=2).stderr
+    assert "at most" in told
+    # More than a file can hold on many file systems, and than its maps have room on any of these.
+    qemu_io = ["qemu-io", "-f", "raw", host.nbd("data")]
+    run(*qemu_io, "-c", "write -P 7 0 1M")
+    host.program.run("volume", "resize", "data", "--size", "99999999999999999999", code=2)
+    told = host.program.run("volume", "resize", "data", "--size", "1023T", code=1).stderr
+    assert "cannot be resized" in told
+    run(*qemu_io, "-c", "read -P 7 0 1M")
+    assert host.show("data")["size"] == MIB
+    host.program.run("volume", "resize", "data", "--size", "2M")
+    run(*qemu_io, "-c", "read -P 7 0 1M", "-c", "read -P 0 1M 1M", "-c", "write -P 8 1M 1M")
+    assert host.pid() == service, "nothing of this ended the service"
+    host.program.run("volume", "stop")
+    host.program.run("volume", "list")
+    run(*qemu_io, "-c", "read -P 7 0 1M", "-c", "read -P 8 1M 1M")

@@ -17,6 +17,7 @@ from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, SafeholdError, UsageError
 from safehold.model.extents import ExtentKind
 from safehold.model.quiet import Quieted
+from safehold.model.units import format_size
 from safehold.recovery.hydration import Hydrator
 from safehold.vault.catalogue import Point
 from safehold.vault.disk import StoredDisk
@@ -29,6 +30,8 @@ BLOCK = 512 * 1024
 """Bytes of a volume's block, unless the vault's are larger."""
 
 _IDS_AT_ONCE = 4096
+LARGEST = 1 << 50
+"""Bytes of a volume: its maps take 4 GiB then."""
 RECYCLE = 7 * 86400.0
 """Seconds that a deleted volume can be taken back."""
 
@@ -87,10 +90,7 @@ class VolumeService:
         check_name(name)
         record = VolumeRecord(name, uuid.uuid4().hex, size, BLOCK, vault, self._ctx.clock.now())
         if not origin:
-            if size <= 0 or size % 512:
-                raise UsageError(
-                    "the size of a volume is a multiple of 512 bytes", on=name, remedy="such as --size 10G"
-                )
+            _check_size(name, size)
             return self.directory.create(record, (), ())
         opened = self._open_vault(vault)
         point = select(opened.points()[0], origin)
@@ -171,6 +171,7 @@ class VolumeService:
 
     def resize(self, name: str, size: int) -> HeldVolume:
         """Make a volume larger."""
+        _check_size(name, size)
         held = self.directory.resize(name, size, self._end_hydration)
         if held.record.origin and held.missing:
             self._hydrate(held)
@@ -239,6 +240,15 @@ class VolumeService:
             filter(
                 None, (held.problem, self._uploader.problems.get(held.name, ""), hydrator.problem if hydrator else "")
             )
+        )
+
+
+def _check_size(name: str, size: int) -> None:
+    if not 0 < size <= LARGEST or size % 512:
+        raise UsageError(
+            f"the size of a volume is a multiple of 512 bytes, and at most {format_size(LARGEST)}",
+            on=name,
+            remedy="such as --size 10G",
         )
 
 

@@ -311,9 +311,12 @@ class VolumeDirectory:
                 raise UsageError("snapshots are on their way", on=name, remedy="wait: safehold volume show " + name)
             before(name)
             close_volume(held.volume, held.epochs)
-            grow_volume(held.files, held.record, size)
-            held = self._volumes[name] = HeldVolume(held.files.directory, self._boot)
-            return held
+            try:
+                grow_volume(held.files, held.record, size)
+            finally:
+                # Whatever came of it: the record tells which size counts, and what is longer than that does no harm.
+                self._volumes[name] = HeldVolume(held.files.directory, self._boot)
+            return self._volumes[name]
 
     def _idle(self, name: str, what: str) -> HeldVolume:
         held = self.get(name)

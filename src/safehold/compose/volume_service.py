@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -49,7 +50,7 @@ def serve_volumes(
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)
     exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
-    control = ControlServer(paths.volume_control, Orders(service, ctx.cancel.cancel).answer)
+    control = ControlServer(paths.volume_control, Orders(service, ctx.cancel.cancel).answer, _log)
     try:
         service.start()
         ready()
@@ -58,6 +59,11 @@ def serve_volumes(
         control.close()
         exports.stop()
         service.stop()
+
+
+def _log(error: Exception) -> None:
+    """For whoever is to find out what went wrong; standard error is the service's log."""
+    traceback.print_exception(error)
 
 
 def _on_device(blocks: Blocks) -> Topology:

@@ -24,20 +24,28 @@ class ServiceAbsent(FailedError):
 
 
 def ask(path: Path, question: Mapping[str, object], timeout: float) -> dict[str, Any]:
-    """The answer of whoever listens there. Raises the SafeholdError that it answers with, and ServiceAbsent where nobody does."""
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(timeout)
+    """The answer of whoever listens there. Raises the SafeholdError that it answers with, ServiceAbsent where nobody listens, and FailedError where
+    somebody does and no answer comes: what was asked for may be done or not.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout)
+        try:
             connection.connect(str(path))
+        except OSError as error:
+            raise ServiceAbsent(
+                f"the volume service does not answer ({error})", on=str(path), remedy="start it: safehold volume serve"
+            ) from error
+        try:
             connection.sendall(json.dumps(question).encode() + b"\n")
-            line = _line(connection)
-        answer = json.loads(line)
-    except (OSError, ValueError) as error:
-        raise ServiceAbsent(
-            f"the volume service does not answer ({error})", on=str(path), remedy="start it: safehold volume serve"
-        ) from error
+            answer = json.loads(_line(connection))
+        except (OSError, ValueError) as error:
+            raise FailedError(
+                f"the volume service went away, or hangs, before it answered ({error})",
+                on=str(path),
+                remedy="see what came of it: safehold volume list",
+            ) from error
     if not isinstance(answer, dict):
-        raise ServiceAbsent("something else answers", on=str(path))
+        raise FailedError("something else answers", on=str(path), remedy="see who listens there: fuser -v")
     failure = answer.get("error")
     if isinstance(failure, dict):
         kind = getattr(errors, str(failure.get("kind")), FailedError)
@@ -61,9 +69,16 @@ def _line(connection: socket.socket) -> bytes:
 class ControlServer:
     """Listens on a socket and answers each question in a thread of its own."""
 
-    def __init__(self, path: Path, answer: Callable[[Mapping[str, object]], Mapping[str, object]]) -> None:
-        """`answer` may raise SafeholdError. A socket file that nobody listens on is replaced; FailedError where somebody does."""
-        self._answer = answer
+    def __init__(
+        self,
+        path: Path,
+        answer: Callable[[Mapping[str, object]], Mapping[str, object]],
+        unexpected: Callable[[Exception], None],
+    ) -> None:
+        """`answer` may raise SafeholdError; what else it raises is told to `unexpected`. A socket file that nobody listens on is replaced;
+        FailedError where somebody does.
+        """
+        self._answer, self._unexpected = answer, unexpected
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -117,3 +132,7 @@ class ControlServer:
         except SafeholdError as error:
             kind = next(one.__name__ for one in type(error).__mro__ if hasattr(errors, one.__name__))
             return {"error": {"kind": kind, "what": error.what, "on": error.on, "remedy": error.remedy}}
+        except Exception as error:  # the last line of defence: whoever asked would wait, and not know why
+            self._unexpected(error)
+            what = f"the volume service met what it does not know ({type(error).__name__}: {error})"
+            return {"error": {"kind": "FailedError", "what": what, "on": "", "remedy": "see its log"}}

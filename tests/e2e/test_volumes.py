@@ -490,3 +490,14 @@ def test_sizes_that_cannot_be(host: Host) -> None:
     host.program.run("volume", "stop")
     host.program.run("volume", "list")
     run(*qemu_io, "-c", "read -P 7 0 1M", "-c", "read -P 8 1M 1M")
+
+
+def test_the_service_keeps_the_passphrase_to_itself(host: Host, tmp_path: Path) -> None:
+    """It is not in the environment, which goes on to what the service starts and to who looks at it; the vault can be opened all the same."""
+    host.program.run("volume", "create", "data", "--size", "1M")
+    environment = Path(f"/proc/{host.pid()}/environ").read_bytes()
+    assert b"SAFEHOLD_HOME=" in environment
+    assert b"correct horse" not in environment
+    for _ in range(2):
+        host.program.run("volume", "snapshot", "data", "--wait")
+    assert len(host.program.json("points")["points"]) == 2

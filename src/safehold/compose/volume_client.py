@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -23,6 +24,9 @@ _PATIENCE = 600.0
 
 _START = 20.0
 """Seconds until a service that was started has to answer."""
+
+_SECRET = 3
+"""The descriptor on which a service that is started finds a passphrase."""
 
 _STOP = 60.0
 """Seconds that a service may take to put its volumes away."""
@@ -85,18 +89,27 @@ class VolumeClient:
         self._paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         log = self._paths.state / "volumes.log"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        # Not a child that anybody waits for: it outlives this run.
-        process = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-m", "safehold", "volume", "serve"],
-            self._environment,
-            file_actions=[
+        environment = dict(self._environment)
+        secret = environment.pop("SAFEHOLD_PASSPHRASE", None)
+        with contextlib.ExitStack() as stack:
+            actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-        )
+            ]
+            if secret is not None:
+                memory = _in_memory(os.fsencode(secret))
+                stack.callback(os.close, memory)
+                actions.append((os.POSIX_SPAWN_DUP2, memory, _SECRET))
+                environment["SAFEHOLD_PASSPHRASE_FILE"] = f"/proc/self/fd/{_SECRET}"
+            # Not a child that anybody waits for: it outlives this run.
+            process = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", "safehold", "volume", "serve"],
+                environment,
+                file_actions=actions,
+                setsid=True,
+            )
         end = time.monotonic() + _START
         while not self.running():
             ended, _ = os.waitpid(process, os.WNOHANG)
@@ -153,6 +166,14 @@ class VolumeClient:
             raise UsageError(
                 "the volume is not attached", on=name, remedy="safehold volume list shows what is"
             ) from None
+
+
+def _in_memory(secret: bytes) -> int:
+    """A file without a name that holds a secret: what is in the environment of a service goes on to all that it starts."""
+    memory = os.memfd_create("passphrase")
+    os.fchmod(memory, 0o600)
+    os.write(memory, secret)
+    return memory
 
 
 def _last_line(log: Path) -> str:

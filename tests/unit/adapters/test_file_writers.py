@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -28,12 +29,26 @@ def pieces(directory: bytes, count: int = 1000, mode: int = 0o664) -> list[Piece
     ]
 
 
+OTHERS: set[str] = set()  # children that were there before a test: servers that other tests go on using
+
+
 def children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    """The processes that the test in hand has started."""
+    return sorted(set(all_children()) - OTHERS)
+
+
+def all_children() -> list[str]:
+    found: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found += (task / "children").read_text().split()
+    return found
 
 
 @pytest.fixture
 def top(tmp_path: Path) -> Path:
+    OTHERS.clear()
+    OTHERS.update(all_children())
     place = tmp_path / "top"
     place.mkdir()
     return place

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from safehold.testing.program import Program
+from tests.e2e.hosts import Host, new_host
 
 
 @pytest.fixture
@@ -19,3 +21,10 @@ def vault(program: Program, tmp_path: Path) -> Path:
     place = tmp_path / "vault"
     program.run("vault", "init", place, "--kit-file", tmp_path / "kit.txt")
     return place
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A machine with a vault, for volumes."""
+    with new_host() as made:
+        yield made

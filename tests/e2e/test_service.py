@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from safehold.testing.program import Program
+from tests.e2e.hosts import Host, run
 
 
 @pytest.fixture
@@ -106,3 +107,72 @@ def test_beginning(program: Program, tmp_path: Path, place: Path) -> None:
         assert "safehold" not in done.stderr, done.stderr
     place.write_text("version: 3")
     assert "safehold.yaml:1" in program.run("service", "install-units", "--config", place, "--to", units, code=2).stderr
+
+
+def test_live_volumes(host: Host) -> None:
+    """Two volumes sealed at one instant, inside a hook, by the schedule; the rules hold for the histories of both."""
+    program, home = host.program, host.home
+    program.run("volume", "create", "data", "--size", "4M")
+    program.run("volume", "create", "log", "--size", "1M")
+    program.run("vault", "init", home / "other", "--kit-file", home / "other.txt")
+    program.run("volume", "create", "elsewhere", "--size", "1M", "--vault", home / "other")
+    hook = home / "hook"
+    hook.write_text(f"#!/bin/sh\necho $1 >> {home}/held\necho consistency=application\n")
+    hook.chmod(0o700)
+    (home / "pass").write_text("correct horse\n")
+    (home / "pass").chmod(0o600)
+    place = home / "safehold.yaml"
+    place.write_text(f"""\
+version: 1
+vaults:
+  main: {{place: {home}/vault/, passphrase_file: {home}/pass}}
+resources:
+  db: {{volumes: [data, log], brackets: ['hook:{hook}'], require: application, tags: {{env: prod}}, plan: often}}
+  stray: {{volumes: [elsewhere], plan: often}}
+plans:
+  often: {{every: 1h, keep: {{last: 2}}, verify: {{}}}}
+""")
+    assert "db: volume data, volume log into main" in program.run("config", "check", "--config", place).stdout
+    for content in range(3):
+        run("qemu-io", "-f", "raw", "-c", f"write -P {content + 1} 0 1M", host.nbd("data"))
+        steps = program.json("service", "run", "--all", "--config", place, code=2)["steps"]
+        told = {(one["step"], one["on"]): one for one in steps}
+        assert told["backup", "db"]["code"] == 0
+        assert told["backup", "db"]["figures"]["size_bytes"] == 5 << 20
+        assert "snapshots of this volume go to" in told["backup", "stray"]["what"]
+    assert told["expire", "db"]["figures"] == {"expired": 1, "points": 2}
+    points = program.json("points")["points"]
+    assert [[member["name"] for member in one["members"]] for one in points] == [["data", "log"]] * 2
+    assert {member["consistency"] for one in points for member in one["members"]} == {"application"}
+    assert (home / "held").read_text().split() == ["freeze", "thaw"] * 3
+    program.run("restore", "data@latest", "--to", home / "back")
+    run("qemu-io", "-f", "raw", "-r", "-c", "read -P 3 0 1M", home / "back")
+    # One that was started from a timer would end with it.
+    program.run("volume", "stop")
+    absent = program.json("service", "run", "--all", "--config", place, code=2)["steps"][0]
+    assert "nobody serves the volumes" in absent["what"]
+    assert "safehold-volumes" in absent["remedy"]
+
+
+def test_a_killed_run_is_begun_anew(program: Program, place: Path, tmp_path: Path) -> None:
+    """Not at once: what kills it may do so again."""
+    (tmp_path / "stop").write_text("#!/bin/sh\nkill -9 $PPID\n")
+    (tmp_path / "stop").chmod(0o700)
+    place.write_text(
+        place.read_text().replace(
+            f"disk: {{paths: [{tmp_path}/disk.img]",
+            f"""\
+disk: {{paths: [{tmp_path}/disk.img], brackets: ['hook:{tmp_path}/stop'], downtime: 10s""",
+        )
+    )
+    assert program.run("service", "run", "--config", place, code=-9).returncode == -9
+    memory = program.home / "state/service.json"
+    assert program.json("service", "run", "--config", place, code=2)["steps"][0]["on"] == "gone"
+    left = json.loads(memory.read_text())
+    assert left["cut"] == {"backup disk": 1}
+    (tmp_path / "stop").write_text("#!/bin/sh\n")
+    left["times"]["backup disk"] -= 901
+    memory.write_text(json.dumps(left))
+    again = program.json("service", "run", "--config", place)["steps"]
+    assert (again[0]["step"], again[0]["on"], again[0]["code"]) == ("backup", "disk", 0)
+    assert json.loads(memory.read_text())["cut"] == {}

@@ -8,7 +8,7 @@ from datetime import UTC
 from pathlib import Path
 
 from safehold.app.backup import BackupOptions, Host
-from safehold.app.service import Job, Memory, Plan, Result, run_due
+from safehold.app.service import Job, Memory, Plan, Result, from_source, run_due
 from safehold.app.verify import Depth, verify_points
 from safehold.model.context import Context
 from safehold.model.resource import ResourceRef
@@ -48,11 +48,14 @@ def test_a_month(tmp_path: Path) -> None:
     killed = 0
     host = Host("host", "id", "boot/ns")
 
-    def source(name: str) -> tuple[Source, ResourceRef]:
-        return BytesSource(BytesDisk(disks[name])), ResourceRef("volume", name, name)
+    def job(name: str) -> Job:
+        def find(ctx: Context) -> tuple[Source, ResourceRef, BackupOptions]:
+            return BytesSource(BytesDisk(disks[name])), ResourceRef("volume", name, name), BackupOptions()
+
+        return Job(name, "main", plan, from_source(find), (name,))
 
     plan = Plan(parse_schedule("02:00"), KeepRules(last=2, daily=7, weekly=3), (20 * DAY, 12 * BLOCK), pruning=3 * DAY)
-    jobs = [Job(n, "main", plan, BackupOptions(), lambda n=n: source(n)) for n in disks]  # type: ignore[misc]
+    jobs = [job(name) for name in disks]
     for hour in range(31 * 24):
         clock.time = 1_795_000_000.0 // DAY * DAY + hour * 3600.0
         for name, disk in disks.items():

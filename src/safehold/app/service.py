@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
+from glob import escape
 from pathlib import Path
 from typing import Protocol
 
@@ -18,14 +19,14 @@ from safehold.app.expire import apply_expiry, plan_expiry
 from safehold.app.prune import prune_vault
 from safehold.app.verify import verify_next
 from safehold.model.context import Context
-from safehold.model.errors import PartialError, SafeholdError
+from safehold.model.errors import CancelledError, PartialError, SafeholdError
 from safehold.model.resource import ResourceRef
 from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import Schedule, is_due
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
-__all__ = ["Job", "Memory", "Plan", "Result", "Tell", "metrics", "run_due"]
+__all__ = ["Job", "MakePoint", "Memory", "Plan", "Result", "Tell", "from_source", "metrics", "run_due"]
 
 PATIENCE = 36 * 3600.0
 """Seconds without a sign of life after which a session is ended."""
@@ -41,15 +42,33 @@ class Plan:
     pruning: float | None = None
 
 
+class MakePoint(Protocol):
+    """Backs a resource up."""
+
+    def __call__(self, open_vault: Callable[[], Vault], host: Host, ctx: Context) -> BackupOutcome:
+        """Return with the point in the vault. SafeholdError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Job:
-    """A resource, how to find its source, the name of its vault, and its plan."""
+    """A resource, how a point of it is made, the name of its vault, and its plan. `histories` are the names that its points have in the vault."""
 
     resource: str
     vault: str
     plan: Plan
-    options: BackupOptions
-    source: Callable[[], tuple[Source, ResourceRef]]
+    make_point: MakePoint
+    histories: tuple[str, ...]
+
+
+def from_source(find: Callable[[Context], tuple[Source, ResourceRef, BackupOptions]]) -> MakePoint:
+    """Points of what `find` finds; it is asked anew each time."""
+
+    def make_point(open_vault: Callable[[], Vault], host: Host, ctx: Context) -> BackupOutcome:
+        source, ref, options = find(ctx)
+        return back_up(open_vault(), source, ref, host, options, ctx)
+
+    return make_point
 
 
 @dataclass
@@ -81,30 +100,49 @@ class Tell(Protocol):
         ...
 
 
-class _Started(msgspec.Struct):
+_CUT = (900.0, 3600.0, 4 * 3600.0)
+"""Seconds after its start that a step whose process ended in the middle is begun anew. One that ends it each time must not do so for ever."""
+
+
+class _Steps(msgspec.Struct):
     times: dict[str, float] = {}
+    cut: dict[str, int] = {}
 
 
 class Memory:
-    """When each step was last started, in a file of this machine."""
+    """When each step was last started, and which did not come to their end, in a file of this machine."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._times = msgspec.json.decode(path.read_bytes(), type=_Started).times
+            self._steps = msgspec.json.decode(path.read_bytes(), type=_Steps)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            self._times = {}
+            self._steps = _Steps()
 
     def last(self, step: str) -> float | None:
         """Seconds since 1970; None for never."""
-        return self._times.get(step)
+        return self._steps.times.get(step)
+
+    def cut(self, step: str, now: float) -> bool:
+        """True where the step's process was killed in the middle (a crash, a reboot), and it is time to begin anew."""
+        times, last = self._steps.cut.get(step, 0), self.last(step)
+        return 0 < times <= len(_CUT) and last is not None and abs(now - last) >= _CUT[times - 1]
 
     def start(self, step: str, now: float) -> None:
-        """Remember a start, before anything is done: a step that kills its process is not repeated at once."""
-        self._times[step] = now
+        """Remember a start, before anything is done."""
+        self._steps.times[step] = now
+        self._steps.cut[step] = self._steps.cut.get(step, 0) + 1
+        self._keep()
+
+    def end(self, step: str) -> None:
+        """The step came to its end, be it a good or a bad one."""
+        self._steps.cut.pop(step, None)
+        self._keep()
+
+    def _keep(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(_Started(self._times)))
+        fresh.write_bytes(msgspec.json.encode(self._steps))
         fresh.replace(self._path)
 
 
@@ -124,7 +162,7 @@ def run_due(
     now = ctx.clock.now()
 
     def due(step: str, schedule: Schedule) -> bool:
-        return everything or is_due(schedule, memory.last(step), now, zone)
+        return everything or is_due(schedule, memory.last(step), now, zone) or memory.cut(step, now)
 
     def step(kind: str, on: str, vault: str, act: Callable[[Result], None]) -> Result:
         ctx.cancel.check()
@@ -135,6 +173,8 @@ def run_due(
         except SafeholdError as error:
             result.error = error
         result.finished = ctx.clock.now()
+        if not isinstance(result.error, CancelledError):
+            memory.end(f"{kind} {on}")
         results.append(result)
         tell(result)
         ctx.cancel.check()
@@ -161,9 +201,7 @@ def run_due(
 
 def _backup(job: Job, open_vault: Callable[[str], Vault], host: Host, ctx: Context) -> Callable[[Result], None]:
     def act(result: Result) -> None:
-        source, ref = job.source()
-        result.outcome = back_up(open_vault(job.vault), source, ref, host, job.options, ctx)
-        done = result.outcome
+        done = result.outcome = job.make_point(lambda: open_vault(job.vault), host, ctx)
         result.figures = {
             "size_bytes": done.size,
             "read_bytes": done.read,
@@ -178,7 +216,7 @@ def _expire(job: Job, open_vault: Callable[[str], Vault], zone: tzinfo, ctx: Con
     def act(result: Result) -> None:
         vault = open_vault(job.vault)
         assert job.plan.rules is not None
-        plan = plan_expiry(vault, [job.resource], job.plan.rules, zone, ctx)
+        plan = plan_expiry(vault, [escape(name) for name in job.histories], job.plan.rules, zone, ctx)
         apply_expiry(vault, plan.expiring, ctx)
         result.figures = {"expired": len(plan.expiring), "points": len(plan.decisions) - len(plan.expiring)}
         plan.damaged.fail(vault.store.url)

@@ -45,6 +45,10 @@ resources:
   #   paths: [/srv/www, /var/lib/www]
   #   exclude: ['*.tmp', '**/cache/**']
   #   plan: nightly
+  # db:
+  #   volumes: [db-data, db-log]             # live volumes, sealed at one instant
+  #   brackets: ['fsfreeze:/srv/db']         # made quiet for that moment
+  #   plan: hourly
 
 plans:
   nightly:
@@ -53,6 +57,9 @@ plans:
     verify: {older_than: 30d, read_budget: 10GB}
     prune: 7d
     # on_failure: {command: /usr/local/bin/page-me}       # or: {webhook: https://example.org/hook}
+  # hourly:
+  #   every: 1h
+  #   keep: {last: 24, daily: 7}
 
 # metrics: /var/lib/prometheus/node-exporter/safehold.prom
 """
@@ -73,9 +80,8 @@ KillSignal=SIGTERM
 TimeoutStopSec=60
 UMask=0077
 NoNewPrivileges=yes
-ProtectKernelTunables=yes
-ProtectControlGroups=yes
 RestrictRealtime=yes
+# Nothing here gives it mounts of its own: what brackets unmount has to be unmounted for everybody.
 """
 
 TIMER = """\
@@ -139,7 +145,8 @@ def check(path: Path | None, as_json: bool) -> None:
     for job in asked:
         settings = found.resources[job.resource]
         plan = found.plans[settings.plan]
-        print(f"{job.resource}: {', '.join(settings.paths)} into {job.vault}, {plan.at or f'every {plan.every}'}")
+        what = ", ".join(settings.paths or [f"volume {name}" for name in settings.volumes])
+        print(f"{job.resource}: {what} into {job.vault}, {plan.at or f'every {plan.every}'}")
     print(f"ok: {place}")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,18 +18,17 @@ from safehold.compose.credentials import find_credentials
 from safehold.compose.quiet import find_brackets
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_service import serve_volumes
-from safehold.compose.volume_snapshot import take_snapshot
+from safehold.compose.volume_snapshot import take_snapshot, wait_for_snapshot
 from safehold.compose.volume_switch import read_underway
 from safehold.compose.volume_switch import switch as switch_volumes
 from safehold.model.consistency import Consistency
-from safehold.model.errors import FailedError, UsageError, VaultKeyError
+from safehold.model.errors import UsageError, VaultKeyError
 from safehold.model.units import format_duration, format_size, format_time, parse_size
 
 __all__ = ["restore_to_volume", "volume"]
 
 _SECRETS = ("SAFEHOLD_PASSPHRASE", "SAFEHOLD_PASSPHRASE_FILE", "SAFEHOLD_PASSPHRASE_COMMAND", "SAFEHOLD_KIT")
 _OTHERS = ("SAFEHOLD_IDENTITY", "SAFEHOLD_WRITER")
-_POLL = 0.2
 
 
 @click.group()
@@ -217,7 +216,7 @@ def snapshot(
                 f"writes waited {made['pause'] * 1000:.1f} ms{held}"
             )
         if wait:
-            made = _wait_for(run, client, made["id"])
+            made = wait_for_snapshot(client, made["id"], math.inf, run.ctx)
             if not as_json:
                 print(
                     f"completed: point {made['point'][:8]}, {format_size(made['read'])} read, {format_size(made['stored'])} stored"
@@ -226,28 +225,6 @@ def snapshot(
             print(f"  → pending; it becomes a point behind: safehold volume show {wanted[0]}")
     if as_json:
         print_json(made)
-
-
-def _wait_for(run: Run, client: VolumeClient, identity: str) -> dict[str, Any]:
-    told = ""
-    while True:
-        run.ctx.cancel.check()
-        found = client.order("find", id=identity)
-        failed = [one for one in found if one["state"] == "failed"]
-        if failed or not found:
-            raise FailedError(
-                f"the snapshot failed: {failed[0]['snapshot_problem'] if failed else 'it is gone'}",
-                on=failed[0]["volume"] if failed else identity[:8],
-                remedy="take another one",
-            )
-        if all(one["state"] == "completed" for one in found):
-            first: dict[str, Any] = found[0]
-            return first | {"read": sum(one["read"] for one in found)}
-        problem = next((one["problem"] for one in found if one["problem"]), "")
-        if problem and problem != told:
-            run.ctx.progress.warn(problem)
-            told = problem
-        time.sleep(_POLL)
 
 
 @volume.command()

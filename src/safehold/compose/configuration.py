@@ -14,6 +14,7 @@ from safehold.model.errors import UsageError
 from safehold.model.units import parse_size, parse_span
 from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import Schedule, parse_schedule
+from safehold.quiesce.specs import parse_bracket
 
 __all__ = ["Configuration", "OnFailure", "PlanSettings", "ResourceSettings", "VaultSettings", "load_configuration"]
 
@@ -31,16 +32,26 @@ class VaultSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is backed up: one disk, or files and directories, and what of them is left out."""
+    """What is backed up: one disk, or files and directories and what of them is left out, or live volumes, sealed at one instant. `brackets`
+    make it quiet meanwhile, for at most `downtime`.
+    """
 
-    paths: list[str]
     plan: str
+    paths: list[str] = []
+    volumes: list[str] = []
     vault: str = ""
     exclude: list[str] = []
     exclude_caches: bool = False
     one_file_system: bool = False
     require: str = ""
+    brackets: list[str] = []
+    downtime: str = ""
     tags: dict[str, str] = {}
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds for which brackets may be held; None where nothing is said of it. ValueError."""
+        return parse_span(self.downtime) if self.downtime else None
 
 
 class _Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,8 +189,7 @@ def _check(plain: Any) -> Configuration:
         _known(("resources", name, "plan"), resource.plan, found.plans)
         if resource.vault or len(found.vaults) > 1:
             _known(("resources", name, "vault"), resource.vault, found.vaults)
-        if not resource.paths:
-            raise _Fault(("resources", name, "paths"), "there is none")
+        _check_resource(("resources", name), resource)
         if resource.require not in ("", "none", "crash", "filesystem", "application"):
             raise _Fault(
                 ("resources", name, "require"), f"{resource.require!r} is none of none, crash, filesystem, application"
@@ -196,6 +206,27 @@ def _check(plain: Any) -> Configuration:
         if webhook and not re.match(r"https://|http://(127\.\d+\.\d+\.\d+|localhost)[:/]", webhook):
             raise _Fault(("plans", name, "on_failure", "webhook"), "is not encrypted", "use an https:// address")
     return found
+
+
+def _check_resource(path: tuple[str, ...], resource: ResourceSettings) -> None:
+    if bool(resource.paths) == bool(resource.volumes):
+        raise _Fault(path, "give one of paths and volumes", "paths: [/etc], or volumes: [data]")
+    for field in ("exclude", "exclude_caches", "one_file_system", "downtime") if resource.volumes else ():
+        if getattr(resource, field):
+            raise _Fault((*path, field), "says nothing of volumes", "leave it out")
+    if resource.downtime and not resource.brackets:
+        raise _Fault((*path, "downtime"), "a downtime of what?", "say what is made quiet: brackets: ['readonly:/srv']")
+    try:
+        for bracket in resource.brackets:
+            parse_bracket(bracket)
+    except UsageError as error:
+        raise _Fault((*path, "brackets"), str(error), error.remedy) from None
+    try:
+        limit = resource.limit
+    except ValueError as error:
+        raise _Fault((*path, "downtime"), str(error)) from None
+    if limit == 0:
+        raise _Fault((*path, "downtime"), "no time at all")
 
 
 def _known(path: tuple[str, ...], name: str, among: dict[str, Any]) -> None:

@@ -13,17 +13,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from safehold.app.backup import BackupOptions
+from safehold.app.backup import BackupOptions, BackupOutcome, Host
 from safehold.app.opening import open_vault
-from safehold.app.service import Job, Plan, Result, metrics
+from safehold.app.service import Job, MakePoint, Plan, Result, from_source, metrics
 from safehold.compose.configuration import Configuration, ResourceSettings, VaultSettings
 from safehold.compose.credentials import find_credentials
 from safehold.compose.paths import Paths
+from safehold.compose.quiet import find_brackets, find_downtime
+from safehold.compose.volume_client import VolumeClient
+from safehold.compose.volume_snapshot import take_snapshot, wait_for_snapshot
 from safehold.compose.wiring import Sources, TreeOptions, open_stores, places
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
-from safehold.model.errors import VaultKeyError
+from safehold.model.errors import FailedError, UsageError, VaultKeyError
 from safehold.model.resource import ResourceRef
+from safehold.objects.location import local_place
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
@@ -31,6 +35,8 @@ __all__ = ["Opener", "jobs", "notify", "variables", "write_metrics"]
 
 _PATIENCE = 60.0
 """Seconds that a failure command or address may take."""
+_UPLOAD_PATIENCE = 600.0
+"""Seconds that a snapshot may be kept from the vault before the run says so and goes on; it gets there all the same."""
 _METRIC = re.compile(r"^(\w+\{.*\}) (\S+)$")
 
 
@@ -90,31 +96,89 @@ def jobs(configuration: Configuration, paths: Paths) -> list[Job]:
     for name, resource in configuration.resources.items():
         plan = configuration.plans[resource.plan]
         vault = configuration.vault_of(resource)
-        require = Consistency.parse(resource.require) if resource.require else None
-        out.append(
-            Job(
-                name,
-                vault,
-                Plan(plan.schedule, plan.rules, plan.verification, plan.pruning),
-                BackupOptions(require, resource.tags),
-                _source(name, resource, configuration.vaults[vault].place, paths),
-            )
-        )
+        settings = configuration.vaults[vault]
+        if resource.volumes:
+            make_point, histories = _of_volumes(name, resource, settings, paths), tuple(resource.volumes)
+        else:
+            make_point, histories = from_source(_source(name, resource, settings.place, paths)), (name,)
+        terms = Plan(plan.schedule, plan.rules, plan.verification, plan.pruning)
+        out.append(Job(name, vault, terms, make_point, histories))
     return out
+
+
+def _required(resource: ResourceSettings) -> Consistency | None:
+    return Consistency.parse(resource.require) if resource.require else None
 
 
 def _source(
     name: str, resource: ResourceSettings, place: str, paths: Paths
-) -> Callable[[], tuple[Source, ResourceRef]]:
-    def find() -> tuple[Source, ResourceRef]:
-        options = TreeOptions(tuple(resource.exclude), resource.exclude_caches, resource.one_file_system)
-        sources = Sources(options, paths, place)
+) -> Callable[[Context], tuple[Source, ResourceRef, BackupOptions]]:
+    def find(ctx: Context) -> tuple[Source, ResourceRef, BackupOptions]:
+        tree = TreeOptions(tuple(resource.exclude), resource.exclude_caches, resource.one_file_system)
+        sources = Sources(tree, paths, place)
         if len(resource.paths) > 1:
-            return sources.join(resource.paths, name)
-        source, ref = sources.resolve(resource.paths[0])
-        return source, replace(ref, name=name)
+            source, ref = sources.join(resource.paths, name)
+        else:
+            source, ref = sources.resolve(resource.paths[0])
+            ref = replace(ref, name=name)
+        options = BackupOptions(_required(resource), resource.tags)
+        if resource.brackets:
+            quiet, source = find_downtime(resource.brackets, resource.limit, source, ref, paths, place, ctx)
+            options = replace(options, downtime=quiet)
+        return source, ref, options
 
     return find
+
+
+def _of_volumes(name: str, resource: ResourceSettings, settings: VaultSettings, paths: Paths) -> MakePoint:
+    """Snapshots of live volumes, at one instant; the service that serves them has to be there."""
+
+    def make_point(open_vault: Callable[[], Vault], host: Host, ctx: Context) -> BackupOutcome:
+        began = ctx.clock.monotonic()
+        client = VolumeClient(paths, os.environ, ctx)
+        if not client.running():
+            # One that was started from here would end with this run, whoever uses the volumes by then.
+            raise FailedError(
+                "nobody serves the volumes",
+                on=", ".join(resource.volumes),
+                remedy="systemctl start safehold-volumes, or safehold volume serve",
+            )
+        volumes = [client.order("show", name=volume) for volume in resource.volumes]
+        for one in volumes:
+            if _same_place(one["vault"]) != _same_place(settings.place):
+                raise UsageError(
+                    f"snapshots of this volume go to {one['vault']}, not to {settings.place}",
+                    on=one["name"],
+                    remedy=f"name that vault for resource {name}",
+                )
+        made, pause = take_snapshot(
+            client,
+            resource.volumes,
+            _required(resource),
+            lambda devices: find_brackets(resource.brackets, devices, paths, settings.place, ctx),
+            resource.tags,
+            ctx,
+        )
+        done = wait_for_snapshot(client, made["id"], _UPLOAD_PATIENCE, ctx)
+        return BackupOutcome(
+            name,
+            done["point"],
+            sum(one["size"] for one in volumes),
+            done["read"],
+            done["stored"],
+            done["stored"],
+            0,
+            Consistency.parse(done["achieved"]),
+            ctx.clock.monotonic() - began,
+            pause=pause,
+        )
+
+    return make_point
+
+
+def _same_place(address: str) -> str:
+    """An address by which two of one vault are equal."""
+    return next((os.path.realpath(place) for place in local_place(address)), address.rstrip("/"))
 
 
 def notify(configuration: Configuration, result: Result, ctx: Context) -> None:

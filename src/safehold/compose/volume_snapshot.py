@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,15 @@ import msgspec
 from safehold.compose.volume_client import VolumeClient
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
+from safehold.model.errors import FailedError
 from safehold.model.units import format_duration
 from safehold.ports.bracket import Bracket
 from safehold.quiesce.guard import Terms
 from safehold.quiesce.holding import capture_quietly
 
-__all__ = ["take_snapshot"]
+__all__ = ["take_snapshot", "wait_for_snapshot"]
+
+_POLL = 0.2
 
 
 def take_snapshot(
@@ -57,3 +61,37 @@ def take_snapshot(
         raise
     pause = max(one.leaving[1] for one in quiet) - min(one.entering[0] for one in quiet) if quiet else 0.0
     return made | {"achieved": achieved.label}, pause
+
+
+def wait_for_snapshot(client: VolumeClient, identity: str, patience: float, ctx: Context) -> dict[str, Any]:
+    """Return with the snapshot once its point is in the vault; `read` is of all its volumes. What keeps it waiting is warned of.
+
+    FailedError where it has failed, and where it was kept waiting for longer than `patience` seconds (infinity: for ever).
+    """
+    told, since = "", ctx.clock.monotonic()
+    while True:
+        ctx.cancel.check()
+        found = client.order("find", id=identity)
+        failed = [one for one in found if one["state"] == "failed"]
+        if failed or not found:
+            raise FailedError(
+                f"the snapshot failed: {failed[0]['snapshot_problem'] if failed else 'it is gone'}",
+                on=failed[0]["volume"] if failed else identity[:8],
+                remedy="take another one",
+            )
+        if all(one["state"] == "completed" for one in found):
+            first: dict[str, Any] = found[0]
+            return first | {"read": sum(one["read"] for one in found)}
+        problem = next((one["problem"] for one in found if one["problem"]), "")
+        if not problem:
+            since = ctx.clock.monotonic()
+        elif problem != told:
+            ctx.progress.warn(problem)
+            told = problem
+        if ctx.clock.monotonic() - since > patience:
+            raise FailedError(
+                f"the snapshot is taken, and not in the vault yet: {problem}",
+                on=", ".join(one["volume"] for one in found),
+                remedy="mend that; it goes on by itself",
+            )
+        time.sleep(_POLL)

@@ -427,3 +427,30 @@ def test_the_service_keeps_the_passphrase_to_itself(host: Host, tmp_path: Path) 
     for _ in range(2):
         host.program.run("volume", "snapshot", "data", "--wait")
     assert len(host.program.json("points")["points"]) == 2
+
+
+def test_a_service_killed_again_and_again_while_it_fills_a_volume_in(host: Host, tmp_path: Path) -> None:
+    """Every acknowledged write is there, around it what the point holds; in the end nothing depends on the point."""
+    rng = random.Random(5)
+    content = bytearray().join(rng.randbytes(MIB) for _ in range(256))
+    image = tmp_path / "image"
+    image.write_bytes(content)
+    host.program.run("backup", image, "--name", "disk")
+    host.program.run("restore", "disk@latest", "--to", "volume:disk2")
+    missing = []
+    for number in range(12):
+        at, length = rng.randrange(255 * MIB) & ~511, rng.choice([512, 4096, 70_000 & ~511, MIB])
+        run("qemu-io", "-f", "raw", "-t", "writeback", "-c", f"write -P {number + 1} {at} {length}", host.nbd("disk2"))
+        content[at : at + length] = bytes([number + 1]) * length
+        os.kill(host.pid(), signal.SIGKILL)
+        missing.append(host.show("disk2")["missing"])
+    assert sum(1 for left in missing if left) >= 2, missing
+    host.wait_until_here("disk2")
+    expected = tmp_path / "expected"
+    expected.write_bytes(content)
+    run("qemu-img", "compare", "-f", "raw", "-F", "raw", expected, host.nbd("disk2"))
+    for _ in range(100):
+        if host.program.run("point", "expire", "disk@latest", "--dry-run", code=None).returncode == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the point stays pinned")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ __all__ = ["ControlServer", "ServiceAbsent", "ask"]
 
 _LONGEST = 4 * 1024 * 1024
 """Bytes of a question or an answer; a longer one is rubbish."""
+
+_LAST_ANSWERS = 5.0
+"""Seconds that answers on their way may take at the end; the one to `stop` is among them."""
 
 
 class ServiceAbsent(FailedError):
@@ -79,6 +83,9 @@ class ControlServer:
         FailedError where somebody does.
         """
         self._answer, self._unexpected = answer, unexpected
+        self.answering = 0
+        """Questions that wait for their answers."""
+        self._answered = threading.Condition()
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -100,10 +107,12 @@ class ControlServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Listen no longer; return when the answers on their way are given."""
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._path.unlink(missing_ok=True)
+        with self._answered:
+            self._answered.wait_for(lambda: not self.answering, _LAST_ANSWERS)
 
     def _accept(self) -> None:
         while True:
@@ -120,11 +129,22 @@ class ControlServer:
                 question = json.loads(_line(connection))
                 if not isinstance(question, dict):
                     return
-                connection.settimeout(None)
-                connection.sendall(json.dumps(self._told(question)).encode() + b"\n")
+                with self._on_its_way():
+                    connection.sendall(json.dumps(self._told(question)).encode() + b"\n")
             except (OSError, ValueError):
                 # Rubbish, or somebody who went away: nobody is left to tell.
                 return
+
+    @contextlib.contextmanager
+    def _on_its_way(self) -> Iterator[None]:
+        with self._answered:
+            self.answering += 1
+        try:
+            yield
+        finally:
+            with self._answered:
+                self.answering -= 1
+                self._answered.notify_all()
 
     def _told(self, question: Mapping[str, object]) -> Mapping[str, object]:
         try:

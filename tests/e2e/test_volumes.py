@@ -454,3 +454,21 @@ def test_a_service_killed_again_and_again_while_it_fills_a_volume_in(host: Host,
             return
         time.sleep(0.1)
     raise AssertionError("the point stays pinned")
+
+
+def test_what_is_deleted_or_resized_stays_open_nowhere(host: Host) -> None:
+    host.program.run("volume", "create", "other", "--size", "1M")
+    run("qemu-io", "-f", "raw", "-c", "write 0 1M", host.nbd("other"))
+    host.program.run("volume", "snapshot", "other", "--wait")
+    counts = []
+    for _ in range(4):
+        host.program.run("restore", "other@latest", "--to", "volume:copy")
+        run("qemu-io", "-f", "raw", "-c", "read 0 1M", host.nbd("copy"))
+        host.program.run("volume", "delete", "copy", "--yes")
+        host.program.run("volume", "create", "data", "--size", "1M")
+        host.program.run("volume", "resize", "data", "--size", "2M")
+        run("qemu-io", "-f", "raw", "-c", "write 0 1M", host.nbd("data"))
+        host.program.run("volume", "delete", "data", "--yes")
+        counts.append(len(list(Path(f"/proc/{host.pid()}/fd").iterdir())))
+    # A connection may be about to be closed; a volume has more than three files.
+    assert max(counts) - min(counts) < 4, counts

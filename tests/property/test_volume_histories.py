@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import random
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from safehold.blocks import checkpoint, epochs, layers, layout, maps
+from safehold.blocks import checkpoint, epochs, layers, layout, maps, volume
 from safehold.blocks.epochs import Epochs, LiveHeader, Prepared, seal_together
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layers import Phase
@@ -71,6 +72,7 @@ def watched(patch: pytest.MonkeyPatch) -> Iterator[Disk]:
     place = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=place) as folder:
         disk = Disk(Path(folder) / "v", Path(folder) / "kept")
+        patch.setattr(volume, "REGION", 2 * BLOCK)
         sync_file, append = layers.DataFile.sync, checkpoint.CheckpointLog.append
         sync_blocks, sync_sectors = maps.BlockMap.sync, maps.SectorMap.sync
         patch.setattr(layers.DataFile, "sync", lambda self: (sync_file(self), disk.sync(self.path))[0])
@@ -210,7 +212,14 @@ class History:
         raise AssertionError("never readable")
 
     def fill(self) -> None:
-        self.volume.require(self.rng.randrange(BLOCKS))
+        if self.rng.random() < 0.5:
+            self.volume.require(self.rng.randrange(BLOCKS))
+            return
+        first = self.rng.randrange(BLOCKS)
+        content = self.origin[first * BLOCK :][: self.rng.randrange(1, BLOCKS) * BLOCK]
+        pages = mmap.mmap(-1, len(content))
+        pages[:] = bytes(content)
+        self.volume.fill_run(first, memoryview(pages))
 
     def seal(self) -> None:
         if len(self.sealed) > 3:
@@ -379,6 +388,16 @@ def _overwritten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LiveVolume, "fill", fill)
 
 
+def _region_overwritten(patch: pytest.MonkeyPatch) -> None:
+    def fill_region(self: LiveVolume, first: int, end: int, content: memoryview) -> bool:
+        self.data.write_region(first * self.block, content)
+        for block in range(first, end):
+            self._present(block)
+        return True
+
+    patch.setattr(LiveVolume, "_fill_region", fill_region)
+
+
 def _map_not_synced(patch: pytest.MonkeyPatch) -> None:
     def settle(self: Epochs, epoch: int) -> None:
         self.volume.gate.drain()
@@ -406,6 +425,7 @@ MISTAKES = {
     "an overlay goes before it is folded": _not_folded,
     "changes of a snapshot that failed are forgotten": _forgotten,
     "what comes from the vault overwrites what was written": _overwritten,
+    "a region is filled in though some of it was written": _region_overwritten,
     "a sealed epoch's map is not synced": _map_not_synced,
     "a lost map of changes is taken for an empty one": _not_suspect,
 }

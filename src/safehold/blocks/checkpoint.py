@@ -48,7 +48,7 @@ _LARGEST = 1 << 22
 
 
 class CheckpointLog:
-    """Appends batches; each is durable when `append` returns. Not thread-safe."""
+    """Appends batches; each is durable when `append` returns. Closed when nobody refers to it any more. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -64,9 +64,9 @@ class CheckpointLog:
         os.fdatasync(self._descriptor)
         self.size += len(batch)
 
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._descriptor)
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
     @classmethod
     def write_new(cls, path: Path, changes: Iterable[Change]) -> CheckpointLog:

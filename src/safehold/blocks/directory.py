@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def check_name(name: str) -> None:
         )
 
 
+def _report(held: HeldVolume | None, problem: str) -> None:
+    if held is not None:
+        held.problem = problem
+
+
 class HeldVolume:
     """One open volume, its record, and who uses it. `problem` says what an operator should know, or nothing."""
 
@@ -59,7 +65,9 @@ class HeldVolume:
         self.problem = ""
         self.clients = 0
         self._changing = threading.Lock()
-        opened = open_volume(directory, self.record, boot, self._report)
+        # Not bound to this object: in a circle nothing is closed before the garbage collector comes along.
+        mine = weakref.ref(self)
+        opened = open_volume(directory, self.record, boot, lambda problem: _report(mine(), problem))
         self.volume: LiveVolume = opened.volume
         self.epochs: Epochs = opened.epochs
         self.ids = BlockIds(self.files)
@@ -74,9 +82,6 @@ class HeldVolume:
     def name(self) -> str:
         """What it is called."""
         return self.record.name
-
-    def _report(self, problem: str) -> None:
-        self.problem = problem
 
     def update(self, **changes: object) -> None:
         """Change the record, durably."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -10,11 +11,15 @@ from pathlib import Path
 
 from safehold.blocks.maps import BlockMap, SectorMap
 
-__all__ = ["MISSING", "PARTIAL", "PRESENT", "DataFile", "Gate", "Overlay", "Phase"]
+__all__ = ["MISSING", "PARTIAL", "PRESENT", "REGION", "DataFile", "Gate", "Overlay", "Phase"]
 
 MISSING, PARTIAL, PRESENT = 0, 1, 2
 """States of a block. Missing is what a map that was lost says, for then a vault is asked instead of zeros given out."""
 
+REGION = 4 * 1024 * 1024
+"""Bytes, and the alignment, of what is written past the page cache. The cache keeps pages of up to 2 MiB in one piece, and a piece that somebody
+else has just written to cannot be thrown out: what lies on the disk below the rest of it would not be seen.
+"""
 
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -30,6 +35,8 @@ class DataFile:
         """With a size it is made, or made anew; without one it has to be there."""
         flags = os.O_RDWR | os.O_CLOEXEC
         self.path = path
+        self._past_cache: int | None = None
+        self._opening = threading.Lock()
         self.descriptor = os.open(path, flags if size is None else flags | os.O_CREAT | os.O_TRUNC, 0o600)
         if size is not None:
             os.truncate(self.descriptor, size)
@@ -37,6 +44,8 @@ class DataFile:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+            if self._past_cache not in (None, self.descriptor):
+                os.close(self._past_cache)
 
     def fileno(self) -> int:
         """See `ports.export.OpenFile`."""
@@ -57,6 +66,32 @@ class DataFile:
         done = os.pwrite(self.descriptor, view, offset)
         while done < len(view):
             done += os.pwrite(self.descriptor, view[done:], offset + done)
+
+    def write_region(self, offset: int, view: memoryview) -> None:
+        """Write one whole region, past the page cache where the file system can: what is filled in is more than anybody is about to read.
+        The memory starts on a page. Nobody else may write anywhere in the region meanwhile; it may be read. OSError.
+        """
+        descriptor = self._descriptor_past_cache()
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(descriptor, view[done:], offset + done)
+            except OSError as error:
+                if descriptor == self.descriptor or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise
+                descriptor = self._past_cache = self.descriptor
+
+    def _descriptor_past_cache(self) -> int:
+        with self._opening:
+            if self._past_cache is None:
+                try:
+                    # By its descriptor: the file may have another name by now.
+                    self._past_cache = os.open(
+                        f"/proc/self/fd/{self.descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
+                    )
+                except OSError:
+                    self._past_cache = self.descriptor
+            return self._past_cache
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, as a hole where the file system can. OSError."""

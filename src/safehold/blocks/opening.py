@@ -58,7 +58,7 @@ def create_volume(
             states.fill(start, end, 0)
         SectorMap.create(files.sectors, record.sectors)
         BlockMap.create(files.dirty(1), record.blocks)
-        CheckpointLog.write_new(files.checkpoint, _states(states)).close()
+        CheckpointLog.write_new(files.checkpoint, _states(states))
         write_ids(files.ids, ids)
         LiveHeader(files.live).write(clean=True, epoch=1, boot="")
         write_record(files, record)

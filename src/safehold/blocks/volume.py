@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
-from safehold.blocks.layers import MISSING, PARTIAL, PRESENT, DataFile, Gate, Overlay, Phase
+from safehold.blocks.layers import MISSING, PARTIAL, PRESENT, REGION, DataFile, Gate, Overlay, Phase
 from safehold.blocks.layout import SECTOR
 from safehold.blocks.maps import BlockMap, SectorMap, runs_of
 
@@ -165,6 +166,34 @@ class LiveVolume:
                     at = written.find(0, stop)
             self._present(block)
         self._bound_changes()
+
+    def fill_run(self, first: int, content: memoryview) -> None:
+        """Vault content of consecutive whole blocks arrives, in memory that starts on a page. Regions of which nothing was ever written go
+        past the page cache.
+        """
+        count = -(-len(content) // self.block)
+        step = 1 if REGION % self.block else REGION // self.block
+        at = first
+        while at < first + count:
+            stop = min((at // step + 1) * step, first + count)
+            part = content[(at - first) * self.block : (stop - first) * self.block]
+            if len(part) != REGION or not self._fill_region(at, stop, part):
+                for block in range(at, stop):
+                    self.fill(block, part[(block - at) * self.block :][: self.block])
+            at = stop
+        self._bound_changes()
+
+    def _fill_region(self, first: int, end: int, content: memoryview) -> bool:
+        with contextlib.ExitStack() as stack:
+            # Whoever wants to write to a missing block waits for its lock.
+            for place in sorted({block % _LOCKS for block in range(first, end)}):
+                stack.enter_context(self._locks[place])
+            if self.maps.states.cells[first:end] != bytes([MISSING]) * (end - first):
+                return False
+            self.data.write_region(first * self.block, content)
+            for block in range(first, end):
+                self._present(block)
+        return True
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

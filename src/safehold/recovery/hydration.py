@@ -8,7 +8,7 @@ import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from safehold.blocks.layers import PRESENT
+from safehold.blocks.layers import PRESENT, REGION
 from safehold.blocks.volume import LiveVolume
 from safehold.model.background import background_thread
 from safehold.model.context import Context
@@ -18,8 +18,8 @@ from safehold.vault.fetch import Lost
 
 __all__ = ["Hydrator"]
 
-_BATCH = 16
-"""Blocks asked for at once behind: enough to share a pack, few enough that a client's wish comes next soon."""
+_BATCH = REGION
+"""Bytes asked for at once behind, at least a block: enough to share a pack, few enough that a client's wish comes next soon."""
 
 _PATIENCE = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds until blocks that could not be had are tried again, the last one for ever."""
@@ -48,6 +48,7 @@ class Hydrator:
         self._claims: list[range] = []
         self._given_up = threading.Condition()
         self._at = self._filled = 0
+        self._batch = max(1, _BATCH // volume.block)
         self._finished = False
         self._threads = [background_thread(self._work, "hydration") for _ in range(THREADS_LOCAL)]
         self.problem = ""
@@ -65,6 +66,7 @@ class Hydrator:
             self._given_up.notify_all()
         for thread in self._threads:
             thread.join()
+        self._volume.fetch = None
 
     def fetch(self, block: int) -> None:
         """Have one block present now. OSError EIO where it cannot be had; `problem` says why then."""
@@ -73,7 +75,7 @@ class Hydrator:
         try:
             with lock:
                 if self._volume.maps.states.cells[block] != PRESENT:
-                    self._fill(block, 1)
+                    self._fill(block, 1, _pages(self._volume.block))
         finally:
             with self._table:
                 self._fetching.pop(block, None)
@@ -88,34 +90,32 @@ class Hydrator:
                 self._disk = self._open_disk()
             return self._disk
 
-    def _fill(self, first: int, count: int) -> bool:
-        """Fetch blocks of the volume; true where all of them came."""
+    def _fill(self, first: int, count: int, buffer: memoryview) -> bool:
+        """Fetch blocks of the volume, by way of a buffer that has room for them; true where all of them came."""
         size = self._volume.block
         try:
             disk = self._disk_now()
             step = size // disk.block_size
-            end = min((first + count) * step, -(-disk.size // disk.block_size))
-            whole = True
-            if step == 1:
-                for piece in disk.pieces(first, end - first):
-                    if isinstance(piece, Lost):
-                        self._failed(f"block {piece.position} of the point cannot be read: {piece.reason}")
-                        whole = False
-                    else:
-                        offset, data = piece
-                        length = min(size, disk.size - offset)
-                        self._volume.fill(
-                            offset // size, memoryview(bytes(length)) if data is None else memoryview(data)
-                        )
-            else:
-                for block in range(first, -(-end // step)):
-                    content = memoryview(bytearray(min(size, disk.size - block * size)))
-                    disk.read_into(block * size, content)
-                    self._volume.fill(block, content)
+            start = first * size
+            view = buffer[: min(count * size, disk.size - start)]
+            lost = set()
+            for piece in disk.pieces(first * step, -(-len(view) // disk.block_size)):
+                if isinstance(piece, Lost):
+                    self._failed(f"block {piece.position} of the point cannot be read: {piece.reason}")
+                    lost.add(piece.position // step)
+                    continue
+                offset, data = piece
+                length = min(disk.block_size, disk.size - offset)
+                view[offset - start : offset - start + length] = bytes(length) if data is None else data
+            at = first
+            for end in (*sorted(lost), first + count):
+                if at < end:
+                    self._volume.fill_run(at, view[(at - first) * size : (end - first) * size])
+                at = end + 1
+            return not lost
         except Exception as error:  # the last line of defence: a thread that died would never fill the volume in
             self._failed(str(error))
             return False
-        return whole
 
     def _failed(self, why: str) -> None:
         self.problem = why
@@ -125,9 +125,10 @@ class Hydrator:
 
     def _work(self) -> None:
         failures = 0
+        buffer = _pages(self._batch * self._volume.block)
         while (claim := self._claim()) is not None:
             try:
-                whole = self._fill(claim.start, len(claim))
+                whole = self._fill(claim.start, len(claim), buffer)
             finally:
                 self._give_up(claim)
             if whole:
@@ -200,8 +201,13 @@ class Hydrator:
                 elif low < claim.start:
                     high = min(high, claim.start)
             if low < high:
-                return range(low, min(low + _BATCH, high))
+                return range(low, min((low // self._batch + 1) * self._batch, high))
         return None
+
+
+def _pages(length: int) -> memoryview:
+    """Memory that starts on a page."""
+    return memoryview(mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def _missing(cells: mmap.mmap, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

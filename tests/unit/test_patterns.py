@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from safehold.adapters.files.patterns import compile_patterns
 
@@ -34,3 +38,26 @@ def test_no_patterns_and_broken_ones() -> None:
     assert compile_patterns([]) is None
     with pytest.raises(ValueError, match=r"\[z-a\]"):
         compile_patterns(["[z-a]"])
+
+
+@given(st.text("ab*?", min_size=1, max_size=12), st.lists(st.text("ab", min_size=1, max_size=10), min_size=1))
+def test_within_a_name_they_are_the_shells(pattern: str, names: list[str]) -> None:
+    while "**" in pattern:
+        pattern = pattern.replace("**", "*")
+    matcher, anchored = compile_patterns([pattern]), compile_patterns([f"/top/{pattern}/[b]*"])
+    assert matcher is not None
+    assert anchored is not None
+    for name in names:
+        fits = fnmatchcase(name, pattern)
+        assert matcher(f"aa/b/{name}".encode()) == fits
+        assert anchored(f"top/{name}/ba".encode()) == fits
+        assert not anchored(f"top/{name}/a".encode())
+
+
+def test_many_stars_take_no_longer_than_a_few() -> None:
+    """A pattern that tried every way to share a long name between its stars would not end."""
+    matcher = compile_patterns(["*a" * 40 + "b", "x/" + "*a" * 40 + "b/**"])
+    assert matcher is not None
+    assert not matcher(b"x/" + b"a" * 250)
+    assert not matcher(b"x/" + b"a" * 250 + b"/c")
+    assert matcher(b"x/" + b"a" * 250 + b"b")

@@ -18,23 +18,41 @@ def pattern_regex(pattern: str) -> str:
     anchored = "/" in text
     out = "" if text.startswith(("/", "**/")) else "/"
     at = 0
+    behind: str | None = None
+    """What follows the last star within a name; None where there is none yet."""
+
+    def name_ends() -> str:
+        return "" if behind is None else f"[^/]*{behind}"
+
     while at < len(text):
-        if text.startswith("**/", at):
-            out += "(?:.*/)?" if at and text[at - 1] == "/" else "(?:/|/.*/)"
-            at += 3
-        elif text.startswith("**", at):
-            out += ".*"
-            at += 2
+        if text.startswith("**", at):
+            out, behind = out + name_ends(), None
+            if text.startswith("**/", at):
+                out += "(?:.*/)?" if at and text[at - 1] == "/" else "(?:/|/.*/)"
+                at += 3
+            else:
+                out += ".*"
+                at += 2
+        elif text[at] == "*":
+            # Between two stars the first place that fits is as good as any: tried once, or a pattern of many stars would take for ever.
+            out += "" if behind is None else f"(?>[^/]*?{behind})"
+            behind = ""
+            at += 1
         else:
-            piece, at = _token(text, at)
-            out += piece
+            piece, end = _token(text, at)
+            if piece == "/":
+                out, behind = out + name_ends(), None
+            if behind is None:
+                out += piece
+            else:
+                behind += piece
+            at = end
+    out += name_ends()
     return out if anchored else "(?:.*)" + out
 
 
 def _token(text: str, at: int) -> tuple[str, int]:
     char = text[at]
-    if char == "*":
-        return "[^/]*", at + 1
     if char == "?":
         return "[^/]", at + 1
     if char == "[":

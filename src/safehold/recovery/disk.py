@@ -78,6 +78,11 @@ def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
+def _ranges(disk: StoredDisk, blocks: list[int]) -> list[tuple[int, int]]:
+    """The bytes of blocks, neighbours joined."""
+    return _joined([(block * disk.block_size, min((block + 1) * disk.block_size, disk.size)) for block in blocks])
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """Bytes that a restore wrote as data, zeroed, and left alone because they were right already."""
@@ -126,26 +131,15 @@ class _WindowWriter:
         disk = self._disk
         base = first * disk.block_size
         buffer = self._buffers[0]
-        lost: list[Lost] = []
-        good: list[tuple[int, int]] = []
-        wrote = 0
-        for piece in disk.pieces(first, count):
-            if isinstance(piece, Lost):
-                lost.append(piece)
-                continue
-            offset, data = piece
-            length = min(disk.block_size, disk.size - offset)
-            if data is None:
-                self._target.write_zeroes(offset, length)
-                continue
-            buffer[offset - base : offset - base + length] = data
-            good.append((offset, offset + length))
-            wrote += length
-        self._losses.add(disk, lost)
+        read = disk.read_blocks(first, count, buffer[: min(count * disk.block_size, disk.size - base)])
+        self._losses.add(disk, read.lost)
+        for start, end in _ranges(disk, read.zeros):
+            self._target.write_zeroes(start, end - start)
+        good = _ranges(disk, read.data)
         self.wait()
         self._buffers.reverse()
-        self._writing = self._writer.submit(self._write, base, buffer, _joined(good))
-        return wrote
+        self._writing = self._writer.submit(self._write, base, buffer, good)
+        return sum(end - start for start, end in good)
 
     def _write(self, base: int, buffer: memoryview, ranges: list[tuple[int, int]]) -> None:
         for start, end in ranges:

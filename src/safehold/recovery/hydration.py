@@ -14,7 +14,6 @@ from safehold.model.background import background_thread
 from safehold.model.context import Context
 from safehold.recovery.disk import THREADS_LOCAL
 from safehold.vault.disk import StoredDisk
-from safehold.vault.fetch import Lost
 
 __all__ = ["Hydrator"]
 
@@ -98,15 +97,13 @@ class Hydrator:
             step = size // disk.block_size
             start = first * size
             view = buffer[: min(count * size, disk.size - start)]
-            lost = set()
-            for piece in disk.pieces(first * step, -(-len(view) // disk.block_size)):
-                if isinstance(piece, Lost):
-                    self._failed(f"block {piece.position} of the point cannot be read: {piece.reason}")
-                    lost.add(piece.position // step)
-                    continue
-                offset, data = piece
-                length = min(disk.block_size, disk.size - offset)
-                view[offset - start : offset - start + length] = bytes(length) if data is None else data
+            read = disk.read_blocks(first * step, -(-len(view) // disk.block_size), view)
+            for one in read.lost:
+                self._failed(f"block {one.position} of the point cannot be read: {one.reason}")
+            lost = {one.position // step for one in read.lost}
+            for block in read.zeros:
+                place = view[block * disk.block_size - start : (block + 1) * disk.block_size - start]
+                place[:] = bytes(len(place))
             at = first
             for end in (*sorted(lost), first + count):
                 if at < end:

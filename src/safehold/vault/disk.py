@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from safehold.model.errors import DamageError
 from safehold.model.extents import Extent, ExtentKind
@@ -20,7 +21,7 @@ from safehold.vault.node import Node, decode_node
 from safehold.vault.records import Member
 from safehold.vault.sealing import MAX_PLAIN
 
-__all__ = ["DiskTree", "DiskTreeBuilder", "StoredDisk", "changed_blocks"]
+__all__ = ["BlocksRead", "DiskTree", "DiskTreeBuilder", "StoredDisk", "changed_blocks"]
 
 LEAF, INNER = "disk.leaf", "disk.inner"
 _ID = 32
@@ -252,6 +253,17 @@ def _differences(old: DiskTree, new: DiskTree, left: bytes, right: bytes, level:
             yield from _differences(old, new, a, b, level - 1, child)
 
 
+@dataclass(frozen=True, slots=True)
+class BlocksRead:
+    """Numbers of the blocks that were read, ascending; of those that are zeros; and those that cannot be read, whose `position` is the
+    block's number.
+    """
+
+    data: list[int]
+    zeros: list[int]
+    lost: list[Lost]
+
+
 class StoredDisk:
     """`Blocks` over a point's member: nothing is fetched before it is read."""
 
@@ -277,27 +289,22 @@ class StoredDisk:
             start, end = first * self.block_size, min((first + count) * self.block_size, self.size)
             yield Extent(start, end - start, ExtentKind.DATA if data else ExtentKind.ZERO)
 
-    def pieces(self, first: int, count: int) -> Iterator[tuple[int, memoryview | bytes | None] | Lost]:
-        """Blocks `first` to `first + count` as (byte offset, plaintext), with None for a block of zeros.
-
-        In the order that suits the packs; a plaintext is valid until the next piece is asked for. A block that cannot
-        be read is Lost, its `position` the block's number.
+    def read_blocks(self, first: int, count: int, buf: memoryview) -> BlocksRead:
+        """Read blocks `first` to `first + count` into `buf`, which ends with the last of them. What lies in the places of blocks of zeros is
+        left alone; what lies in those of lost ones is anything.
         """
         identities = self.tree.block_ids(first, count)
         wanted = [n for n, identity in enumerate(identities) if identity != ZERO_ID]
-        for n, identity in enumerate(identities):
-            if identity == ZERO_ID:
-                yield (first + n) * self.block_size, None
-        for result in self._fetcher.many(self.finder, [identities[n] for n in wanted], self.dedup_key):
+        places = [buf[n * self.block_size : (n + 1) * self.block_size] for n in wanted]
+        data, lost = [], []
+        for result in self._fetcher.many(self.finder, [identities[n] for n in wanted], self.dedup_key, places):
             block = first + wanted[result.position]
             if isinstance(result, Lost):
-                yield Lost(block, result.identity, result.reason)
-                continue
-            offset = block * self.block_size
-            if len(result.data) != min(self.block_size, self.size - offset):
-                yield Lost(block, identities[wanted[result.position]], "the block has the wrong length")
-                continue
-            yield offset, result.data
+                lost.append(Lost(block, result.identity, result.reason))
+            else:
+                data.append(block)
+        zeros = [first + n for n, identity in enumerate(identities) if identity == ZERO_ID]
+        return BlocksRead(sorted(data), zeros, lost)
 
     def check(self, identities: list[bytes]) -> Iterator[Lost]:
         """Read chunks only to see that they can be read; `position` of a lost one is its place in the list."""
@@ -313,15 +320,17 @@ class StoredDisk:
         if offset == end:
             return
         first, last = offset // self.block_size, (end - 1) // self.block_size
-        for piece in self.pieces(first, last - first + 1):
-            if isinstance(piece, Lost):
-                raise DamageError(
-                    f"bytes from {piece.position * self.block_size} cannot be read: {piece.reason}", on=self.member.name
-                )
-            start, data = piece
-            length = min(self.block_size, self.size - start)
-            low, high = max(start, offset), min(start + length, end)
-            if data is None:
-                buf[low - offset : high - offset] = bytes(high - low)
-            else:
-                buf[low - offset : high - offset] = memoryview(data)[low - start : high - start]
+        base = first * self.block_size
+        size = min((last + 1) * self.block_size, self.size) - base
+        # Blocks are read whole: straight into place where all that is asked for is whole blocks.
+        whole = buf if size == len(buf) else memoryview(bytearray(size))
+        read = self.read_blocks(first, last - first + 1, whole)
+        for one in read.lost:
+            raise DamageError(
+                f"bytes from {one.position * self.block_size} cannot be read: {one.reason}", on=self.member.name
+            )
+        for block in read.zeros:
+            place = whole[block * self.block_size - base : (block + 1) * self.block_size - base]
+            place[:] = bytes(len(place))
+        if whole is not buf:
+            buf[:] = whole[offset - base : end - base]

@@ -52,7 +52,9 @@ class Finder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A chunk's plaintext, valid until the next one is asked for; `position` is its place in the request."""
+    """A chunk's plaintext, valid until the next one is asked for, or as long as the place that was given for it; `position` is its place in
+    the request.
+    """
 
     position: int
     data: memoryview | bytes
@@ -107,9 +109,12 @@ class Fetcher:
             raise DamageError(f"chunk {identity.hex()[:16]} cannot be read: {result.reason}", on=self._store.url)
         raise AssertionError("a request for one chunk has one result")
 
-    def many(self, finder: Finder, identities: Sequence[bytes], dedup_key: bytes) -> Iterator[Found | Lost]:
+    def many(
+        self, finder: Finder, identities: Sequence[bytes], dedup_key: bytes, places: Sequence[memoryview] = ()
+    ) -> Iterator[Found | Lost]:
         """Each chunk asked for, in the order that suits the packs; a chunk that cannot be read comes as Lost.
 
+        With `places`, one for each, plaintexts are put there; each has to be of its chunk's length, and holds anything where that is Lost.
         Store failures other than a missing or short object are raised: they say nothing about the chunk.
         """
         located = [location if location and _sane(location) else None for location in finder.find_many(identities)]
@@ -117,9 +122,9 @@ class Fetcher:
         known = [(location, position) for position, location in enumerate(located) if location is not None]
         known.sort(key=lambda pair: (pair[0].pack, pair[0].offset))
         for group in _spans(known):
-            yield from self._span(finder, identities, dedup_key, group)
+            yield from self._span(finder, identities, dedup_key, places, group)
         for position in rest:
-            yield self._alone(finder, position, identities[position], dedup_key, None)
+            yield self._alone(finder, position, identities[position], dedup_key, places, None)
 
     def holds(self, identity: bytes, location: Location, dedup_key: bytes) -> bool:
         """True where the chunk can be read from that place, and is right."""
@@ -129,13 +134,18 @@ class Fetcher:
             header = self._header(location.pack, None)
             record = self._scratch(location.stored)
             self._store.read_into(location.pack, location.offset, record)
-            self._open(header, record, location, identity, dedup_key)
+            self._open(header, record, location, identity, dedup_key, None)
         except _NOT_THERE:
             return False
         return True
 
     def _span(
-        self, finder: Finder, identities: Sequence[bytes], dedup_key: bytes, group: list[tuple[Location, int]]
+        self,
+        finder: Finder,
+        identities: Sequence[bytes],
+        dedup_key: bytes,
+        places: Sequence[memoryview],
+        group: list[tuple[Location, int]],
     ) -> Iterator[Found | Lost]:
         first = group[0][0]
         start = first.offset if first.offset > HEADER_GUESS else 0
@@ -146,16 +156,17 @@ class Fetcher:
             header = self._header(first.pack, span if start == 0 else None)
         except _NOT_THERE as error:
             for location, position in group:
-                yield self._alone(finder, position, identities[position], dedup_key, (location, str(error)))
+                failed = location, str(error)
+                yield self._alone(finder, position, identities[position], dedup_key, places, failed)
             return
         for location, position in group:
             record = span[location.offset - start : location.offset - start + location.stored]
             try:
-                data = self._open(header, record, location, identities[position], dedup_key)
+                out = places[position] if places else None
+                data = self._open(header, record, location, identities[position], dedup_key, out)
             except _NOT_THERE as error:
-                yield self._alone(
-                    finder, position, identities[position], dedup_key, (location, f"{location.pack}: {error}")
-                )
+                failed = location, f"{location.pack}: {error}"
+                yield self._alone(finder, position, identities[position], dedup_key, places, failed)
                 # The detour reused the scratch buffer; the span's other records have to be read again.
                 try:
                     self._store.read_into(first.pack, start, span)
@@ -165,9 +176,16 @@ class Fetcher:
                 yield Found(position, data)
 
     def _alone(
-        self, finder: Finder, position: int, identity: bytes, dedup_key: bytes, failed: tuple[Location, str] | None
+        self,
+        finder: Finder,
+        position: int,
+        identity: bytes,
+        dedup_key: bytes,
+        places: Sequence[memoryview],
+        failed: tuple[Location, str] | None,
     ) -> Found | Lost:
         """Try every location but the one that failed already; where none works, look for others until there are no more."""
+        out = places[position] if places else None
         reasons = [failed[1]] if failed else []
         tried = {(failed[0].pack, failed[0].offset)} if failed else set()
         look = 0
@@ -183,7 +201,7 @@ class Fetcher:
                     header = self._header(location.pack, None)
                     record = self._scratch(location.stored)
                     self._store.read_into(location.pack, location.offset, record)
-                    return Found(position, self._open(header, record, location, identity, dedup_key))
+                    return Found(position, self._open(header, record, location, identity, dedup_key, out))
                 except _NOT_THERE as error:
                     reasons.append(f"{location.pack}: {error}" if location.pack not in str(error) else str(error))
             before, look = look, finder.renew(look)
@@ -192,7 +210,13 @@ class Fetcher:
         return Lost(position, identity, "; ".join(reasons) or "no index run and no pack names it")
 
     def _open(
-        self, header: PackHeader, record: memoryview, location: Location, identity: bytes, dedup_key: bytes
+        self,
+        header: PackHeader,
+        record: memoryview,
+        location: Location,
+        identity: bytes,
+        dedup_key: bytes,
+        out: memoryview | None,
     ) -> memoryview | bytes:
         slot = int.from_bytes(record[:2], "little")
         if slot >= len(header.sessions):
@@ -201,7 +225,7 @@ class Fetcher:
         opener: ChunkOpener | None = getattr(self._local, "opener", None)
         if opener is None:
             opener = self._local.opener = ChunkOpener(self._vault)
-        return opener.open(record, header.kind, identity, location.codec, location.plain, secret, dedup_key)
+        return opener.open(record, header.kind, identity, location.codec, location.plain, secret, dedup_key, out)
 
     def _header(self, pack: str, start: memoryview | None) -> PackHeader:
         header = self._headers.get(pack)

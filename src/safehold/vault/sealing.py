@@ -169,19 +169,25 @@ class ChunkOpener:
         plain: int,
         secret: SessionSecret,
         dedup_key: bytes,
+        out: memoryview | None = None,
     ) -> memoryview | bytes:
-        """The plaintext of `record`; valid until the next call. ValueError where it is not the chunk `identity` of
-        that domain.
+        """The plaintext of `record`: in `out`, which has to be of just its length, or else in memory that is valid until the next call.
+        ValueError where it is not the chunk `identity` of that domain; `out` holds anything then.
 
         The plaintext is always hashed again under `dedup_key`: a record that decrypts is not yet the chunk that was
         asked for.
         """
         length = len(record) - RECORD_OVERHEAD
-        if length < 0 or plain > MAX_PLAIN or codec not in (_RAW, _ZSTD):
+        if length < 0 or plain > MAX_PLAIN or codec not in (_RAW, _ZSTD) or (codec == _RAW and length != plain):
             raise ValueError("impossible lengths or codec")
-        if length > len(self._scratch):
-            self._scratch = bytearray(length)
-        packed = memoryview(self._scratch)[:length]
+        if out is not None and len(out) != plain:
+            raise ValueError("content has another length than its place")
+        if out is not None and codec == _RAW:
+            packed = out
+        else:
+            if length > len(self._scratch):
+                self._scratch = bytearray(length)
+            packed = memoryview(self._scratch)[:length]
         aad = _aad(self._vault, kind, identity, codec, plain, len(record))
         try:
             _chunk_cipher(secret.session_key, identity, codec, plain).decrypt_into(
@@ -190,9 +196,15 @@ class ChunkOpener:
             # The library takes a frame's own word for its length, whatever limit it is given.
             if codec == _ZSTD and zstandard.frame_content_size(bytes(packed[:32])) != plain:
                 raise ValueError("compressed chunk announces another length")
-            data = self._decompressor.decompress(packed, max_output_size=plain) if codec == _ZSTD else packed
+            data = packed if codec == _RAW else self._decompress(packed, plain, out)
         except (InvalidTag, zstandard.ZstdError) as error:
             raise ValueError(f"does not open: {type(error).__name__}") from error
         if len(data) != plain or chunk_id(dedup_key, data) != identity:
             raise ValueError("content does not match its id")
         return data
+
+    def _decompress(self, packed: memoryview, plain: int, out: memoryview | None) -> memoryview | bytes:
+        if out is None:
+            return self._decompressor.decompress(packed, max_output_size=plain)
+        # Room for all of it is there at once, so the library decodes straight into it.
+        return out[: self._decompressor.stream_reader(packed).readinto(out)]

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+PEERS := $(VENV)/peers
 
 .PHONY: help setup demo test lint format bench indexbench soak docs clean
 .DEFAULT_GOAL := help
@@ -18,6 +19,11 @@ $(STAMP): requirements/lock.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	$(BIN)/python -m compileall -q src
+	touch $@
+
+$(PEERS)/.ready: $(STAMP) requirements/bench.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
 	touch $@
 
 demo: setup ## Back up a disk twice, destroy it, restore both generations, prove it (no root needed)
@@ -41,6 +47,7 @@ format: setup ## Format the code
 
 bench: setup ## Compare with restic, borg and nbdkit in one run; writes docs/benchmarks.md
 	@scripts/debian-packages bench
+	@$(MAKE) --no-print-directory $(PEERS)/.ready
 	$(BIN)/python -m bench.peers
 	$(BIN)/python -m bench.trees
 	$(BIN)/python -m bench.volumes

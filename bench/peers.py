@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.measure import Measured, clean_environment, measure
+from bench.measure import BORG, Measured, clean_environment, measure
 from safehold.testing.seaweed import start_s3
 
 HERE = Path(__file__).parent.parent
@@ -97,9 +97,9 @@ class Peers:
                 "restore": ["restic", "restore", "-q", "latest", "--target", "back"],
             },
             "borg": {
-                "init": ["borg", "init", "-e", "repokey-blake2", str(work / "borg")],
+                "init": [BORG, "init", "-e", "repokey-blake2", str(work / "borg")],
                 "backup": [
-                    "borg",
+                    BORG,
                     "create",
                     "--chunker-params",
                     "fixed,4194304",
@@ -122,13 +122,13 @@ class Peers:
             (self.work / "back").mkdir()
             if program == "borg":
                 listed = subprocess.run(
-                    ["borg", "list", "--short", "--last", "1", str(self.work / "borg")],
+                    [BORG, "list", "--short", "--last", "1", str(self.work / "borg")],
                     env={**clean_environment(), **self.environment},
                     capture_output=True,
                     text=True,
                     check=True,
                 )
-                command = ["borg", "extract", "--sparse", f"{self.work / 'borg'}::{listed.stdout.strip()}"]
+                command = [BORG, "extract", "--sparse", f"{self.work / 'borg'}::{listed.stdout.strip()}"]
                 directory = self.work / "back"
         settle(self.image if verb == "backup" else self.work / program)
         done = measure(command, self.environment, directory)
@@ -306,7 +306,7 @@ def write(
         "",
         f"Written by `make bench`. Machine: {os.cpu_count()} × {cpu}, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}.",
         f"Input: an ext4 image of {mib} MiB filled from /usr, {data / 2**20:.0f} MiB of it data. Programs: restic {version(['restic', 'version'])}, "
-        f"borg {version(['borg', '--version'])} (fixed 4 MiB chunks, zstd 1). Whole processes, key derivation included, in turn, their input in the page cache, "
+        f"borg {version([BORG, '--version'])} (fixed 4 MiB chunks, zstd 1). Whole processes, key derivation included, in turn, their input in the page cache, "
         f"medians of {len(verify)} rounds; every restore was compared with cmp. Ratios travel, seconds do not.",
         "",
         "| job | safehold | restic | borg | restic ÷ safehold | borg ÷ safehold |",

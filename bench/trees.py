@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.measure import Measured, measure
+from bench.measure import BORG, Measured, measure
 from bench.peers import SAFEHOLD, settle
 
 REPORT = Path(__file__).parent.parent / "docs/benchmarks-files.md"
@@ -70,7 +70,7 @@ class Trees:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         self._run([SAFEHOLD, "vault", "init", str(self.work / "safehold"), "--kit-file", str(self.work / "kit")])
         self._run(["restic", "init", "-q"])
-        self._run(["borg", "init", "-e", "repokey-blake2", str(self.work / "borg")])
+        self._run([BORG, "init", "-e", "repokey-blake2", str(self.work / "borg")])
 
     def _run(self, command: list[str], directory: Path | None = None) -> Measured:
         return measure(command, self.environment, directory or self.work)
@@ -81,7 +81,7 @@ class Trees:
             {
                 "safehold": [SAFEHOLD, "backup", "tree", "--name", "tree"],
                 "restic": ["restic", "backup", "-q", "tree"],
-                "borg": ["borg", "create", "-C", "zstd,1", f"{self.work / 'borg'}::{{now:%s%f}}", "tree"],
+                "borg": [BORG, "create", "-C", "zstd,1", f"{self.work / 'borg'}::{{now:%s%f}}", "tree"],
             }[program]
         )
 
@@ -94,13 +94,13 @@ class Trees:
         settle()
         if program == "borg":
             listed = subprocess.run(
-                ["borg", "list", "--short", "--last", "1", str(self.work / "borg")],
+                [BORG, "list", "--short", "--last", "1", str(self.work / "borg")],
                 env={"PATH": "/usr/bin:/bin", **self.environment},
                 capture_output=True,
                 text=True,
                 check=True,
             )
-            done = self._run(["borg", "extract", f"{self.work / 'borg'}::{listed.stdout.strip()}"], back)
+            done = self._run([BORG, "extract", f"{self.work / 'borg'}::{listed.stdout.strip()}"], back)
             found = back / "tree"
         elif program == "restic":
             done = self._run(["restic", "restore", "-q", "latest", "--target", back.name])

@@ -80,10 +80,19 @@ class VolumeClient:
         process = int(ask(self._paths.volume_control, {"verb": "ping"}, 5.0)["result"]["pid"])
         ask(self._paths.volume_control, {"verb": "stop"}, 5.0)
         end = time.monotonic() + _STOP
-        while Path(f"/proc/{process}").exists() and self.running():
+        while not self._ended(process):
             if time.monotonic() > end:
                 raise FailedError("the volume service does not end", on=f"process {process}", remedy="see its log")
             time.sleep(0.05)
+
+    def _ended(self, process: int) -> bool:
+        if not Path(f"/proc/{process}").exists():
+            return True
+        try:
+            return not self.running()
+        except FailedError:
+            # It closed its socket while this was asked: soon, but not yet.
+            return False
 
     def _start(self) -> None:
         self._paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -226,6 +226,23 @@ def test_two_hosts_do_not_share_a_name(program: Program, vault: Path, tmp_path: 
     assert len(program.json("points", "disk")["points"]) == 3
 
 
+def test_two_disks_do_not_share_a_name(program: Program, vault: Path, tmp_path: Path) -> None:
+    """Many an image is called disk.img: the history of one is not that of another."""
+    for name in ("web", "db"):
+        (tmp_path / name).mkdir()
+    web, db = make_disk(tmp_path / "web/disk.img", "ab"), make_disk(tmp_path / "db/disk.img", "cd")
+    program.run("backup", web)
+    told = program.run("backup", db, code=2).stderr
+    assert str(web) in told
+    assert "--name" in told
+    program.run("backup", db, "--name", "db")
+    assert "1 of 2 sources" in program.run("backup", web, db, code=2).stdout
+    # One that was moved goes on.
+    moved = web.rename(tmp_path / "disk.img")
+    program.run("backup", moved)
+    assert len(program.json("points", "disk")["points"]) == 3
+
+
 def test_what_is_there(program: Program, vault: Path, tmp_path: Path) -> None:
     assert "no points yet" in program.run().stdout
     disk = make_disk(tmp_path / "disk.img", "ab")

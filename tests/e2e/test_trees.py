@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from safehold.adapters.files.source import FilesSource, MountMemory
+from safehold.adapters.files.walk import Rules
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
 from safehold.testing.program import Program
 from tests.files import attributes, deep, everything, rsync_differences, tar_listing
 
@@ -215,6 +219,41 @@ def test_consistency_of_files(program: Program, tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
         done = program.json("backup", place, "--require", "filesystem")["points"][0]
         assert done["consistency"] == "filesystem"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_read_only_here_is_not_still_everywhere(program: Program, tmp_path: Path) -> None:
+    """An overlay, like a share, changes by what lies below it, whoever mounted it read-only."""
+    below, more, place = (tmp_path / name for name in ("below", "more", "data"))
+    for one in (below, more, place):
+        one.mkdir()
+    (below / "file").write_text("x")
+    options = f"ro,lowerdir={below}:{more}"
+    subprocess.run(["mount", "-t", "overlay", "none", place, "-o", options], check=True)
+    try:
+        assert "can change while it is read" in program.run("backup", place, "--require", "filesystem", code=7).stderr
+        assert program.json("backup", place)["points"][0]["consistency"] == "none"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_made_writable_while_it_is_read(tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", place], check=True)
+    try:
+        source = FilesSource(Rules(), MountMemory(tmp_path))
+        ref = source.resolve(str(place))
+        assert ref is not None
+        with source.capture(ref, Consistency.FILESYSTEM, Context()) as capture:
+            assert capture.achieved is Consistency.FILESYSTEM
+            subprocess.run(["mount", "-o", "remount,rw", place], check=True)
+            assert capture.achieved is Consistency.NONE
+            subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+            assert capture.achieved is Consistency.NONE
     finally:
         subprocess.run(["umount", place], check=True)
 

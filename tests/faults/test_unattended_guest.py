@@ -84,7 +84,7 @@ class Month:
     stored: int = 0
 
     def run(self, script: str, *, code: int | None = 0) -> Finished:
-        head = "export SAFEHOLD_HOME=/srv/home SAFEHOLD_IDENTITY=/srv/identity.pem TZ=UTC\n"
+        head = "export PYTHONFAULTHANDLER=1 SAFEHOLD_HOME=/srv/home SAFEHOLD_IDENTITY=/srv/identity.pem TZ=UTC\n"
         done = self.guest.run(f'{head}safehold() {{ "{SAFEHOLD}" "$@"; }}\n{script}', code=code, seconds=300)
         assert "Traceback" not in done.stderr, done.stderr
         return done

@@ -231,7 +231,21 @@ def _admit(vault: Vault, ref: ResourceRef, host: Host, options: BackupOptions) -
             on=ref.location,
             remedy="give this one a name of its own with --name, or, if it replaces that host, go on with --adopt",
         )
+    if previous is not None and not ref.chosen and not options.adopt:
+        _check_same_disk(previous, ref)
     return previous
+
+
+def _check_same_disk(previous: Point, ref: ResourceRef) -> None:
+    """Many images are called disk.img: UsageError where the history is of another one that is still there."""
+    before = next(member for member in previous.body.members if member.name == ref.name)
+    another = before.location and before.location != ref.location and os.path.lexists(before.location)
+    if ref.kind == before.kind == "volume" and another:
+        raise UsageError(
+            f"the history of {ref.name!r} is that of {before.location}",
+            on=ref.location,
+            remedy="give this one a name of its own with --name, or, if it is the same disk, go on with --adopt",
+        )
 
 
 def _achieved(capture: Capture, held: Held, options: BackupOptions) -> Consistency:

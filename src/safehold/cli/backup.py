@@ -161,7 +161,7 @@ def _limit(downtime: str | None, brackets: tuple[str, ...]) -> float | None:
 def _resolve(found: Sources, specs: Sequence[str], name: str | None) -> tuple[Source, ResourceRef]:
     source, ref = found.resolve(specs[0]) if len(specs) == 1 else found.join(specs, name or "")
     if name:
-        ref = replace(ref, name=name)
+        ref = replace(ref, name=name, chosen=True)
     if ref.name == "-":
         raise UsageError("standard input has no name", on="-", remedy="give it one with --name")
     return source, ref

@@ -120,7 +120,7 @@ def _source(
             source, ref = sources.join(resource.paths, name)
         else:
             source, ref = sources.resolve(resource.paths[0])
-            ref = replace(ref, name=name)
+            ref = replace(ref, name=name, chosen=True)
         options = BackupOptions(_required(resource), resource.tags)
         if resource.brackets:
             quiet, source = find_downtime(resource.brackets, resource.limit, source, ref, paths, place, ctx)

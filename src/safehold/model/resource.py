@@ -12,10 +12,11 @@ class ResourceRef:
     """A resource: its `kind` (volume, tree, …), its `name` (the identity its history hangs on), and where it is now.
 
     `location` is for the source that resolved it (a path, a URL); it may change from one backup to the next. `more` are
-    further locations of a resource that lies in several places.
+    further locations of a resource that lies in several places. `chosen` says that the name is somebody's word; else it is made of the location.
     """
 
     kind: str
     name: str
     location: str
     more: tuple[str, ...] = ()
+    chosen: bool = False

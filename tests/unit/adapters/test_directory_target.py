@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from safehold.adapters.files.destination import open_directory
 from safehold.adapters.files.target import DirectoryTarget
+from safehold.adapters.files.walk import read_attributes
 from safehold.model.errors import TargetError
 from safehold.model.files import Entry
 
@@ -156,3 +158,47 @@ def test_nobody_else_reads_a_file_that_is_not_ready(tmp_path: Path, reached_by: 
     assert seen == [0o600]
     assert stat.S_IMODE((top / "file").stat().st_mode) == 0o640
     assert (top / "file").stat().st_gid == more.get("gid", os.getegid())
+
+
+def test_nobody_gets_the_rights_of_an_owner_who_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever restores without privileges owns what was root's: a program that is setuid would be so for them."""
+
+    def refused(*words: object, **more: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "chown", refused)
+    program = entry(b"file", stat.S_IFREG | 0o6755, uid=12345)
+    with open_directory(str(tmp_path / "top"), existing=False) as target:
+        target.write_file(b"file", program, iter([(0, b"data")]))
+        target.make(b"pipe", entry(b"pipe", stat.S_IFIFO | 0o6644, uid=12345, size=0))
+    assert [stat.S_IMODE((tmp_path / "top" / name).stat().st_mode) for name in ("file", "pipe")] == [0o755, 0o644]
+    assert sum("setuid" in problem for problem in target.problems) == 2
+
+
+def test_one_attribute_that_cannot_be_read_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    for name in ("user.a", "user.b", "user.c"):
+        os.setxattr(path, name, name.encode())
+    read = os.getxattr
+
+    def failing(path: object, name: str, **more: object) -> bytes:
+        if name == "user.b":
+            raise OSError(errno.ENODATA, "gone")
+        return read(path, name, **more)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "getxattr", failing)
+    assert read_attributes(bytes(path), follow=False) == {b"user.a": b"user.a", b"user.c": b"user.c"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_every_file_system_below_is_made_durable(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    (top / "mounted").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", top / "mounted"], check=True)
+    try:
+        with open_directory(str(top), existing=True) as target:
+            put(target, b"mounted/file")
+            assert len(target._file_systems) == 2
+    finally:
+        subprocess.run(["umount", "-l", top / "mounted"], check=True)

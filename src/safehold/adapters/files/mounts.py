@@ -51,9 +51,30 @@ def kernel_mounts() -> set[bytes]:
     return {path for path, kind, _ in _mounts() if kind in _KERNEL}
 
 
+_STILL = {
+    "btrfs",
+    "cramfs",
+    "erofs",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "iso9660",
+    "squashfs",
+    "tmpfs",
+    "udf",
+    "vfat",
+    "xfs",
+    "zfs",
+}
+"""File systems that this kernel alone writes to. Others, a share or an overlay, may be read-only here and change all the same, by what lies
+below them.
+"""
+
+
 def still_mounts() -> dict[bytes, bool]:
     """For each mount point whether nobody can write to its file system, by whatever path. What is mounted last counts."""
-    return {path: quiet or kind in _KERNEL for path, kind, quiet in _mounts()}
+    return {path: (quiet and kind in _STILL) or kind in _KERNEL for path, kind, quiet in _mounts()}
 
 
 def expected_mounts(table: Path = Path("/etc/fstab")) -> set[bytes]:

@@ -87,7 +87,7 @@ class FilesSource:
         with contextlib.suppress(ValueError, OSError):
             # One descriptor for each level of directories: a deep tree needs many.
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        still = Consistency.FILESYSTEM if _all_still(roots) else Consistency.NONE
+        still = _stillness(roots)
         if still < require:
             raise ConsistencyError(
                 f"{ref.name} is a tree of files that can change while it is read; {require.label} consistency cannot be reached",
@@ -96,7 +96,8 @@ class FilesSource:
             )
         tree = FileTree(roots, replace(self.rules, hollow=self.rules.hollow | kernel_mounts()), ctx.clock)
         try:
-            yield TreeCapture(ref, tree, still, self.memory, {path for path in mounted if _touches(path, roots)}, ctx)
+            touched = {path for path in mounted if _touches(path, roots)}
+            yield TreeCapture(ref, tree, roots, self.memory, touched, ctx)
         finally:
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -125,13 +126,13 @@ def _touches(mount: bytes, roots: list[bytes]) -> bool:
     return any(_inside(mount, root) or _inside(root, mount) for root in roots)
 
 
-def _all_still(roots: list[bytes]) -> bool:
+def _stillness(roots: list[bytes]) -> Consistency:
     still = still_mounts()
     for root in roots:
         on = max((path for path in still if _inside(root, path)), key=len)
         if not all(quiet for path, quiet in still.items() if path == on or _inside(path, root)):
-            return False
-    return True
+            return Consistency.NONE
+    return Consistency.FILESYSTEM
 
 
 class TreeCapture:
@@ -141,7 +142,7 @@ class TreeCapture:
         self,
         ref: ResourceRef,
         content: FileTree,
-        still: Consistency,
+        roots: list[bytes],
         memory: MountMemory,
         mounts: set[bytes],
         ctx: Context,
@@ -149,9 +150,16 @@ class TreeCapture:
         self.resource = ref
         self.content = content
         self.topology: Topology | None = None
-        self.achieved = still
+        self._roots = roots
         self._memory, self._mounts, self._ctx = memory, mounts, ctx
         self._start = ctx.clock.now()
+        self._still = _stillness(roots)
+
+    @property
+    def achieved(self) -> Consistency:
+        """See `ports.source.Capture`: a file system that is made writable while it is read is not still."""
+        self._still = min(self._still, _stillness(self._roots))
+        return self._still
 
     def committed(self) -> None:
         """Remember what was mounted, for the next time."""

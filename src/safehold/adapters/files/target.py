@@ -39,6 +39,7 @@ class DirectoryTarget:
         plain = not replace and not os.fstat(root.fd).st_mode & stat.S_ISGID
         self._maker = (os.geteuid(), os.getegid()) if plain else None
         self._open: OrderedDict[bytes, DirectoryFd] = OrderedDict({b"": root})
+        self._file_systems = {os.fstat(root.fd).st_dev: root}
         self._lock = threading.Lock()
         self._own = threading.local()
         self.problems: list[str] = []
@@ -67,8 +68,12 @@ class DirectoryTarget:
         for name in reversed(missing):
             at = at + b"/" + name if at else name
             found = DirectoryFd(self._enter(found.fd, name))
+            # Where nothing was there before, nothing was mounted.
+            device = os.fstat(found.fd).st_dev if self._replace else None
             with self._lock:
                 self._open[at] = found
+                if device is not None:
+                    self._file_systems.setdefault(device, found)
                 while len(self._open) > _OPEN_DIRECTORIES:
                     self._open.popitem(last=False)
                 self._open[b""] = self._root
@@ -257,16 +262,19 @@ class DirectoryTarget:
         """
         # Written out, without helpers: this runs once for each file.
         disturbed = (now.st_uid, now.st_gid) != (entry.uid, entry.gid)
+        mode = stat.S_IMODE(entry.mode)
         if disturbed:
-            with self._reporting(path, f"owner {entry.uid}:{entry.gid} not set"):
+            try:
                 os.chown(fd, entry.uid, entry.gid)
+            except OSError as error:
+                mode = self._not_owned(path, entry, error)
         if entry.xattrs or self._replace:
             self._xattrs(fd, path, entry, follow=True)
             # An access control list moves the permissions of the group.
             disturbed = True
-        if disturbed or now.st_mode != entry.mode:
+        if disturbed or stat.S_IMODE(now.st_mode) != mode:
             with self._reporting(path, "permissions not set"):
-                os.chmod(fd, stat.S_IMODE(entry.mode))
+                os.chmod(fd, mode)
         try:
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         except OSError as error:
@@ -274,9 +282,12 @@ class DirectoryTarget:
 
     def _attributes_by_name(self, parent: int, name: bytes, path: bytes, entry: Entry) -> None:
         now = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        mode = stat.S_IMODE(entry.mode)
         if (now.st_uid, now.st_gid) != (entry.uid, entry.gid):
-            with self._reporting(path, f"owner {entry.uid}:{entry.gid} not set"):
+            try:
                 os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+            except OSError as error:
+                mode = self._not_owned(path, entry, error)
         if entry.xattrs:
             self._xattrs(b"/proc/self/fd/%d/%s" % (parent, name), path, entry, follow=False)
         if not stat.S_ISLNK(entry.mode):
@@ -284,11 +295,19 @@ class DirectoryTarget:
             itself = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             try:
                 with self._reporting(path, "permissions not set"):
-                    os.chmod(f"/proc/self/fd/{itself}", stat.S_IMODE(entry.mode))
+                    os.chmod(f"/proc/self/fd/{itself}", mode)
             finally:
                 os.close(itself)
         with self._reporting(path, "times not set"):
             os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+    def _not_owned(self, path: bytes, entry: Entry, error: OSError) -> int:
+        """The permissions of what could not be given to its owner: whoever has it instead lends nobody their rights."""
+        self._problem(path, f"owner {entry.uid}:{entry.gid} not set ({error.strerror})")
+        special = entry.mode & (stat.S_ISUID | stat.S_ISGID)
+        if special:
+            self._problem(path, "setuid and setgid not set: it has another owner")
+        return stat.S_IMODE(entry.mode) & ~special
 
     def _xattrs(self, at: int | bytes, path: bytes, entry: Entry, *, follow: bool) -> None:
         there = read_attributes(at, follow=follow) if self._replace else {}
@@ -333,6 +352,8 @@ class DirectoryTarget:
     def sync(self) -> None:
         """Return when everything is durable; see syncfs(2)."""
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syncfs(self._root.fd):
+        for root in self._file_systems.values():
+            if not libc.syncfs(root.fd):
+                continue
             code = ctypes.get_errno()
             raise TargetError(f"could not be made durable ({os.strerror(code)})", on=self._where)

@@ -58,6 +58,9 @@ class DirectoryFd:
         os.close(self.fd)
 
 
+_NO_ATTRIBUTE = (errno.ENOTSUP, errno.ENODATA, errno.EPERM)
+
+
 def open_below(directory: int | None, name: bytes, flags: int) -> int:
     """Open without touching the access time, where that is allowed."""
     try:
@@ -86,14 +89,21 @@ def file_extents(fd: int, size: int) -> Iterator[Extent]:
 
 
 def read_attributes(path: int | str | bytes, *, follow: bool) -> dict[bytes, bytes]:
-    """Extended attributes; none where the file system has none."""
+    """Extended attributes; none where the file system has none. One that went away meanwhile, or that nobody may read, is none."""
     try:
         names = os.listxattr(path, follow_symlinks=follow)
-        return {os.fsencode(name): os.getxattr(path, name, follow_symlinks=follow) for name in names}
     except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EPERM):
+        if error.errno in _NO_ATTRIBUTE:
             return {}
         raise
+    found = {}
+    for name in names:
+        try:
+            found[os.fsencode(name)] = os.getxattr(path, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in _NO_ATTRIBUTE:
+                raise
+    return found
 
 
 class OpenFd:

@@ -111,8 +111,11 @@ def attributes(top: Path) -> str:
 
 
 def snapshot(top: Path) -> dict[str, tuple[object, ...]]:
-    """Type, mode, size, time and content of everything below `top`, by path."""
+    """Type, mode, owner, device, time, attributes (ACLs and capabilities among them), other names and content of everything below `top`, by
+    path.
+    """
     out: dict[str, tuple[object, ...]] = {}
+    names: dict[tuple[int, int], set[str]] = {}
     for where, directories, files in os.walk(top):
         for name in directories + files:
             path = Path(where) / name
@@ -122,5 +125,12 @@ def snapshot(top: Path) -> dict[str, tuple[object, ...]]:
                 content = path.read_bytes()
             elif stat.S_ISLNK(info.st_mode):
                 content = os.readlink(path)
-            out[str(path.relative_to(top))] = (info.st_mode, info.st_mtime_ns, content)
+            one = str(path.relative_to(top))
+            same = names.setdefault((info.st_dev, info.st_ino), set()) if not path.is_dir() else set()
+            same.add(one)
+            attributes = {
+                n: os.getxattr(path, n, follow_symlinks=False) for n in os.listxattr(path, follow_symlinks=False)
+            }
+            owner = (info.st_uid, info.st_gid, info.st_rdev)
+            out[one] = (info.st_mode, owner, info.st_mtime_ns, attributes, same, content)
     return out

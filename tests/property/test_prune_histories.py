@@ -188,7 +188,7 @@ class History:
             self.wrong.append(f"{len(left)} packs are left that nothing needs")
         report = Prune(vault, self.folder, lambda session, now: True, self.world.ctx).preview()
         if report.condemned_packs:
-            self.wrong.append(f"{report.condemned_packs} packs are left that nothing needs")
+            self.wrong.append(f"{report.condemned_packs} packs are left that nothing needs: {report}")
         if list(self.world.store.list("sessions/")):
             self.wrong.append("sessions are left")
 

@@ -6,6 +6,8 @@ import contextlib
 import os
 import random
 import shutil
+import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from safehold.recovery.tree import FileLosses, Selection, write_tree
 from safehold.testing.fault_store import FaultStore, Killed
 from safehold.vault.catalogue import Point
 from safehold.vault.vault import Vault
-from tests.files import snapshot
+from tests.files import attributes, rsync_differences, snapshot
 from tests.worlds import World
 
 NAMES = ["a", "b", "dir", "dir/a", "dir/b", "dir/sub", "dir/sub/a", "dir-", "dir-/a", "z\udcff"]
@@ -45,6 +47,12 @@ steps = st.one_of(
     st.tuples(st.just("link"), st.sampled_from(NAMES), st.integers(0, len(NAMES) - 1), st.just(0)),
     st.tuples(st.just("symlink"), st.sampled_from(NAMES), st.integers(0, 9), st.just(0)),
     st.tuples(st.just("chmod"), st.sampled_from(NAMES), st.sampled_from([0o600, 0o644, 0o755]), st.just(0)),
+    st.tuples(st.just("chown"), st.sampled_from(NAMES), st.integers(0, 3), st.integers(0, 3)),
+    st.tuples(st.just("attribute"), st.sampled_from(NAMES), st.integers(0, 5), st.integers(0, 300)),
+    st.tuples(st.just("acl"), st.sampled_from(NAMES), st.integers(1, 3), st.integers(0, 7)),
+    st.tuples(st.just("capability"), st.sampled_from(NAMES), st.just(0), st.just(0)),
+    st.tuples(st.just("node"), st.sampled_from(NAMES), st.integers(0, 3), st.integers(0, 200)),
+    st.tuples(st.just("time"), st.sampled_from(NAMES), st.integers(-(2**33), 2**33), st.integers(0, 999_999_999)),
     st.tuples(st.just("backup"), st.just(""), st.just(0), st.just(0)),
     st.tuples(st.just("backup"), st.just(""), st.just(0), st.just(0)),
     st.tuples(st.just("crash"), st.just(""), st.integers(1, 8), st.integers(0, 1)),
@@ -103,6 +111,19 @@ class Files:
                 path.symlink_to("x" * a)
             elif verb == "chmod":
                 path.chmod(a)
+            elif verb == "chown":
+                os.chown(path, a, b, follow_symlinks=False)
+            elif verb == "attribute":
+                os.setxattr(path, f"user.{a}", random.Random(b).randbytes(b))
+            elif verb == "acl":
+                subprocess.run(["setfacl", "-m", f"u:{a}:{b}", path], capture_output=True, check=False)
+            elif verb == "capability":
+                subprocess.run(["setcap", "cap_net_raw+ep", path], capture_output=True, check=False)
+            elif verb == "node":
+                kind = (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK)[a]
+                os.mknod(path, kind | 0o640, os.makedev(b, a) if a in (1, 2) else 0)
+            elif verb == "time":
+                os.utime(path, ns=(0, a * 1_000_000_000 + b), follow_symlinks=False)
 
     def back_up(self, vault: Vault | None = None) -> BackupOutcome:
         # File times have a granularity: what happens before and after a look at a file must not share one.
@@ -166,7 +187,11 @@ def play(history: list[Step]) -> None:
         assert rejected == []
         assert {p.id for p in points} == set(tree.expected)
         for n, point in enumerate(points):
-            assert snapshot(tree.restored(vault, point, n)) == tree.expected[point.id]
+            restored = tree.restored(vault, point, n)
+            assert snapshot(restored) == tree.expected[point.id]
+            if point.id == again.point:
+                assert rsync_differences(tree.top, restored) == ""
+                assert attributes(restored) == attributes(tree.top)
         assert verify_points(vault, None, Depth.DATA, [], tree.ctx).found == []
 
 

@@ -159,6 +159,56 @@ def test_parts_of_a_tree(program: Program, source: Path, tmp_path: Path) -> None
     assert "not empty" in program.run("restore", "www@latest", "--to", source, code=1).stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make devices")
+def test_what_a_delta_would_write(program: Program, tmp_path: Path) -> None:
+    """A dry run lists just what the run behind it writes, and changes nothing."""
+    top, out = tmp_path / "top", tmp_path / "out"
+    everything(top)
+    (top / "img/deep").mkdir(parents=True)
+    for name in ("img/same", "img/changed", "img/gone", "img/deep/kind", "img/mode", "img/noted", "other"):
+        (top / name).write_text(name)
+    (top / "img/link").symlink_to("somewhere")
+    program.run("backup", top, "--name", "www")
+    selector = f"www@latest:{top}"
+    new = program.json("restore", selector, "--to", out, "--dry-run")
+    assert new["changes"] == []
+    assert not out.exists()
+    told = program.json("restore", selector, "--to", out, "--delta", "--dry-run")
+    assert told["new"] == new["new"] == len(told["changes"]) > 8
+    assert not out.exists()
+    program.run("restore", selector, "--to", out)
+    assert program.json("restore", selector, "--to", out, "--delta", "--dry-run")["changes"] == []
+    (out / "img/changed").write_text("img/CHANGED")
+    (out / "img/gone").unlink()
+    (out / "img/deep/kind").unlink()
+    (out / "img/deep/kind").mkdir()
+    (out / "img/mode").chmod(0o600)
+    os.setxattr(out / "img/noted", "user.note", b"x")
+    (out / "img/link").unlink()
+    (out / "img/link").symlink_to("elsewhere")
+    (out / "other").unlink()
+    before = tar_listing(out)
+    told = program.json("restore", selector, "--to", out, "--include", "img/*", "--delta", "--dry-run")
+    assert {
+        one["path"]: one["difference"] for one in told["changes"] if one["path"] not in ("img", "img/deep", ".")
+    } == {
+        "img/changed": "content",
+        "img/gone": "new",
+        "img/deep/kind": "content",
+        "img/mode": "attributes",
+        "img/noted": "attributes",
+        "img/link": "content",
+    }
+    assert told["size"] == sum(len(name) for name in ("img/changed", "img/gone", "img/deep/kind"))
+    assert tar_listing(out) == before
+    text = program.run("restore", selector, "--to", out, "--include", "img/*", "--delta", "--dry-run").stdout
+    assert "content     img/changed" in text
+    (out / "img/deep/kind").rmdir()
+    done = program.json("restore", selector, "--to", out, "--include", "img/*", "--delta")
+    assert done["written"] == told["size"]
+    assert program.json("restore", selector, "--to", out, "--include", "img/*", "--delta", "--dry-run")["changes"] == []
+
+
 def test_standard_input(program: Program, tmp_path: Path) -> None:
     data = random.Random(3).randbytes(20_000_000) + bytes(10_000_000) + b"end"
     dump = tmp_path / "dump"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
-from safehold.app.restore import RestoreMode, RestoreOutcome, plan_restore
+from safehold.app.preview import preview
+from safehold.app.restore import RestoreMode, RestoreOutcome, RestorePlan, plan_restore
 from safehold.app.restore import restore as carry_out
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.cli.volume import restore_to_volume
-from safehold.compose.wiring import check_target, open_target, open_tree_target, path_matcher
+from safehold.compose.wiring import check_target, look_below, open_target, open_tree_target, path_matcher
 from safehold.model.errors import PartialError, UsageError
+from safehold.model.files import printable
 from safehold.model.units import format_duration, format_rate, format_size, format_time
+from safehold.recovery.comparing import Change, Difference
 
 __all__ = ["restore"]
 
@@ -30,7 +35,7 @@ _VOLUME = "volume:"
 @click.option("--delta", is_flag=True, help="Compare with what is there, and write only what differs.")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Of a tree, only what matches: img/**, *.conf.")
 @click.option("--salvage", is_flag=True, help="Go on past what cannot be read, and list it.")
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop; of files with --delta each one that differs, and how.")
 @vault_options
 @json_option
 def restore(
@@ -67,6 +72,10 @@ def restore(
     with Run.begin() as run:
         opened = run.open(access)
         plan = plan_restore(opened, selector, target, mode, path_matcher(include, "--include"))
+        if dry_run and plan.kind == "tree":
+            check_target(plan)
+            _tell_changes(preview(opened, plan, look_below, run.ctx), plan, as_json)
+            return 0
         if dry_run:
             check_target(plan)
             told = f"would write {plan.resource} of {format_time(plan.point.time)} ({format_size(plan.size)}) to {target} ({mode.value})"
@@ -99,6 +108,32 @@ def restore(
             remedy="they are not what was backed up; take them from another point",
         )
     return 0
+
+
+def _tell_changes(changes: Iterator[Change], plan: RestorePlan, as_json: bool) -> None:
+    """One line for each thing that would be written, and what it comes to. Of a tree that is written whole only the sum is told."""
+    counted = dict.fromkeys(Difference, 0)
+    size = 0
+    listed = []
+    for change in changes:
+        counted[change.difference] += 1
+        size += change.size
+        if plan.mode is not RestoreMode.DELTA:
+            continue
+        path = printable(change.path) or "."
+        if as_json:
+            listed.append({"path": path, "difference": change.difference.value, "size": change.size})
+        else:
+            print(f"{change.difference.value:10}  {path}")
+    if as_json:
+        print_json({"changes": listed, "size": size, **{d.value: count for d, count in counted.items()}})
+        return
+    what = f"{counted[Difference.MISSING]} new"
+    if plan.mode is RestoreMode.DELTA:
+        what += (
+            f", {counted[Difference.CONTENT]} of other content, {counted[Difference.ATTRIBUTES]} with other attributes"
+        )
+    print(f"would write to {plan.target}: {what}; {format_size(size)} of {plan.resource}@{plan.point.id[:8]}")
 
 
 def _line(outcome: RestoreOutcome) -> str:

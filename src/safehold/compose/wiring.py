@@ -12,6 +12,7 @@ from safehold.adapters.files.destination import check_directory, open_directory
 from safehold.adapters.files.patterns import compile_patterns
 from safehold.adapters.files.source import FilesSource, MountMemory
 from safehold.adapters.files.stream import StreamSource
+from safehold.adapters.files.view import open_view
 from safehold.adapters.files.walk import Rules
 from safehold.adapters.image.lvm import DiskSource
 from safehold.adapters.image.target import check_existing, check_new, open_existing, open_new
@@ -26,13 +27,14 @@ from safehold.objects.location import UPLOAD_BUDGET, local_place, open_store
 from safehold.objects.retry import RetryStore
 from safehold.ports.blocks import MutableBlocks
 from safehold.ports.source import Source
-from safehold.ports.tree import TreeTarget
+from safehold.ports.tree import TreeTarget, TreeView
 from safehold.vault.vault import Places
 
 __all__ = [
     "Sources",
     "TreeOptions",
     "check_target",
+    "look_below",
     "open_stores",
     "open_target",
     "open_tree_target",
@@ -150,6 +152,11 @@ def check_target(plan: RestorePlan) -> None:
 def open_tree_target(path: str, mode: RestoreMode) -> AbstractContextManager[TreeTarget]:
     """A directory to restore files into: an empty or new one, unless the mode says otherwise."""
     return open_directory(path, existing=mode is not RestoreMode.NEW)
+
+
+def look_below(path: str) -> TreeView:
+    """What lies below a directory that files would be restored into."""
+    return open_view(path)
 
 
 def path_matcher(patterns: Sequence[str], option: str) -> Callable[[bytes], bool] | None:

@@ -138,12 +138,8 @@ class Tree(Protocol):
         ...
 
 
-class TreeTarget(Protocol):
-    """Where a restore puts files. Nothing that it is asked for leads outside of it: TargetError instead."""
-
-    def directory(self, path: bytes) -> None:
-        """Make sure that a directory is there, and those above it."""
-        ...
+class TreeReader(Protocol):
+    """Files below one directory. Nothing that is asked for leads outside of it."""
 
     def state(self, path: bytes) -> os.stat_result | None:
         """A stat of what is there, following no link; None where nothing is."""
@@ -151,6 +147,26 @@ class TreeTarget(Protocol):
 
     def read(self, path: bytes) -> AbstractContextManager[OpenFile]:
         """Open a regular file that is there. Unreadable."""
+        ...
+
+
+class TreeView(TreeReader, Protocol):
+    """More to look at, where nothing is written."""
+
+    def leads_to(self, path: bytes) -> bytes:
+        """Where a symbolic link leads; empty for what is none."""
+        ...
+
+    def attributes(self, path: bytes) -> dict[bytes, bytes]:
+        """Extended attributes of what is there."""
+        ...
+
+
+class TreeTarget(TreeReader, Protocol):
+    """Where a restore puts files. Nothing that it is asked for leads outside of it: TargetError instead."""
+
+    def directory(self, path: bytes) -> None:
+        """Make sure that a directory is there, and those above it."""
         ...
 
     def write_file(self, path: bytes, entry: Entry, data: Iterator[tuple[int, memoryview | bytes]]) -> None:

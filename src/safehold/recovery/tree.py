@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,13 +10,13 @@ from safehold.model.context import Context
 from safehold.model.errors import DamageError
 from safehold.model.files import Entry, Form, path_key, printable
 from safehold.model.spread import spread
-from safehold.ports.tree import Piece, TreeTarget, Unreadable
+from safehold.ports.tree import Piece, TreeTarget
+from safehold.recovery.comparing import content_is_right
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.vault.content import Part, read_parts
 from safehold.vault.fetch import ChunkReader, Lost
 from safehold.vault.names import ZERO_ID
 from safehold.vault.records import Member
-from safehold.vault.sealing import chunk_id
 from safehold.vault.tree import EntryAt, StoredTree
 
 __all__ = [
@@ -25,6 +24,7 @@ __all__ = [
     "Selection",
     "TreeWritten",
     "file_data",
+    "selected_pages",
     "stream_data",
     "write_in_order",
     "write_one",
@@ -197,6 +197,30 @@ def write_tree(
     return restore.written
 
 
+def selected_pages(tree: StoredTree, selection: Selection) -> Iterator[list[tuple[bytes, EntryAt]]]:
+    """What is selected with its path from the base, page by page. Where the base is a directory it comes too, with an empty path."""
+    base = selection.base
+    top = tree.find(base) if base else None
+    if top is not None and top.entry.is_directory:
+        yield [(b"", top)]
+    start = (path_key(base), b"")
+    for leaf in tree.leaves(start):
+        chosen = []
+        over = False
+        for found in tree.page(leaf):
+            if base and found.parent != base and not found.parent.startswith(base + b"/"):
+                over = found.key > start
+                continue
+            relative = selection.relative(found.path)
+            if not found.entry.name:
+                chosen.append((b"", found))
+            elif selection.takes(relative):
+                chosen.append((relative, found))
+        yield chosen
+        if over:
+            return
+
+
 def _shares(page: list[tuple[bytes, EntryAt]]) -> Iterator[list[tuple[bytes, EntryAt]]]:
     """A page in parts for one thread each: a few hundred files can be most of a tree. Files that share chunks stay together."""
     large = [pair for pair in page if pair[1].entry.form in (Form.PARTS, Form.NODE)]
@@ -237,31 +261,9 @@ class _TreeRestore:
 
     def pages(self) -> Iterator[list[tuple[bytes, EntryAt]]]:
         """The selected entries with their paths from the base, in pages, or parts of pages that hold much."""
-        base = self._selection.base
-        if base:
-            self._base(base)
-        start = (path_key(base), b"")
-        for leaf in self._tree.leaves(start):
-            page = self._tree.page(leaf)
-            chosen = []
-            over = False
-            for found in page:
-                if base and found.parent != base and not found.parent.startswith(base + b"/"):
-                    over = found.key > start
-                    continue
-                relative = self._selection.relative(found.path)
-                if not found.entry.name:
-                    self._directories.append((b"", found.entry))
-                elif self._selection.takes(relative):
-                    chosen.append((relative, found))
-            yield from _shares(chosen)
-            if over:
-                return
-
-    def _base(self, base: bytes) -> None:
-        found = self._tree.find(base)
-        if found is not None and found.entry.is_directory:
-            self._directories.append((b"", found.entry))
+        for page in selected_pages(self._tree, self._selection):
+            self._directories += [(path, found.entry) for path, found in page if not path]
+            yield from _shares([(path, found) for path, found in page if path])
 
     def work(self, share: Iterator[list[tuple[bytes, EntryAt]]]) -> None:
         """One thread's pages."""
@@ -295,7 +297,7 @@ class _TreeRestore:
         pieces: dict[bytes, list[Piece]] = {}
         for path, found in files:
             self._ctx.cancel.check()
-            if self._compare and self._right(path, found):
+            if self._compare and content_is_right(found, path, self._target, self._chunks):
                 self._target.set_attributes(path, found.entry)
                 self.written.count(0, 1, 0)
                 self._ctx.progress.advance(found.entry.size)
@@ -349,28 +351,6 @@ class _TreeRestore:
             self.written.count(0, 0, len(piece))
             self._ctx.progress.advance(len(piece))
 
-    def _right(self, path: bytes, found: EntryAt) -> bool:
-        """True where the target has a file of just this content."""
-        entry = found.entry
-        there = self._target.state(path)
-        if there is None or not stat.S_ISREG(there.st_mode) or there.st_size != entry.size:
-            return False
-        key = self._chunks.dedup_key
-        try:
-            with self._target.read(path) as opened:
-                if entry.form == Form.PIECE:
-                    buffer = memoryview(bytearray(entry.size))
-                    got = opened.read_into(0, buffer)
-                    return got == entry.size and chunk_id(key, buffer)[: len(entry.digest)] == entry.digest
-                at = 0
-                for identity, length in found.parts(self._chunks.one):
-                    if not _same_part(opened.read_into, at, identity, length, key):
-                        return False
-                    at += length
-                return True
-        except Unreadable:
-            return False
-
     def finish(self) -> None:
         """Further names of files, and then what directories say of themselves: making files in them changes their times."""
         self._target.settle()
@@ -381,16 +361,3 @@ class _TreeRestore:
                 self._target.set_attributes(path, entry)
         for path, entry in sorted(self._directories, key=lambda pair: path_key(pair[0]), reverse=True):
             self._target.set_attributes(path, entry)
-
-
-def _same_part(read: Callable[[int, memoryview], int], at: int, identity: bytes, length: int, key: bytes) -> bool:
-    if identity != ZERO_ID:
-        buffer = memoryview(bytearray(length))
-        return read(at, buffer) == length and chunk_id(key, buffer) == identity
-    buffer = memoryview(bytearray(min(length, _COMPARE)))
-    while length:
-        some = buffer[: min(length, _COMPARE)]
-        if read(at, some) != len(some) or bytes(some).strip(b"\0"):
-            return False
-        at, length = at + len(some), length - len(some)
-    return True

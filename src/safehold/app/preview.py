@@ -1,0 +1,40 @@
+"""What a restore of files would write, found without writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from safehold.app.points import member_of
+from safehold.app.restore import RestoreMode, RestorePlan
+from safehold.model.context import Context
+from safehold.ports.tree import TreeView
+from safehold.recovery.comparing import Change, Difference, difference
+from safehold.recovery.tree import Selection, selected_pages
+from safehold.vault.tree import EntryAt
+from safehold.vault.vault import Vault
+
+__all__ = ["preview"]
+
+
+def preview(vault: Vault, plan: RestorePlan, look: Callable[[str], TreeView], ctx: Context) -> Iterator[Change]:
+    """Each thing that the restore of a tree would write; in the mode DELTA only where what is there differs. Content is read at the target
+    and compared by its hash; none of it is fetched.
+    """
+    tree, chunks = vault.tree(plan.point, member_of(plan.point, plan.resource)), vault.chunks(plan.point)
+    found = tree.find(plan.path) if plan.path else None
+    target, pages = plan.target, selected_pages(tree, Selection(plan.path, plan.include))
+    if found is not None and not found.entry.is_directory:
+        target, name = os.path.split(os.path.abspath(target))
+        pages = iter([[(os.fsencode(name), found)]])
+    there = look(target) if plan.mode is RestoreMode.DELTA else None
+    for page in pages:
+        for path, one in page:
+            ctx.cancel.check()
+            how = Difference.MISSING if there is None else difference(one, path, there, chunks)
+            if how is not None:
+                yield Change(path, how, _size(one, how))
+
+
+def _size(found: EntryAt, how: Difference) -> int:
+    return 0 if how is Difference.ATTRIBUTES else found.entry.size

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from safehold.testing.program import Program
 
@@ -81,6 +84,72 @@ def test_status_says_what_is_overdue_first(program: Program, vault: Path, tmp_pa
     assert "no points of this resource" in program.run("status", "nothing", code=8).stderr
     assert "is no span" in program.run("status", "--max-age", "soon", code=2).stderr
     assert os.environ.get("SAFEHOLD_VAULT") is None
+
+
+@pytest.mark.parametrize("verify", [["--structure"], ["--data"], ["--older-than", "30d"]], ids=" ".join)
+@pytest.mark.parametrize("kind", ["packs", "meta"])
+@pytest.mark.parametrize("how", ["lost", "flipped"])
+def test_what_is_lost_is_stored_again(
+    program: Program, vault: Path, tmp_path: Path, how: str, kind: str, verify: list[str]
+) -> None:
+    """Nobody relies on what a verification did not find whole; where the source still has it, the next backup makes old points whole."""
+    disk, tree = tmp_path / "disk.img", tmp_path / "tree"
+    disk.write_bytes(random.Random(5).randbytes(5_000_000))
+    tree.mkdir()
+    for n in range(300):
+        (tree / f"file{n}").write_bytes(random.Random(n).randbytes(2000))
+    key = tmp_path / "writer.key"
+    program.run("key", "writer", key, "--resource", "copy")
+    writer = Program(
+        tmp_path / "writer-home", {"SAFEHOLD_VAULT": str(vault), "SAFEHOLD_WRITER": str(key)}, passphrase=False
+    )
+    first = {
+        name: program.json("backup", place, "--name", name)["points"][0]["point"]
+        for name, place in (("disk", disk), ("tree", tree))
+    }
+    writer.run("backup", disk, "--name", "copy")
+    program.run("verify", "--data")
+    if how == "flipped" and verify == ["--structure"]:
+        return
+    if how == "flipped" and verify[0] == "--older-than":
+        # What was read a moment ago is not read again within thirty days.
+        verify = ["--older-than", "0s"]
+    for victim in [path for path in (vault / kind).rglob("*") if path.is_file()]:
+        if how == "lost":
+            victim.unlink()
+            continue
+        data = bytearray(victim.read_bytes())
+        for at in range(400, len(data) - 100, 100):
+            data[at] ^= 1
+        victim.write_bytes(data)
+    told = program.run("verify", *verify, code=4).stdout
+    if how == "lost":
+        assert "disk" in told
+        assert "tree" in told
+    again = [
+        program.json("backup", place, "--name", name)["points"][0] for name, place in (("disk", disk), ("tree", tree))
+    ]
+    again.append(writer.json("backup", disk, "--name", "copy")["points"][0])
+    if kind == "packs":
+        assert all(one["new"] > 500_000 for one in again)
+    if kind == "meta":
+        # Pages of a tree tell where each file lies, and those that are stored again lie elsewhere: the old ones do not come back.
+        program.run("restore", f"tree@{first['tree']}", "--to", tmp_path / "no", code=4)
+        program.run("point", "expire", f"tree@{first['tree']}", "--yes")
+        del first["tree"]
+    for name, source in (("disk", disk), ("tree", tree)):
+        for when in {first.get(name, "latest"), "latest"}:
+            out = tmp_path / f"{name}-{when}"
+            selector = f"{name}@{when}" + (f":{tree}" if name == "tree" else "")
+            program.run("restore", selector, "--to", out)
+            subprocess.run(["diff", "-r", source, out], check=True)
+    program.run("restore", "copy@latest", "--to", tmp_path / "copy")
+    subprocess.run(["cmp", disk, tmp_path / "copy"], check=True)
+    program.run("vault", "prune")
+    program.run("verify", "--data")
+    program.run("verify", "--older-than", "0s")
+    program.run("verify", "--stored")
+    assert program.json("backup", disk)["points"][0]["new"] == 0
 
 
 def test_a_backup_repairs_what_was_noted_as_damaged(program: Program, vault: Path, tmp_path: Path) -> None:

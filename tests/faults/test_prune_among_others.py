@@ -120,7 +120,7 @@ def test_a_backup_during_a_prune_stays_in_the_index(tmp_path: Path) -> None:
         prune(world, store=InterleavedStore(world.store, at, back_up))
         vault = world.fresh()
         locator, _, _ = vault.domain(vault.writer().domain)
-        assert packs(world) - set(vault.chain.unusable_packs) <= locator.listed_packs(), f"at call {at}"
+        assert packs(world) - set(vault.chain.unusable_packs) <= locator.reader_view().packs(), f"at call {at}"
 
 
 class _StopsAtRuns:
@@ -195,4 +195,4 @@ def test_only_runs_that_name_a_dead_pack_are_written_again(world: World, monkeyp
     after = set(locator.run_names())
     assert gone
     assert {name for name in before if name not in after} == {name for name, named in before.items() if named & gone}
-    assert locator.listed_packs() == packs(world)
+    assert locator.reader_view().packs() == packs(world)

@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from safehold.model.errors import ObjectExists, UsageError, VaultKeyError
+from safehold.model.errors import UsageError, VaultKeyError
 from safehold.vault.access import Unlocked, read_slots
 from safehold.vault.create import add_slot, timestamp
-from safehold.vault.envelope import close, encode
+from safehold.vault.gc.link import add_link
 from safehold.vault.keys import Keyring, OwnerKey, new_seed
 from safehold.vault.kit import Kit, render_kit
 from safehold.vault.names import gc_name, key_name, writer_name
-from safehold.vault.records import GcRecord, Generation, KeyPayload, KeySlot
+from safehold.vault.records import Generation, KeyPayload, KeySlot
 from safehold.vault.slots import Wrapper
 from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate
@@ -224,26 +224,13 @@ def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -
     payload = KeyPayload((*kept, Generation(number, fresh.seed)), _payload(vault, unlocked).document)
     before = list_keys(vault)
     slot = add_slot(vault.store, vault.id, payload, wrapper, label, timestamp(ctx))
-    name = gc_name(record.number + 1)
-    link = GcRecord(
-        number=record.number + 1,
-        previous=vault.chain.digest,
-        generation=old.generation,
-        owner=fresh.public,
-        features=record.features,
-        condemned=record.condemned,
-        dead=record.dead,
-        base=record.base,
-        absorbed=record.absorbed,
-        points=record.points,
-        sessions=record.sessions,
-        awaited=record.awaited,
-    )
-    try:
-        vault.store.put(name, [close(vault.id, name, encode(link), old.sign)])
-    except ObjectExists:
+    if not add_link(vault.store, vault.id, old, record, vault.chain.digest, owner=fresh.public):
         vault.store.delete(key_name(slot))
-        raise UsageError("somebody else changed the vault at the same moment", on=name, remedy="rotate again") from None
+        raise UsageError(
+            "somebody else changed the vault at the same moment",
+            on=gc_name(record.number + 1),
+            remedy="rotate again",
+        )
     for one in before:
         vault.store.delete(key_name(bytes.fromhex(one.id)))
     kit = Kit(vault.id, Keyring(payload.generations).generations)

@@ -14,6 +14,7 @@ from safehold.recovery.rolling import ReadLog, Rolled, verify_rolling
 from safehold.recovery.verify import Finding, Findings, verify_data, verify_structure
 from safehold.vault.access import read_slots
 from safehold.vault.catalogue import Point
+from safehold.vault.gc.quarantine import note_packs
 from safehold.vault.vault import Vault
 
 __all__ = ["Depth", "Expected", "check_expected", "parse_expected", "verify_next", "verify_points"]
@@ -73,6 +74,7 @@ def verify_points(
     ctx.progress.start("verify", sum(member.size for point in chosen for member in point.body.members))
     findings = (verify_data if depth is Depth.DATA else verify_structure)(vault, chosen, ctx)
     ctx.progress.done()
+    note_packs(vault, (), findings.packs)
     if depth is Depth.DATA:
         _note_proofs(vault, chosen, findings)
     if selector is None:

@@ -18,6 +18,7 @@ from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.recovery.units import units
 from safehold.recovery.verify import Finding, Findings
 from safehold.vault.catalogue import Point
+from safehold.vault.gc.quarantine import note_packs
 from safehold.vault.pack import open_table, parse_header, table_span
 from safehold.vault.sealing import ChunkOpener
 from safehold.vault.vault import Vault
@@ -77,6 +78,11 @@ def verify_rolling(
     due = [p for p in points if p.subject not in facts or facts[p.subject].data < now - older_than]
     sizes = {s.name: s.size for prefix in ("packs/", "meta/") for s in vault.store.list(prefix)}
     needs = {point.name: _needs(vault, point, sizes, rolled.findings, ctx) for point in due}
+    if _gone(vault, points, sizes, log):
+        # What was proved once may lack something by now.
+        for point in points:
+            if point not in due:
+                _needs(vault, point, sizes, rolled.findings, ctx)
     wanted = {name for packs in needs.values() if packs is not None for name in packs}
     stale = sorted(
         (name for name in wanted if log.times.get(name, 0.0) < now - older_than),
@@ -93,7 +99,7 @@ def verify_rolling(
     bad = _read(vault, chosen, log, now, sizes, rolled, ctx)
     ctx.progress.done()
     log.save(sizes)
-    notes.note_packs(set(chosen) - bad.keys(), set(bad))
+    note_packs(vault, set(chosen) - bad.keys(), bad.keys() | rolled.findings.packs | vault.fetcher.failed)
     for name, reason in bad.items():
         hurt = [p for p in due if name in (needs[p.name] or ())]
         rolled.findings.add(Finding(reason, name, hurt[0].id if hurt else ""))
@@ -111,6 +117,14 @@ def verify_rolling(
     return rolled
 
 
+def _gone(vault: Vault, points: Sequence[Point], sizes: dict[str, int], log: ReadLog) -> bool:
+    """True where a pack is missing that an index run names, or that this machine has read, and that no prune gave up."""
+    dead = frozenset(vault.chain.record.dead) if vault.chain.record else frozenset()
+    one_of_each = {certificate.domain: point for point in points if (certificate := vault.certificate(point.wid))}
+    named = {name for point in one_of_each.values() for name in vault.finder(point.wid).packs()}
+    return bool((named | log.times.keys()) - sizes.keys() - dead)
+
+
 def _needs(
     vault: Vault, point: Point, sizes: dict[str, int], findings: Findings, ctx: Context
 ) -> frozenset[str] | None:
@@ -125,13 +139,19 @@ def _needs(
                     ids = unit.ids[at : at + _BATCH]
                     for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
                         place = location if location and location.pack in sizes else None
-                        for other in () if place else chunks.finder.locations(identity):
+                        others = [] if place else chunks.finder.locations(identity)
+                        for other in others:
                             place = other if other.pack in sizes else place
                         if place is None:
-                            raise DamageError(f"chunk {identity.hex()[:16]} is gone", on=member.name)
+                            gone = {other.pack for other in others}
+                            findings.packs |= gone
+                            raise DamageError(
+                                f"chunk {identity.hex()[:16]} is gone with {', '.join(sorted(gone)) or 'the pack that held it'}",
+                                on=member.name,
+                            )
                         packs.add(place.pack)
     except DamageError as error:
-        findings.add(Finding(error.what, error.on, point.id))
+        findings.add(Finding(f"{error.what} ({error.on})", ", ".join(point.resources), point.id))
         return None
     return frozenset(packs)
 

@@ -48,6 +48,8 @@ class Findings:
     logical: int = 0
     stored: int = 0
     found: list[Finding] = field(default_factory=list)
+    packs: set[str] = field(default_factory=set)
+    """Packs that are missing or bad."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, finding: Finding) -> None:
@@ -82,6 +84,7 @@ def verify_structure(vault: Vault, points: Iterable[Point], ctx: Context) -> Fin
     should have.
     """
     sizes = {s.name: s.size for prefix in (Kind.PACK, Kind.META) for s in vault.store.list(prefix.prefix + "/")}
+    findings = Findings()
 
     def check(chunks: ChunkReader, ids: list[bytes]) -> Iterator[tuple[bytes, str]]:
         for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
@@ -89,9 +92,10 @@ def verify_structure(vault: Vault, points: Iterable[Point], ctx: Context) -> Fin
                 continue
             places = chunks.finder.locations(identity)
             if not any(_present(place, sizes) for place in places):
+                findings.packs.update(place.pack for place in places)
                 yield identity, ", ".join(sorted({f"{place.pack} is gone" for place in places})) or "no pack holds it"
 
-    return _verify(vault, points, check, ctx)
+    return _verify(vault, points, check, ctx, findings)
 
 
 def _present(location: Location, sizes: dict[str, int]) -> bool:
@@ -114,10 +118,7 @@ def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings
     return _verify(vault, points, check, ctx, findings)
 
 
-def _verify(
-    vault: Vault, points: Iterable[Point], check: Check, ctx: Context, findings: Findings | None = None
-) -> Findings:
-    findings = findings or Findings()
+def _verify(vault: Vault, points: Iterable[Point], check: Check, ctx: Context, findings: Findings) -> Findings:
     seen: set[bytes] = set()
     bad: dict[bytes, str] = {}
     for point in points:
@@ -130,6 +131,7 @@ def _verify(
                 findings.add(Finding(f"{error.what} ({error.on})", member.name, point.id))
             for what in hurt.told():
                 findings.add(Finding(what, member.name, point.id))
+    findings.packs |= vault.fetcher.failed
     return findings
 
 

@@ -94,6 +94,8 @@ class Fetcher:
         self._vault = vault
         self._secrets = secrets
         self._headers: dict[str, PackHeader] = {}
+        self.failed: set[str] = set()
+        """Packs that did not give a chunk which no other place gave either."""
         self._local = threading.local()
 
     @property
@@ -207,6 +209,7 @@ class Fetcher:
             before, look = look, finder.renew(look)
             if look == before:
                 break
+        self.failed.update(pack for pack, _ in tried)
         return Lost(position, identity, "; ".join(reasons) or "no index run and no pack names it")
 
     def _open(

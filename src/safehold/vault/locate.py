@@ -4,6 +4,7 @@ the packs themselves.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -127,16 +128,6 @@ class Locator:
         """The rows in the record of a run; DamageError."""
         return open_run_rows(self.vault, name, self._index_key, record)
 
-    def listed_packs(self) -> set[str]:
-        """Names of the packs that a readable run of this domain speaks of; runs of other domains prove nothing here."""
-        listed: set[str] = set()
-        for name in self.run_names():
-            try:
-                listed.update(pack.name for pack in self.record(name).packs)
-            except (DamageError, ObjectNotFound):
-                continue
-        return listed
-
 
 class DomainFinder:
     """Finds chunks by the index, and rebuilds what the index lacks from tables of contents, once and only when
@@ -175,6 +166,14 @@ class DomainFinder:
         """Every location that any run tells, ascending by id."""
         return self._index.rows()
 
+    def packs(self) -> set[str]:
+        """Names of the packs that a readable run of this domain speaks of; runs of other domains prove nothing here."""
+        listed = self._index.packs()
+        for name in frozenset(self._locator.run_names()) - self._runs:
+            with contextlib.suppress(DamageError, ObjectNotFound):
+                listed.update(pack.name for pack in self._locator.record(name).packs)
+        return listed
+
     def locations(self, identity: bytes) -> list[Location]:
         """Every location: by the index, then by the tables of contents of packs that no run lists."""
         known = self._index.locations(identity)
@@ -188,7 +187,7 @@ class DomainFinder:
     def _read_tables(self) -> dict[bytes, list[Location]]:
         """Chunks of the packs outside of every readable index run."""
         store = self._locator.store
-        listed = self._locator.listed_packs()
+        listed = self.packs()
         out: dict[bytes, list[Location]] = {}
         for prefix in (Kind.META.prefix, Kind.PACK.prefix):
             for stamp in store.list(prefix + "/"):

@@ -323,7 +323,8 @@ class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `previous` is the BLAKE3 of the stored bytes of record n-1 (empty for 0). `owner` are the public keys in force
     from here on; a rotation is a record whose `owner` is newer than its signer. Names are object names. `awaited` are the sessions that may
-    rely on what is condemned; None while nobody listed them.
+    rely on what is condemned; None while nobody listed them. `damaged` are packs that a verification found missing or bad: readers
+    still try them, and nobody deduplicates against them.
     """
 
     number: int
@@ -338,3 +339,4 @@ class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     points: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     awaited: tuple[str, ...] | None = None
+    damaged: tuple[str, ...] = ()

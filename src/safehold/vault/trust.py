@@ -67,7 +67,9 @@ class Chain:
     @property
     def unusable_packs(self) -> frozenset[str]:
         """Names of packs that nothing may be deduplicated against."""
-        return frozenset((*self.record.condemned, *self.record.dead)) if self.record else frozenset()
+        if self.record is None:
+            return frozenset()
+        return frozenset((*self.record.condemned, *self.record.dead, *self.record.damaged))
 
     def require(self, kind: str) -> None:
         """FormatError unless this program knows every feature on the `read` (`write`, `delete`) list; DamageError for anything but reading

@@ -320,9 +320,6 @@ class Vault:
             chain = read_chain(self.store, self.id, self.trust)
             chain.require("write")
             view = locator.dedup_view(chain)
-            if self.keyring is not None:
-                # What is in a damaged pack is stored again, and so repaired. A mere writer cannot read the note.
-                view.index.exclude(chain.unusable_packs | self.notes().damaged())
             session.use(view.index, view.runs)
             yield session
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
 from safehold.vault.catalogue import Point
-from safehold.vault.envelope import close, decode, encode, open_object
+from safehold.vault.envelope import decode, open_object
+from safehold.vault.gc.link import add_link
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
 from safehold.vault.gc.runs import absorb, write_base
 from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
-from safehold.vault.names import Kind, commit_name, gc_name, kind_of, session_name
+from safehold.vault.names import Kind, commit_name, kind_of, session_name
 from safehold.vault.records import BaseRun, GcRecord, SessionInfo, SessionObject
 from safehold.vault.sealing import open_body
 from safehold.vault.trust import Chain, read_chain
@@ -112,7 +113,7 @@ class Prune:
         record = self._record(chain)
         if not record.condemned:
             condemned = self._condemned(chain)
-            if not condemned:
+            if not condemned and not self._names_lost(record):
                 self._sessions_ended(None)
                 self.report.waiting = []
                 self._clean(chain)
@@ -130,6 +131,12 @@ class Prune:
             return False
         self._delete(done)
         return True
+
+    def _names_lost(self, record: GcRecord) -> bool:
+        """True where index runs speak of packs that a verification found to be lost: then they are written anew without them."""
+        lost = set(record.damaged) - self._packs().keys()
+        domains = {certificate.domain for certificate in self._vault.writers.values()} if lost else set()
+        return any(lost & self._vault.domain(domain)[0].reader_view().packs() for domain in domains)
 
     def _moved(self, chain: Chain) -> bool:
         """True where the chain or the points are no longer what this attempt began with."""
@@ -247,20 +254,7 @@ class Prune:
 
     def _create(self, chain: Chain, **changes: object) -> bool:
         """The next record of the chain; False where somebody else made it first."""
-        before = self._record(chain)
-        fields = {name: getattr(before, name) for name in before.__struct_fields__}
-        fields |= {
-            "number": before.number + 1,
-            "previous": chain.digest,
-            "generation": self._owner.generation,
-            **changes,
-        }
-        name = gc_name(before.number + 1)
-        try:
-            self._store.put(name, [close(self._vault.id, name, encode(GcRecord(**fields)), self._owner.sign)])
-        except ObjectExists:
-            return False
-        return True
+        return add_link(self._store, self._vault.id, self._owner, self._record(chain), chain.digest, **changes)
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -353,6 +347,7 @@ class Prune:
             "base": tuple(base),
             "absorbed": tuple(sorted(set(absorbed) - old_absorbed)),
             "points": tuple(sorted(s.name for s in self._store.list(Kind.POINT.prefix + "/") if s.size)),
+            "damaged": tuple(sorted(set(record.damaged) - set(record.dead) - dead)),
             "sessions": tuple(sorted(session_name(wid, sid) for wid, sid in self._open_ids())),
         }
         if not self._create(chain, **changes):

@@ -79,6 +79,10 @@ class ChunkIndex:
         stored = [location for table in self._tables for location in table.find(identity)]
         return [location for location in dict.fromkeys(recent + stored) if location.pack not in self._excluded]
 
+    def packs(self) -> set[str]:
+        """Names of all packs that the tables speak of; recent ones are not among them."""
+        return {name for table in self._tables for name in table.pack_names()}
+
     def rows(self) -> Iterator[tuple[bytes, Location]]:
         """Every row of the tables, ascending by id; recent rows are not among them."""
         return heapq.merge(*(table.locations() for table in self._tables))

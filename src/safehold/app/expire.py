@@ -12,11 +12,14 @@ from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.policies.retention import Candidate, Decision, KeepRules, decide
 from safehold.recovery.verify import Findings, verify_structure
-from safehold.vault.catalogue import Point
+from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.notes import Facts
 from safehold.vault.vault import Vault
 
 __all__ = ["ExpiryPlan", "apply_expiry", "hold", "plan_expiry", "plan_single", "release", "tag"]
+
+
+_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,20 @@ def _verify_new(vault: Vault, points: Sequence[Point], ctx: Context) -> Findings
     return findings
 
 
-def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point]:
-    """The points that are named one by one. UsageError for one that is held or that something depends on."""
-    points = vault.points()[0]
+def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point | Rejected]:
+    """The points that are named one by one; `@ID` also names an object among them that is none. UsageError for one that is held or that
+    something depends on.
+    """
+    points, rejected = vault.points()
     facts, pinned = vault.notes().facts(), vault.expiry().pinned()
-    chosen = [select(points, selector) for selector in selectors]
+    chosen = [_rejected(rejected, selector) or select(points, selector) for selector in selectors]
     for point in chosen:
         held = facts.get(point.subject, Facts()).held
         if held:
             raise UsageError(
                 f"point is held ({held})",
                 on=point.id,
-                remedy=f"safehold point release {point.resources[0]}@{point.id[:8]}",
+                remedy=f"safehold point release {''.join(point.resources[:1])}@{point.id[:8]}",
             )
         if point.name.removeprefix("points/") in pinned:
             raise UsageError(
@@ -130,7 +135,16 @@ def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point]:
     return chosen
 
 
-def apply_expiry(vault: Vault, points: Sequence[Point], ctx: Context) -> int:
+def _rejected(rejected: Sequence[Rejected], selector: str) -> Rejected | None:
+    """What `@ID` names among the objects that are no points. It takes eight digits of the id: nothing else is known of what goes."""
+    wanted = selector.removeprefix("@").lower()
+    if not selector.startswith("@") or len(wanted) < _DIGITS:
+        return None
+    fitting = [one for one in rejected if one.sid and one.id.startswith(wanted)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def apply_expiry(vault: Vault, points: Sequence[Point | Rejected], ctx: Context) -> int:
     """Expire points. Returns how many left the store; with a recycle period the others follow when it is over."""
     expiry = vault.expiry()
     # Somebody may have placed a hold while the question was on the screen.

@@ -20,7 +20,7 @@ from safehold.model.errors import DamageError, UsageError
 from safehold.model.files import printable
 from safehold.model.units import format_duration, format_size, format_time, parse_span
 from safehold.policies.retention import KeepRules
-from safehold.vault.catalogue import Point
+from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.notes import Facts
 from safehold.vault.records import Member
 from safehold.vault.vault import Vault
@@ -264,7 +264,8 @@ def expire(
     as_json: bool,
     **counts: Any,
 ) -> int:
-    """Let points go: those of each RESOURCE (a shell pattern; all without one) that no keep rule keeps, or single ones by RESOURCE@ID.
+    """Let points go: those of each RESOURCE (a shell pattern; all without one) that no keep rule keeps, or single ones by RESOURCE@ID. An
+    object that is no valid point goes by @ID, the last part of its name.
 
     The newest point, the only verified one, and points that are held or in use always stay. What they alone needed leaves the vault with the
     next `vault prune`.
@@ -277,8 +278,8 @@ def expire(
     with Run.begin() as run:
         opened = run.open(access)
         if single:
-            expiring = plan_single(opened, single)
-            told: list[tuple[Point, tuple[str, ...]]] = [(p, ()) for p in expiring]
+            expiring: Sequence[Point | Rejected] = plan_single(opened, single)
+            told: list[tuple[Point | Rejected, tuple[str, ...]]] = [(p, ()) for p in expiring]
         else:
             plan = plan_expiry(opened, resources, rules, datetime.now().astimezone().tzinfo or UTC, run.ctx)
             expiring = plan.expiring

@@ -14,9 +14,11 @@ from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, p
 from safehold.compose.credentials import find_passphrase
 from safehold.compose.wiring import open_stores, record_default_vault
 from safehold.model.errors import StoreError, UsageError
+from safehold.model.files import printable
 from safehold.model.units import format_size, format_time, parse_size, parse_span
 from safehold.objects.check import check_store
-from safehold.vault.gc.prune import OpenSession, PruneReport
+from safehold.vault.gc.prune import PruneReport
+from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Passphrase
 
@@ -159,6 +161,8 @@ def prune(dry_run: bool, stale: str, access: Access, as_json: bool) -> None:
         )
     if report.moved:
         print(f"moved            {format_size(report.moved)} out of packs that were mostly garbage")
+    for reason in report.spared.values():
+        print(printable(f"left whole       a writer's packs: {reason} → {reason.remedy}"))
     for session in report.fenced:
         print(f"ended for good   {_session(session)}")
     for session in report.waiting:
@@ -201,6 +205,7 @@ def _prune_document(report: PruneReport) -> dict[str, object]:
         "absorbed_runs": report.absorbed,
         "waiting": told(report.waiting),
         "fenced": told(report.fenced),
+        "left_whole": [str(reason) for reason in report.spared.values()],
     }
 
 

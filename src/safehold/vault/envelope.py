@@ -49,7 +49,8 @@ def decode(payload: bytes, type_: type[_T], name: str) -> _T:
     """The record of type `type_` in `payload`; DamageError naming the object otherwise."""
     try:
         return msgspec.msgpack.decode(payload, type=type_)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        # Fields that nobody knows are skipped, however deeply they are nested: whoever may write could nest them too deeply.
         raise DamageError(f"object does not hold what its kind should ({error})", on=name) from error
 
 

@@ -68,10 +68,13 @@ def _read(file: IO[bytes]) -> Iterator[bytes]:
             yield block[at : at + _ID]
 
 
-def walk(points: Iterable[Point], reader: Callable[[Point], ChunkReader], live: IdSorter, ctx: Context) -> None:
-    """Every id that the points refer to, at any depth, without knowing what kinds of nodes there are. DamageError where a node cannot be
-    read: what lies below it is unknown then.
+def walk(
+    points: Iterable[Point], reader: Callable[[Point], ChunkReader], live: IdSorter, ctx: Context
+) -> list[DamageError]:
+    """Every id that the points refer to, at any depth, without knowing what kinds of nodes there are. Returns the nodes that cannot be read:
+    what lies below them is unknown.
     """
+    lost: list[DamageError] = []
     seen: set[bytes] = {ZERO_ID}
     for point in points:
         chunks = reader(point)
@@ -82,16 +85,24 @@ def walk(points: Iterable[Point], reader: Callable[[Point], ChunkReader], live: 
             seen.update(batch)
             live.add(batch)
             for result in chunks.many(batch):
-                if not isinstance(result, Found):
-                    raise DamageError(
-                        f"metadata chunk {result.identity.hex()[:16]} cannot be read: {result.reason}",
-                        on=f"point {point.id[:8]} of {', '.join(point.resources)}",
-                        remedy="repair the vault, or expire that point; nothing is pruned before",
+                chunk = f"metadata chunk {batch[result.position].hex()[:16]}"
+                try:
+                    if not isinstance(result, Found):
+                        raise DamageError(result.reason, on=chunk)
+                    node = decode_node(bytes(result.data), chunk)
+                except DamageError as error:
+                    lost.append(
+                        DamageError(
+                            f"{chunk} cannot be read: {error.what}",
+                            on=f"point {point.id[:8]} of {', '.join(point.resources)}",
+                            remedy="repair the vault, or expire that point; nothing is pruned before",
+                        )
                     )
-                node = decode_node(bytes(result.data), f"metadata chunk {batch[result.position].hex()[:16]}")
+                    continue
                 live.add(split_ids(node.chunks))
                 frontier += [identity for identity in dict.fromkeys(split_ids(node.nodes)) if identity not in seen]
             frontier = list(dict.fromkeys(frontier))
+    return lost
 
 
 @dataclass

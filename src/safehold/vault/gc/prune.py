@@ -23,30 +23,21 @@ from safehold.vault.gc.link import add_link
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
 from safehold.vault.gc.runs import absorb, write_base
+from safehold.vault.gc.sessions import OpenSession, open_ids, open_sessions
+from safehold.vault.gc.spared import Spared
 from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
 from safehold.vault.names import Kind, commit_name, kind_of, session_name
-from safehold.vault.records import BaseRun, GcRecord, SessionInfo, SessionObject
-from safehold.vault.sealing import open_body
+from safehold.vault.records import BaseRun, GcRecord
 from safehold.vault.trust import Chain, read_chain
 from safehold.vault.vault import Vault
 
-__all__ = ["OpenSession", "Prune", "PruneReport"]
+__all__ = ["Prune", "PruneReport"]
 
 LISTED = 30 * 86400.0
 """Seconds that dead packs and absorbed runs stay named in the chain."""
 
 _MOST_RACES = 10
-
-
-@dataclass(frozen=True)
-class OpenSession:
-    """A session without a commit: when it was last heard of by the store's clock, and what it says of itself where that can be read."""
-
-    wid: bytes
-    sid: bytes
-    heard: float
-    info: SessionInfo | None
 
 
 @dataclass
@@ -55,7 +46,7 @@ class PruneReport:
 
     `live` is needed by points, `condemned` is not and goes once no session can rely on it; `deleted` is gone; `moved` was copied out of packs
     that were mostly garbage. `waiting` are the sessions
-    that have to end first, `fenced` those that were found dead.
+    that have to end first, `fenced` those that were found dead. `spared` are the dedup domains of writers that were left whole, with the reason.
     """
 
     live: int = 0
@@ -68,6 +59,7 @@ class PruneReport:
     moved: int = 0
     waiting: list[OpenSession] = field(default_factory=list)
     fenced: list[OpenSession] = field(default_factory=list)
+    spared: dict[bytes, DamageError] = field(default_factory=dict)
 
 
 class Prune:
@@ -94,7 +86,7 @@ class Prune:
         return self.report
 
     def run(self) -> PruneReport:
-        """As far as it goes now. DamageError where the points cannot all be walked: nothing is deleted then."""
+        """As far as it goes now. DamageError where the owner's points cannot all be walked: nothing is deleted then."""
         for _ in range(_MOST_RACES):
             chain = self._chain()
             try:
@@ -185,32 +177,47 @@ class Prune:
         Points are listed before runs, and runs before packs: what a point that is seen needs is then seen too. `movable` are packs (with
         sizes) that may be emptied into others.
         """
-        chosen = Chosen()
-        for points in self._points_by_domain().values():
+        chosen, spared = Chosen(), Spared(self._vault)
+        for domain, points in self._points_by_domain(spared).items():
             finder = self._vault.fresh_finder(points[0].wid)
             present = {name: size for name, size in self._packs().items() if name not in dead}
             with IdSorter(self._scratch) as live:
-                walk(points, self._vault.chunks, live, self._ctx)
-                before = len(chosen.missing)
+                spared.add(domain, walk(points, self._vault.chunks, live, self._ctx))
                 choose(live, finder.rows(), present, avoid, self._vault.chunks(points[0]).holds, chosen)
-                for identity in chosen.missing[before:]:
-                    # No run tells: a run may be lost, and then the packs themselves tell.
-                    places = [
-                        at for at in finder.locations(identity) if present.get(at.pack, -1) >= at.offset + at.stored
-                    ]
-                    if not places:
-                        raise DamageError(
-                            f"chunk {identity.hex()[:16]} is gone that points need",
-                            on=self._store.url,
-                            remedy="find the damaged points with safehold verify; repair or expire them; nothing is pruned before",
-                        )
-                    best = min(places, key=lambda at: (at.pack in avoid, at.pack))
-                    chosen.packs[best.pack] = chosen.packs.get(best.pack, 0) + best.stored
-                del chosen.missing[before:]
-                self._move(
-                    points[0], worth_moving(movable or {}, chosen.packs, self._vault.parameters.pack_size), live, finder
-                )
+                spared.add(domain, self._look_in_packs(finder, present, avoid, chosen))
+                if domain not in spared.reasons:
+                    few = worth_moving(movable or {}, chosen.packs, self._vault.parameters.pack_size)
+                    self._move(points[0], few, live, finder)
+        self._spare(spared, {name: size for name, size in self._packs().items() if name not in dead}, chosen)
         return chosen
+
+    def _look_in_packs(
+        self, finder: DomainFinder, present: dict[str, int], avoid: frozenset[str], chosen: Chosen
+    ) -> list[DamageError]:
+        """Choose places of chunks that no run tells of: a run may be lost, and then the packs themselves tell. Returns what is nowhere."""
+        gone = []
+        for identity in chosen.missing:
+            places = [at for at in finder.locations(identity) if present.get(at.pack, -1) >= at.offset + at.stored]
+            if places:
+                best = min(places, key=lambda at: (at.pack in avoid, at.pack))
+                chosen.packs[best.pack] = chosen.packs.get(best.pack, 0) + best.stored
+                continue
+            gone.append(
+                DamageError(
+                    f"chunk {identity.hex()[:16]} is gone that points need",
+                    on=self._store.url,
+                    remedy="find the damaged points with safehold verify; repair or expire them; nothing is pruned before",
+                )
+            )
+        chosen.missing.clear()
+        return gone
+
+    def _spare(self, spared: Spared, packs: dict[str, int], chosen: Chosen) -> None:
+        """Choose whatever the domains that are left whole may need."""
+        self.report.spared = spared.reasons
+        for name in spared.packs(packs.keys() - (chosen.packs.keys() - self._emptied)):
+            chosen.packs[name] = packs[name]
+            self._emptied.discard(name)
 
     def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder) -> None:
         """Empty packs of the domain of a point."""
@@ -232,18 +239,12 @@ class Prune:
         self._moved_base += write_base(locator, rows, sizes, self._owner, index_key, self._scratch)
         self.report.moved += sum(sizes.values())
 
-    def _points_by_domain(self) -> dict[bytes, list[Point]]:
+    def _points_by_domain(self, spared: Spared) -> dict[bytes, list[Point]]:
         self._seen = self._point_names()
         recycled = self._vault.store_time() - self._vault.parameters.recycle
         # What was expired longer ago is gone, even where a put that came late has brought its object back.
         points, rejected = self._vault.points(fresh=True, expired_before=recycled)
-        damaged = [one for one in rejected if not one.void and not one.barred]
-        if damaged:
-            raise DamageError(
-                f"{len(damaged)} objects under points/ are none: what they needed is unknown ({damaged[0].reason})",
-                on=damaged[0].name,
-                remedy="bring them back from a copy, or delete these objects; nothing is pruned before",
-            )
+        spared.reject(rejected)
         domains: dict[bytes, list[Point]] = {}
         for point in points:
             certificate = self._vault.certificate(point.wid)
@@ -258,42 +259,12 @@ class Prune:
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
-    def open_sessions(self) -> list[OpenSession]:
-        """Sessions that have neither committed nor been fenced."""
-        return [OpenSession(wid, sid, time, self._info(wid, sid)) for (wid, sid), time in self._open_ids().items()]
-
-    def _open_ids(self) -> dict[tuple[bytes, bytes], float]:
-        """Writer and session ids of open sessions, with the store's time of their last sign of life."""
-        heard: dict[tuple[bytes, bytes], float] = {}
-        for stamp in self._store.list(Kind.SESSION.prefix + "/"):
-            if kind_of(stamp.name) is Kind.SESSION:
-                _, wid, rest = stamp.name.split("/")
-                key = bytes.fromhex(wid), bytes.fromhex(rest.partition(".")[0])
-                heard[key] = max(stamp.time, heard.get(key, 0.0))
-        # The points come after the sessions: one that commits in between is not taken for open.
-        ended = {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/")}
-        return {ids: time for ids, time in heard.items() if commit_name(*ids) not in ended}
-
-    def _info(self, wid: bytes, sid: bytes) -> SessionInfo | None:
-        name = session_name(wid, sid)
-        try:
-            opened = open_object(name, self._store.get(name))
-            certificate = self._vault.certificate(wid)
-            if certificate is None:
-                return None
-            opened.check(self._vault.id, certificate.verify)
-            record = decode(opened.payload, SessionObject, name)
-            secret = self._vault.session_secret(record.key, on=name)
-            return decode(open_body(secret.session_key, self._vault.id, name, record.sealed), SessionInfo, name)
-        except (DamageError, ObjectNotFound):
-            return None
-
     def _sessions_ended(self, awaited: tuple[str, ...] | None) -> bool:
         """P4: fence the dead ones; true where none is left that may rely on what is condemned: of `awaited`, or of all while nobody listed them."""
         now = self._vault.store_time()
         revoked = self._vault.notes().revocations()
         self.report.waiting = []
-        for session in self.open_sessions():
+        for session in open_sessions(self._vault):
             if session.wid in revoked or self._dead(session, now):
                 if self._fence(session):
                     self.report.fenced.append(session)
@@ -327,7 +298,7 @@ class Prune:
         # What an earlier prune deleted is not there either, whoever names it again.
         alive = frozenset(self._packs().keys() - dead - set(record.dead))
         for domain, (locator, index_key, listed) in runs.items():
-            open_now = {(wid.hex(), sid.hex()) for wid, sid in self._open_ids()}
+            open_now = {(wid.hex(), sid.hex()) for wid, sid in open_ids(self._vault)}
             known = {run.name for run in base}
             ended = [
                 name
@@ -348,7 +319,7 @@ class Prune:
             "absorbed": tuple(sorted(set(absorbed) - old_absorbed)),
             "points": tuple(sorted(s.name for s in self._store.list(Kind.POINT.prefix + "/") if s.size)),
             "damaged": tuple(sorted(set(record.damaged) - set(record.dead) - dead)),
-            "sessions": tuple(sorted(session_name(wid, sid) for wid, sid in self._open_ids())),
+            "sessions": tuple(sorted(session_name(wid, sid) for wid, sid in open_ids(self._vault))),
         }
         if not self._create(chain, **changes):
             return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectNotFound
+from safehold.model.errors import DamageError, FormatError, ObjectNotFound, VaultKeyError
 from safehold.vault.fetch import ChunkReader
 from safehold.vault.index.rows import Location
 from safehold.vault.names import Kind, pack_name
@@ -87,7 +87,7 @@ def repack(vault: Vault, chunks: ChunkReader, found: dict[str, list[tuple[bytes,
             ctx.cancel.check()
             try:
                 records = list(_records(vault, pack, rows, chunks, opener))
-            except (DamageError, ObjectNotFound) as error:
+            except (DamageError, ObjectNotFound, FormatError, VaultKeyError) as error:
                 ctx.progress.warn(f"a pack is left as it is: {error}")
                 continue
             for identity, location, record, key in records:

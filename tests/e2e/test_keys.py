@@ -138,6 +138,29 @@ def test_writer_credentials(program: Program, vault: Path, tmp_path: Path) -> No
     assert len(program.json("points", "web1")["points"]) == 2
     assert "after its writer was revoked" in program.run("points").stderr
     assert "after its writer was revoked" in program.run("verify").stderr
+    late = vault / "points" / writers[0]["id"] / ("f" * 32)
+    late.write_bytes(b"rubbish")
+    assert program.json("vault", "prune")["left_whole"] == []
+    program.run("point", "expire", f"@{late.name[:8]}", "--yes")
+    assert not late.exists()
+
+
+def test_a_writers_rubbish_stops_no_prune(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    credential = tmp_path / "writer.json"
+    program.run("key", "writer", credential, "--resource", "web*")
+    program.run("backup", disk)
+    program.run("point", "expire", f"disk@{program.json('points')['points'][0]['id']}", "--yes")
+    wid = next(w["id"] for w in program.json("key", "list")["writers"] if w["exported"])
+    rubbish = vault / "points" / wid / ("f" * 32)
+    rubbish.parent.mkdir(parents=True)
+    rubbish.write_bytes(b"rubbish")
+    said = program.run("vault", "prune").stdout
+    assert "deleted" in said
+    assert "left whole       a writer's packs: what an object under points/ needs is unknown" in said
+    assert f"safehold point expire @{rubbish.name[:8]}" in said
+    program.run("point", "expire", f"@{rubbish.name[:8]}", "--yes")
+    assert "left whole" not in program.run("vault", "prune").stdout
 
 
 def test_store_policy_names_no_more_than_the_writers_own(program: Program, s3: str, tmp_path: Path) -> None:

@@ -81,6 +81,17 @@ def test_recipient(program: Program, vault: Path, tmp_path: Path) -> None:
     program.run("key", "add", "--recipient", public, "--label", "yubi")
     assert "owner" in program.run("key", "check", "--identity", private, SAFEHOLD_PASSPHRASE="").stdout
     assert "not an X25519" in _other_key(program, tmp_path)
+    # Somebody makes a vault for the same public key, and puts it in the place of the real one.
+    thief = Program(tmp_path / "thief", {"SAFEHOLD_VAULT": str(tmp_path / "fake")})
+    thief.run("vault", "init", tmp_path / "fake")
+    thief.run("key", "add", "--recipient", public, "--label", "yubi")
+    vault.rename(tmp_path / "real")
+    (tmp_path / "fake").rename(vault)
+    for command in (["key", "check"], ["backup", public, "--name", "secret"], ["points"]):
+        said = program.run(*command, "--identity", private, code=4, SAFEHOLD_PASSPHRASE="").stderr
+        assert "this machine knows vault" in said
+    program.run("key", "check")
+    program.run("key", "check", "--identity", private, SAFEHOLD_PASSPHRASE="")
 
 
 def _other_key(program: Program, tmp_path: Path) -> str:

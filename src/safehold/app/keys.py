@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from safehold.model.errors import UsageError, VaultKeyError
-from safehold.vault.access import Unlocked, read_slots
+from safehold.vault.access import Unlocked, document_owner, read_slots
 from safehold.vault.create import add_slot, timestamp
 from safehold.vault.gc.link import add_link
 from safehold.vault.keys import Keyring, OwnerKey, new_seed
@@ -74,6 +74,12 @@ def _payload(vault: Vault, unlocked: Unlocked) -> KeyPayload:
             "vault.json is lost, so no key slot can be made that vouches for it",
             on=vault.store.url,
             remedy="restore what is needed with the kit, and make a new vault",
+        )
+    if document_owner(unlocked.document).generation not in unlocked.keyring:
+        raise UsageError(
+            "the kit's older secrets are missing, and a key slot needs all of them",
+            on=vault.store.url,
+            remedy="give the whole page of the kit",
         )
     return unlocked.payload
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from safehold.app.opening import Stores, known_at
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
-from safehold.ports.store import Store
 from safehold.vault.create import create_vault, timestamp
 from safehold.vault.kit import render_kit
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Wrapper
+from safehold.vault.vault import Places
 
 __all__ = ["MadeVault", "make_vault"]
 
@@ -25,12 +26,13 @@ class MadeVault:
     kit: str
 
 
-def make_vault(store: Store, wrapper: Wrapper, parameters: Parameters, ctx: Context) -> MadeVault:
+def make_vault(stores: Stores, wrapper: Wrapper, parameters: Parameters, places: Places, ctx: Context) -> MadeVault:
     """UsageError where the place is not empty or the block size is no power of two from 4 KiB to 16 MiB."""
     size = parameters.block_size
     if size & (size - 1) or not _SMALLEST <= size <= _LARGEST:
         raise UsageError(
             "block size must be a power of two from 4K to 16M", on=str(size), remedy="leave it out for 512K"
         )
-    made = create_vault(store, wrapper, parameters, "first", ctx)
-    return MadeVault(made.unlocked.document.id, render_kit(store.url, made.kit, timestamp(ctx)))
+    made = create_vault(stores.store, wrapper, parameters, "first", ctx)
+    known_at(places).admit(stores.place, made.unlocked)
+    return MadeVault(made.unlocked.document.id, render_kit(stores.store.url, made.kit, timestamp(ctx)))

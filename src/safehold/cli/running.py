@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from safehold.app.opening import Credentials, Stores, open_vault, unlock_for
+from safehold.app.opening import Credentials, Stores, open_owner, open_vault
 from safehold.cli.terminal import LineProgress
 from safehold.compose.credentials import find_credentials, find_passphrase
 from safehold.compose.memory import keep_freed_memory
@@ -145,9 +145,7 @@ class Run:
 
     def open_owner(self, access: Access) -> tuple[Vault, Unlocked]:
         """The vault opened by its owner, and the opened key itself; VaultKeyError for a writer credential."""
-        stores = self.stores(access)
-        unlocked = unlock_for(stores, self.credentials(access))
-        return Vault.for_owner(stores.store, stores.direct, unlocked, places(self.paths), self.ctx), unlocked
+        return open_owner(self.stores(access), self.credentials(access), places(self.paths), self.ctx)
 
     def new_passphrase(self) -> str:
         """For a new key slot: SAFEHOLD_NEW_PASSPHRASE and its _FILE and _COMMAND forms, else the terminal."""

@@ -12,7 +12,7 @@ from safehold.app.making import make_vault
 from safehold.app.prune import prune_vault
 from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, print_json, vault_options
 from safehold.compose.credentials import find_passphrase
-from safehold.compose.wiring import open_stores, record_default_vault
+from safehold.compose.wiring import open_stores, places, record_default_vault
 from safehold.model.errors import StoreError, UsageError
 from safehold.model.files import printable
 from safehold.model.units import format_size, format_time, parse_size, parse_span
@@ -49,7 +49,7 @@ def init(place: str, block_size: str | None, kit_file: Path | None, as_json: boo
             raise UsageError("the kit's file cannot be written there", on=str(kit_file), remedy="give another path")
         stores = open_stores(place, run.ctx.clock)
         passphrase = find_passphrase(os.environ, "SAFEHOLD_PASSPHRASE", ask_new_passphrase)
-        made = make_vault(stores.store, Passphrase(passphrase), parameters, run.ctx)
+        made = make_vault(stores, Passphrase(passphrase), parameters, places(run.paths), run.ctx)
         if kit_file is not None:
             write_private(kit_file, made.kit)
         url = stores.store.url

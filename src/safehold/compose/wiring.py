@@ -23,7 +23,7 @@ from safehold.model.clock import Clock
 from safehold.model.errors import UsageError
 from safehold.model.resource import ResourceRef
 from safehold.objects.limit import ByteSemaphore, LimitStore
-from safehold.objects.location import UPLOAD_BUDGET, local_place, open_store
+from safehold.objects.location import UPLOAD_BUDGET, full_address, local_place, open_store
 from safehold.objects.retry import RetryStore
 from safehold.ports.blocks import MutableBlocks
 from safehold.ports.source import Source
@@ -48,7 +48,7 @@ __all__ = [
 def open_stores(url: str, clock: Clock) -> Stores:
     """The store at that address: bounded, and once with and once without retries."""
     direct = LimitStore(open_store(url), ByteSemaphore(UPLOAD_BUDGET))
-    return Stores(RetryStore(direct, clock), direct)
+    return Stores(RetryStore(direct, clock), direct, full_address(direct.url))
 
 
 def places(paths: Paths) -> Places:

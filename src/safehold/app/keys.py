@@ -249,9 +249,8 @@ def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -
 
 
 def paper_kit(vault: Vault, unlocked: Unlocked) -> str:
-    """The recovery kit's text, and a note in the vault that one was made."""
+    """The recovery kit's text. That one was made says nothing of where it is: `check_key` notes that it is there, and works."""
     kit = Kit(vault.id, unlocked.keyring.generations)
-    vault.notes().add(vault.id, "kit", {})
     return render_kit(vault.store.url, kit, timestamp(vault.ctx))
 
 

@@ -83,17 +83,21 @@ def verify_points(
                 vault.ctx.progress.warn(f"does not count: {one.name}: {one.reason}")
             else:
                 findings.add(Finding(one.reason, one.name))
-        slots, unreadable = read_slots(vault.store)
-        for problem in (*vault.problems, *unreadable):
+        for problem in (*vault.problems, *read_slots(vault.store)[1]):
             findings.add(Finding(problem.what, problem.on))
-        if len(slots) < 2 and not vault.notes().kit_known():
-            vault.ctx.progress.warn(
-                "no second copy of the key is known: print the recovery kit (safehold key export --paper) and prove that it "
-                "works (safehold key check --kit FILE)"
-            )
+        _demand_second_copy(vault)
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings
+
+
+def _demand_second_copy(vault: Vault) -> None:
+    """Warn unless a recovery kit is known to work. However many key slots there are, all of them lie in the vault and are lost with it."""
+    if not vault.notes().kit_known():
+        vault.ctx.progress.warn(
+            "no second copy of the key is known: print the recovery kit (safehold key export --paper) and prove that it "
+            "works (safehold key check --kit FILE)"
+        )
 
 
 def _note_proofs(vault: Vault, points: Sequence[Point], findings: Findings) -> None:
@@ -117,4 +121,5 @@ def verify_next(vault: Vault, older_than: float, budget: int, ctx: Context) -> R
             rolled.findings.add(Finding(one.reason, one.name))
     for problem in vault.problems:
         rolled.findings.add(Finding(problem.what, problem.on))
+    _demand_second_copy(vault)
     return rolled

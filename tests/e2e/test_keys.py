@@ -163,6 +163,29 @@ def test_writer_credentials(program: Program, vault: Path, tmp_path: Path) -> No
     assert not late.exists()
 
 
+def test_two_hosts_with_one_credential_and_one_name(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    credential = tmp_path / "writer.json"
+    program.run("key", "writer", credential, "--resource", "web*")
+    environment = {"SAFEHOLD_VAULT": str(vault), "SAFEHOLD_WRITER": str(credential), "SAFEHOLD_PASSPHRASE": ""}
+    one, two = (Program(tmp_path / name, environment) for name in ("one", "two"))
+    for host, identity in ((one, "11111111"), (two, "22222222")):
+        (host.home / "state").mkdir(parents=True)
+        (host.home / "state" / "host-id").write_text(identity * 4)
+    for host in (one, one, two):
+        host.run("backup", disk, "--name", "web")
+    first, second, third = program.json("points")["points"]
+    assert [p["members"][0]["follows"][-32:] for p in (first, second, third)] == ["", first["id"], ""]
+    for verb in ("points", "status", "verify"):
+        said = program.run(verb).stderr
+        assert "points of 'web' come from" in said
+        assert "(id 11111111)" in said
+        assert "(id 22222222)" in said
+    two.run("backup", disk, "--name", "web", "--adopt")
+    for verb in ("points", "status", "verify"):
+        assert "come from" not in program.run(verb).stderr
+
+
 def test_a_writers_rubbish_stops_no_prune(program: Program, vault: Path, tmp_path: Path) -> None:
     disk = make_disk(tmp_path / "disk.img", "abc")
     credential = tmp_path / "writer.json"

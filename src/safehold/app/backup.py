@@ -197,6 +197,7 @@ def back_up_together(
             finished=ctx.clock.now(),
             tags=dict(options.tags),
             keep=options.keep,
+            adopted=options.adopt,
             read=sum(stored.read for stored in contents),
             new=session.totals.new,
             stored=session.totals.stored,
@@ -204,7 +205,7 @@ def back_up_together(
         )
         name = session.commit(body)
         ctx.progress.done()
-        vault.committed(name)
+        vault.committed(name, [member.name for member in members])
         for capture in captures:
             capture.committed()
         seconds = ctx.clock.monotonic() - began
@@ -326,6 +327,13 @@ def _previous(vault: Vault, ref: ResourceRef) -> Point | None:
     return mine[-1] if mine else None
 
 
+def _followed(vault: Vault, ref: ResourceRef, previous: Point | None) -> str:
+    """The object name of the point that the next one follows. A writer knows those of this machine alone."""
+    if previous is not None:
+        return previous.name
+    return vault.last_made(ref.name) if vault.keyring is None else ""
+
+
 def _member(
     vault: Vault,
     capture: Capture,
@@ -348,7 +356,7 @@ def _member(
         pause=still.pause,
         brackets=still.brackets,
         topology=capture.topology,
-        lineage=previous.name.removeprefix("points/") if previous else "",
+        lineage=_followed(vault, capture.resource, previous).removeprefix("points/"),
         location=printable(capture.resource.location),
         more=tuple(printable(path) for path in capture.resource.more),
         entries=stored.entries,

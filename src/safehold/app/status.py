@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from safehold.app.sharing import warn_of_shared_names
 from safehold.model.context import Context
 from safehold.vault.catalogue import Point
 from safehold.vault.notes import Facts
@@ -35,10 +36,11 @@ class Standing:
 
 
 def standings(vault: Vault, ctx: Context, max_age: float | None) -> list[Standing]:
-    """Every resource, what needs attention first. Objects that are no points are warned of."""
+    """Every resource, what needs attention first. Objects that are no points are warned of, and names that several hosts use."""
     points, rejected = vault.points()
     for one in rejected:
         ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
+    warn_of_shared_names(points, ctx)
     facts = vault.notes().facts()
     now = ctx.clock.now()
     newest = {member.name: (point, member) for point in points for member in point.body.members}

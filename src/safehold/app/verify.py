@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from safehold.app.points import select
+from safehold.app.sharing import warn_of_shared_names
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.recovery.rolling import ReadLog, Rolled, verify_rolling
@@ -86,6 +87,7 @@ def verify_points(
         for problem in (*vault.problems, *read_slots(vault.store)[1]):
             findings.add(Finding(problem.what, problem.on))
         _demand_second_copy(vault)
+        warn_of_shared_names(points, ctx)
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings
@@ -122,4 +124,5 @@ def verify_next(vault: Vault, older_than: float, budget: int, ctx: Context) -> R
     for problem in vault.problems:
         rolled.findings.add(Finding(problem.what, problem.on))
     _demand_second_copy(vault)
+    warn_of_shared_names(points, ctx)
     return rolled

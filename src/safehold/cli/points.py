@@ -14,6 +14,7 @@ from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
 from safehold.app.files import FileChange, diff_files
 from safehold.app.points import diff_points, member_of, parse_selector, select
+from safehold.app.sharing import warn_of_shared_names
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
@@ -54,7 +55,8 @@ def points(
         opened = run.open(access)
         found = read_points(opened, run.ctx)
         facts = opened.notes().facts()
-    found = [p for p in found if resource is None or resource in p.resources]
+        found = [p for p in found if resource is None or resource in p.resources]
+        warn_of_shared_names(found, run.ctx)
     if as_json:
         print_json({"points": [point_document(p, facts.get(p.subject)) for p in found]})
         return

@@ -241,6 +241,8 @@ class PointBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sealed inside a point. `nodes` are the roots to walk for everything the point needs, whatever the kinds of its
     members.
 
+    `adopted`: the user said that this host goes on with what another began.
+
     Byte counts: `read` from the sources, `new` of plaintext that was not in the vault, `stored` added to it, `twice`
     that another writer stored at the same time.
     """
@@ -255,6 +257,7 @@ class PointBody(msgspec.Struct, frozen=True, omit_defaults=True):
     finished: float
     tags: dict[str, str] = {}
     keep: bool = False
+    adopted: bool = False
     read: int = 0
     new: int = 0
     stored: int = 0

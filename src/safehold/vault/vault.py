@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -338,9 +338,15 @@ class Vault:
                     total += session.overlap(locator.rows(name, locator.record(name)))
         return total
 
-    def committed(self, name: str) -> None:
-        """Remember the newest point this machine made, so that its disappearance is noticed."""
-        self._remember(msgspec.structs.replace(self._heads.load(self.id), point=name))
+    def committed(self, name: str, resources: Iterable[str]) -> None:
+        """Remember the newest point this machine made, so that its disappearance is noticed, and that it is of these resources."""
+        head = self._heads.load(self.id)
+        latest = head.latest | dict.fromkeys(resources, name)
+        self._remember(msgspec.structs.replace(head, point=name, latest=latest))
+
+    def last_made(self, resource: str) -> str:
+        """The object name of the last point that this machine made of a resource; empty where it remembers none."""
+        return self._heads.load(self.id).latest.get(resource, "")
 
     def certificate(self, wid: bytes) -> Certificate | None:
         """A writer's certificate."""

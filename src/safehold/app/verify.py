@@ -14,7 +14,7 @@ from safehold.model.errors import UsageError
 from safehold.recovery.rolling import ReadLog, Rolled, verify_rolling
 from safehold.recovery.verify import Finding, Findings, verify_data, verify_structure
 from safehold.vault.access import read_slots
-from safehold.vault.catalogue import Point
+from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.gc.quarantine import note_packs
 from safehold.vault.vault import Vault
 
@@ -86,11 +86,20 @@ def verify_points(
                 findings.add(Finding(one.reason, one.name))
         for problem in (*vault.problems, *read_slots(vault.store)[1]):
             findings.add(Finding(problem.what, problem.on))
+        for finding in _lost_points(vault, points, rejected):
+            findings.add(finding)
         _demand_second_copy(vault)
         warn_of_shared_names(points, ctx)
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings
+
+
+def _lost_points(vault: Vault, points: Sequence[Point], rejected: Sequence[Rejected]) -> list[Finding]:
+    """Points that a prune has seen and that are gone."""
+    there = [*(one.name for one in points), *(one.name for one in rejected)]
+    what = "a point that was there at the last prune is gone, and nobody said that it was expired"
+    return [Finding(what, name) for name in vault.missing_points(there)]
 
 
 def _demand_second_copy(vault: Vault) -> None:
@@ -123,6 +132,8 @@ def verify_next(vault: Vault, older_than: float, budget: int, ctx: Context) -> R
             rolled.findings.add(Finding(one.reason, one.name))
     for problem in vault.problems:
         rolled.findings.add(Finding(problem.what, problem.on))
+    for finding in _lost_points(vault, points, rejected):
+        rolled.findings.add(finding)
     _demand_second_copy(vault)
     warn_of_shared_names(points, ctx)
     return rolled

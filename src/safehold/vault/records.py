@@ -325,7 +325,8 @@ class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`gc/<n>`, signed by the owner generation that was current before it.
 
     `previous` is the BLAKE3 of the stored bytes of record n-1 (empty for 0). `owner` are the public keys in force
-    from here on; a rotation is a record whose `owner` is newer than its signer. Names are object names. `awaited` are the sessions that may
+    from here on; a rotation is a record whose `owner` is newer than its signer. Names are object names. `points` are
+    those that the last prune which deleted something found in the end. `awaited` are the sessions that may
     rely on what is condemned; None while nobody listed them. `damaged` are packs that a verification found missing or bad: readers
     still try them, and nobody deduplicates against them.
     """
@@ -340,6 +341,5 @@ class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     base: tuple[BaseRun, ...] = ()
     absorbed: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = ()
     awaited: tuple[str, ...] | None = None
     damaged: tuple[str, ...] = ()

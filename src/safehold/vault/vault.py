@@ -208,6 +208,17 @@ class Vault:
             None if fresh else self._sealed_cache("points", CachedPoint), expired_before=expired_before
         ).read()
 
+    def missing_points(self, there: Iterable[str]) -> list[str]:
+        """Names of points that the last prune found, that are not among the object names `there` (listed since the vault was opened), and of
+        which nobody said that they are to be expired.
+        """
+        seen = self.chain.record.points if self.chain.record else ()
+        gone = set(seen).difference(there)
+        if not gone:
+            return []
+        forgotten = forgotten_points(self.store, self.id, self.trust)
+        return sorted(name for name in gone if not forgotten(name))
+
     @property
     def fetcher(self) -> Fetcher:
         """Reads chunks; for the owner only."""

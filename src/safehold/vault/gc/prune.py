@@ -74,6 +74,7 @@ class Prune:
         self._scratch, self._dead = scratch, dead
         self._owner = vault.owner_key
         self._seen: set[str] = set()
+        self._counted: tuple[str, ...] = ()
         self._moved_base: tuple[BaseRun, ...] = ()
         self._emptied: set[str] = set()
         self.report = PruneReport()
@@ -245,6 +246,7 @@ class Prune:
         # What was expired longer ago is gone, even where a put that came late has brought its object back.
         points, rejected = self._vault.points(fresh=True, expired_before=recycled)
         spared.reject(rejected)
+        self._counted = tuple(sorted(point.name for point in points))
         domains: dict[bytes, list[Point]] = {}
         for point in points:
             certificate = self._vault.certificate(point.wid)
@@ -317,9 +319,8 @@ class Prune:
             "dead": tuple(sorted((set(record.dead) - old_dead) | dead)),
             "base": tuple(base),
             "absorbed": tuple(sorted(set(absorbed) - old_absorbed)),
-            "points": tuple(sorted(s.name for s in self._store.list(Kind.POINT.prefix + "/") if s.size)),
+            "points": self._counted,
             "damaged": tuple(sorted(set(record.damaged) - set(record.dead) - dead)),
-            "sessions": tuple(sorted(session_name(wid, sid) for wid, sid in open_ids(self._vault))),
         }
         if not self._create(chain, **changes):
             return None

@@ -135,7 +135,7 @@ def test_what_is_lost_is_stored_again(
     if kind == "meta":
         # Pages of a tree tell where each file lies, and those that are stored again lie elsewhere: the old ones do not come back.
         program.run("restore", f"tree@{first['tree']}", "--to", tmp_path / "no", code=4)
-        program.run("point", "expire", f"tree@{first['tree']}", "--yes")
+        program.run("point", "expire", f"tree@{first['tree']}", "--even-last", "--yes")
         del first["tree"]
     for name, source in (("disk", disk), ("tree", tree)):
         for when in {first.get(name, "latest"), "latest"}:

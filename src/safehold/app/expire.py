@@ -169,9 +169,7 @@ def check_left(vault: Vault, expiring: Sequence[Point]) -> None:
             )
 
 
-def apply_expiry(
-    vault: Vault, points: Sequence[Point | Rejected], ctx: Context
-) -> list[Point | Rejected]:
+def apply_expiry(vault: Vault, points: Sequence[Point | Rejected], ctx: Context) -> list[Point | Rejected]:
     """Expire points; gives those that no longer count. With a recycle period they leave the store when it is over.
 
     What somebody holds or depends on since the plan was made is told of and stays.

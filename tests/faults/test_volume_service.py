@@ -542,3 +542,11 @@ def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(
     done = site.finish(site.snapshot("one", "two"))
     equal(site.point(done.point, "one"), was[0])
     equal(site.point(done.point, "two"), was[1])
+def test_a_group_goes_to_one_vault(site: Site) -> None:
+    """Nothing is sealed where its volumes go to several: the first one's vault is not the place for the other's content."""
+    one, other = site.service.create("one", SIZE, "vault"), site.service.create("other", SIZE, "elsewhere")
+    with pytest.raises(UsageError, match="one to vault, other to elsewhere"):
+        site.snapshot("one", "other")
+    assert [*one.record.snapshots, *other.record.snapshots] == []
+    assert one.epochs.open == other.epochs.open == []
+    assert site.finish(site.snapshot("other")).state is SnapshotState.COMPLETED

@@ -229,10 +229,13 @@ class VolumeService:
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
     def snapshot(self, request: SnapshotRequest) -> Snapshot:
-        """Seal; the snapshot is pending when this returns. ConsistencyError where more is asked for than a seal by itself gives."""
+        """Seal; the snapshot is pending when this returns. ConsistencyError where more is asked for than a seal by itself gives, UsageError
+        for volumes that do not go to the same vault: they cannot be one point.
+        """
         if not request.vouching:
             _check_level(Consistency.CRASH, request.asked, request.names)
         names = tuple(sorted(set(request.names)))
+        _check_one_vault([self.directory.get(name) for name in names])
         identity = uuid.uuid4().hex
 
         def describe(held: HeldVolume, taken: tuple[float, float]) -> Snapshot:
@@ -306,6 +309,17 @@ def _check_level(achieved: Consistency, asked: Consistency, names: Sequence[str]
             f"{achieved.label} consistency reached, {asked.label} asked for",
             on=", ".join(names),
             remedy="give a --bracket that reaches it, or ask for less with --require",
+        )
+
+
+def _check_one_vault(group: Sequence[HeldVolume]) -> None:
+    vaults = {held.record.vault for held in group}
+    if len(vaults) > 1:
+        raise UsageError(
+            "a snapshot is one point in one vault, and these volumes go to several: "
+            + ", ".join(f"{held.name} to {held.record.vault}" for held in group),
+            on=", ".join(held.name for held in group),
+            remedy="take one of the volumes of each vault",
         )
 
 

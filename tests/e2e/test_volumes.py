@@ -184,6 +184,24 @@ def test_a_killed_service_is_not_noticed_on_the_file_system(host: Host, tmp_path
     run("e2fsck", "-fn", host.show("data")["device"])
 
 
+def test_a_service_stopped_in_order_is_not_noticed_by_a_busy_client(host: Host) -> None:
+    """With 64 writes under way at each of several stops: qemu sends again what got no answer, and would pass on an error."""
+    host.program.run("volume", "create", "data", "--size", "64M")
+    target = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={host.socket},file.export=data,file.reconnect-delay=30"
+    words = ["qemu-img", "bench", "-w", "-c", "2000000", "-d", "64", "-s", "65536", "--image-opts", target]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as bench:
+        try:
+            for _ in range(8):
+                time.sleep(0.3)
+                assert bench.poll() is None, bench.stdout.read() if bench.stdout else ""
+                host.program.run("volume", "stop")
+                host.program.run("volume", "list")
+            time.sleep(0.3)
+            assert bench.poll() is None, bench.stdout.read() if bench.stdout else ""
+        finally:
+            bench.kill()
+
+
 class Writer:
     """A client that writes over NBD and counts what was acknowledged."""
 

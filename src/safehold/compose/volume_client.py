@@ -85,19 +85,11 @@ class VolumeClient:
         process = int(ask(self._paths.volume_control, {"verb": "ping"}, _LOOK)["result"]["pid"])
         ask(self._paths.volume_control, {"verb": "stop"}, _LOOK)
         end = time.monotonic() + _STOP
-        while not self._ended(process):
+        # It listens no longer long before its volumes are put away, and the next service cannot have them before.
+        while _lives(process):
             if time.monotonic() > end:
                 raise FailedError("the volume service does not end", on=f"process {process}", remedy="see its log")
             time.sleep(0.05)
-
-    def _ended(self, process: int) -> bool:
-        if not Path(f"/proc/{process}").exists():
-            return True
-        try:
-            return not self.running()
-        except FailedError:
-            # It closed its socket while this was asked: soon, but not yet.
-            return False
 
     def _start(self) -> None:
         self._paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -180,6 +172,14 @@ class VolumeClient:
             raise UsageError(
                 "the volume is not attached", on=name, remedy="safehold volume list shows what is"
             ) from None
+
+
+def _lives(process: int) -> bool:
+    """True while a process has not ended. One that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _in_memory(secret: bytes) -> int:

@@ -353,6 +353,30 @@ def test_a_bracket_that_fails_leaves_no_snapshot_and_no_freeze(host: Host, tmp_p
     host.program.run("volume", "snapshot", "data", "--wait")
 
 
+def test_a_freeze_never_stops_the_vault_of_the_volumes_or_the_state(host: Host, tmp_path: Path) -> None:
+    """The vault that counts is the volume's own, whichever the command would take by itself; and what the service works in is none to freeze."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    inside = place / "vault"
+    host.program.run("volume", "create", "data", "--size", "64M")
+    run("mkfs.ext4", "-q", device(host, "data"))
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "attach", "data", "--mount", place)
+    host.program.run("vault", "init", inside, "--kit-file", tmp_path / "kit.txt", SAFEHOLD_VAULT=str(inside))
+    host.program.run("volume", "create", "other", "--size", "64M", "--vault", inside)
+    freeze = ["--bracket", f"fsfreeze:{place}"]
+    said = host.program.run("volume", "snapshot", "--group", "data", "--group", "other", *freeze, code=2).stderr
+    assert f"the vault ({inside})" in said
+    assert host.show("other")["vault"] == str(inside)
+    # The same service, asked by a command that keeps its state on that file system.
+    home = place / "home"
+    (home / "state").mkdir(parents=True)
+    (home / "run").symlink_to(host.home / "run")
+    elsewhere = {"SAFEHOLD_HOME": str(home), "SAFEHOLD_VAULT": str(host.home / "vault")}
+    assert "the state directory" in host.program.run("volume", "snapshot", "data", *freeze, code=2, **elsewhere).stderr
+    host.program.run("volume", "snapshot", "data", *freeze, "--wait")
+
+
 def test_a_full_disk_costs_writes_and_nothing_else(tmp_path: Path) -> None:
     """No room below: the client is told, orders say why, what was acknowledged stays; with room again all goes on."""
     with tempfile.TemporaryDirectory(prefix="sh", dir="/tmp", ignore_cleanup_errors=True) as folder:

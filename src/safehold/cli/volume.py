@@ -214,7 +214,7 @@ def snapshot(
             client,
             wanted,
             Consistency.parse(require) if require else None,
-            lambda devices: find_brackets(brackets, devices, run.paths, run.address(access), run.ctx),
+            lambda devices, vaults: find_brackets(brackets, devices, vaults, run.paths, run.ctx),
             dict(parse_tags(tags)),
             run.ctx,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from safehold.adapters.image.clone import CloneSource, can_clone
@@ -78,7 +78,7 @@ def find_downtime(
     for spec in specs:
         if spec.kind is BracketKind.UNMOUNT and ref.kind != "volume":
             raise UsageError("there is nothing to read in what is unmounted", on=str(spec), remedy="use readonly:")
-    check_allowed(brackets, list(_needed(paths, vault)))
+    check_allowed(brackets, list(_needed(paths, [vault])))
     longest = limit if limit is not None else _MOMENT
     downtime = Downtime(brackets, Terms(min(_GRACE, longest), longest, _log(paths)), _size(ref), moment)
     if snapshots:
@@ -92,10 +92,10 @@ def _log(paths: Paths) -> Path:
 
 
 def find_brackets(
-    texts: Sequence[str], devices: Sequence[str], paths: Paths, vault: str, ctx: Context
+    texts: Sequence[str], devices: Sequence[str], vaults: Iterable[str], paths: Paths, ctx: Context
 ) -> tuple[tuple[Bracket, ...], Terms]:
-    """The brackets around the moment in which served volumes are sealed; `devices` are what they are attached as on this machine. UsageError
-    where a bracket is about something that lies on none of them, or would stop what the snapshot needs.
+    """The brackets around the moment in which served volumes are sealed; `devices` are what they are attached as on this machine, `vaults` where
+    their snapshots go. UsageError where a bracket is about something that lies on none of them, or would stop what the snapshot needs.
     """
     numbers = {f"{os.major(n)}:{os.minor(n)}" for n in (os.stat(device).st_rdev for device in devices)}
 
@@ -108,7 +108,7 @@ def find_brackets(
             )
 
     brackets = tuple(_make(parse_bracket(text), check, ctx) for text in texts)
-    check_allowed(brackets, list(_needed(paths, vault)))
+    check_allowed(brackets, list(_needed(paths, vaults)))
     return brackets, Terms(min(_GRACE, _MOMENT), _MOMENT, _log(paths))
 
 
@@ -159,13 +159,13 @@ def _size(ref: ResourceRef) -> int | None:
         return disk.seek(0, os.SEEK_END)
 
 
-def _needed(paths: Paths, vault: str) -> Iterator[Needed]:
+def _needed(paths: Paths, vaults: Iterable[str]) -> Iterator[Needed]:
     own = [
         ("the state directory", paths.state),
         ("the cache", paths.cache),
         ("the configuration", paths.config),
         ("the directory for temporary files", Path(tempfile.gettempdir())),
-        *(("the vault", place) for place in local_place(vault)),
+        *(("the vault", place) for vault in vaults for place in local_place(vault)),
     ]
     for what, path in own:
         yield Needed(what, str(path), below(str(path)))

@@ -20,7 +20,7 @@ from safehold.blocks import directory as directory_module
 from safehold.blocks import held as held_module
 from safehold.blocks import opening
 from safehold.blocks.directory import VolumeDirectory
-from safehold.blocks.epochs import Epochs
+from safehold.blocks.epochs import Epochs, LiveHeader
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeFiles, VolumeRecord
@@ -62,6 +62,13 @@ class Site:
 
     def restart(self) -> None:
         self.service.stop()
+        self.service = self.begin()
+
+    def crash(self, name: str) -> None:
+        """As after a power loss: the maps of the volume are of another boot, and were not put away."""
+        files = self.service.directory.get(name).files
+        self.service.stop()
+        LiveHeader(files.live).write(clean=False, epoch=1, boot="another")
         self.service = self.begin()
 
     def vault(self, address: str) -> Vault:
@@ -550,3 +557,17 @@ def test_a_group_goes_to_one_vault(site: Site) -> None:
     assert [*one.record.snapshots, *other.record.snapshots] == []
     assert one.epochs.open == other.epochs.open == []
     assert site.finish(site.snapshot("other")).state is SnapshotState.COMPLETED
+
+
+def test_what_a_power_loss_leaves_is_told_until_everything_was_compared(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.crash("data")
+    # Another start of the service mends nothing.
+    for _ in range(2):
+        assert "compares everything" in site.service.problem(site.service.directory.get("data"))
+        site.restart()
+    done = site.finish(site.snapshot("data"))
+    assert done.full
+    assert site.service.problem(site.service.directory.get("data")) == ""

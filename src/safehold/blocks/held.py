@@ -38,13 +38,13 @@ def _report(held: HeldVolume | None, problem: str) -> None:
 
 
 class HeldVolume:
-    """One open volume, its record, and who uses it. `problem` says what an operator should know, or nothing."""
+    """One open volume, its record, and who uses it."""
 
     def __init__(self, directory: Path, boot: str) -> None:
         """FailedError where it cannot be opened."""
         self.files = VolumeFiles(directory)
         self.record = read_record(self.files)
-        self.problem = ""
+        self._told = ""
         self.clients = 0
         self._changing = threading.Lock()
         # Not bound to this object: in a circle nothing is closed before the garbage collector comes along.
@@ -59,7 +59,6 @@ class HeldVolume:
             self.told(self.record.failed or opened.suspect)
         elif opened.suspect:
             self.update(suspect=opened.suspect)
-            self.problem = opened.suspect
         self._reconcile()
 
     @property
@@ -67,9 +66,14 @@ class HeldVolume:
         """What it is called."""
         return self.record.name
 
+    @property
+    def problem(self) -> str:
+        """What an operator should know, or nothing. That everything is to be compared is no news before there is a point to compare with."""
+        return self._told or (self.record.suspect if self.record.lineage else "")
+
     def told(self, problem: str) -> None:
         """The volume says what an operator should know. That its disk failed it is on record, and stands before all else."""
-        self.problem = self.record.failed or problem
+        self._told = self.record.failed or problem
         if self.volume.read_only and not self.record.failed:
             # Such a disk may not take this either; `live.map` says it too.
             with contextlib.suppress(OSError):

@@ -439,6 +439,53 @@ def test_past_the_limit_requests_fail_and_status_says_why(host: Host) -> None:
     assert run("sh", "-c", f"head -c 4194304 {disk} | sha256sum") == told
 
 
+def test_what_is_attached_is_not_deleted_while_it_waits_for_the_service(host: Host, tmp_path: Path) -> None:
+    """The storage daemon comes back seconds after the service: until then no client is there, and the volume is mounted all the same."""
+    place = tmp_path / "a place"
+    place.mkdir()
+    host.program.run("volume", "create", "data", "--size", "16M")
+    run("mkfs.ext4", "-q", device(host, "data"))
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "attach", "data", "--mount", place)
+    host.program.run("volume", "stop")
+    time.sleep(4)
+    host.program.run("volume", "list")
+    assert "is attached as /dev/loop" in host.program.run("volume", "delete", "data", "--yes", code=2).stderr
+    assert "is attached as" in host.program.run("volume", "resize", "data", "--size", "32M", code=2).stderr
+    (place / "written").write_text("goes on")
+    run("sync", "-f", place)
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "delete", "data", "--yes")
+
+
+def test_a_device_whose_daemon_was_killed_is_told_and_let_go_of(host: Host, tmp_path: Path) -> None:
+    """Also while something is open on it; what was acknowledged is there when it is attached again."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    host.program.run("volume", "create", "data", "--size", "16M")
+    run("mkfs.ext4", "-q", device(host, "data"))
+    host.program.run("volume", "detach", "data")
+    disk = host.program.json("volume", "attach", "data", "--mount", place)["device"]
+    (place / "written").write_text("before")
+    run("sync", "-f", place)
+    os.kill(json.loads((host.home / "run/attached/data.json").read_text())["pid"], signal.SIGKILL)
+    with (place / "written").open():
+        told = f"{disk} on {place} gives errors, for its storage daemon is gone"
+        assert told in host.program.run("status", code=None).stdout
+        assert told in host.program.run("volume", "list").stdout
+        assert told in host.program.run("volume", "show", "data").stdout
+        assert "storage daemon is gone" in host.program.run("volume", "attach", "data", code=2).stderr
+        host.program.run("volume", "delete", "data", "--yes", code=2)
+        host.program.run("volume", "detach", "data")
+    assert not place.is_mount()
+    assert "gives errors" not in host.program.run("status", code=None).stdout
+    host.program.run("volume", "attach", "data", "--mount", place)
+    assert (place / "written").read_text() == "before"
+    host.program.run("volume", "detach", "data")
+    devices = run("losetup", "--noheadings", "--output", "NAME,BACK-FILE")
+    assert str(host.home) not in devices
+
+
 def test_sizes_that_cannot_be(host: Host) -> None:
     host.program.run("volume", "create", "data", "--size", "1M")
     service = host.pid()

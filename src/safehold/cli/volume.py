@@ -107,6 +107,8 @@ def list_(deleted: bool, as_json: bool) -> None:
     with Run.begin() as run, _client(run) as client:
         told = client.order("list")
         attached = client.attachments()
+        for one in told["volumes"]:
+            _add_device_problem(one, client)
     if as_json:
         for one in told["volumes"]:
             one["device"] = attached[one["name"]].device if one["name"] in attached else ""
@@ -125,6 +127,11 @@ def list_(deleted: bool, as_json: bool) -> None:
         rows.append([one["name"], format_size(one["size"]), where, _last(one), _state(one)])
     rows += [[name, "", "", "", f"cannot be opened: {why}"] for name, why in told["broken"].items()]
     print_table(["volume", "size", "attached", "last snapshot", "state"], rows)
+
+
+def _add_device_problem(one: dict[str, Any], client: VolumeClient) -> None:
+    # The service knows nothing of devices.
+    one["problem"] = "; ".join(filter(None, (client.device_problem(one["name"]), one["problem"])))
 
 
 def _last(one: dict[str, Any]) -> str:
@@ -149,6 +156,7 @@ def show(name: str, as_json: bool) -> None:
     """Tell all about one volume and its snapshots."""
     with Run.begin() as run, _client(run) as client:
         told = client.order("show", name=name)
+        _add_device_problem(told, client)
         made = client.attachments().get(name)
         told["device"], told["mount"] = (made.device, made.mount) if made else ("", "")
         told["nbd"] = client.exports.format(name)
@@ -284,6 +292,7 @@ def detach(name: str) -> None:
 def resize(name: str, size: str) -> None:
     """Make a detached volume larger. What is on it is made larger with its own tools: resize2fs, xfs_growfs."""
     with Run.begin() as run, _client(run) as client:
+        client.demand_detached(name, "resized")
         made = client.order("resize", name=name, size=_bytes(size))
     print(f"{name}: {format_size(made['size'])}")
 
@@ -300,6 +309,7 @@ def delete(name: str, undo: bool, yes: bool, dry_run: bool) -> None:
             client.order("undelete", name=name)
             print(f"{name}: taken back")
             return
+        client.demand_detached(name, "deleted")
         told = client.order("show", name=name)
         pending = sum(1 for one in told["snapshots"] if one["state"] == "pending")
         text = f"{name}, {format_size(told['size'])}" + (

@@ -74,10 +74,12 @@ class VolumeClient:
                 f"volume {one.volume} is {one.device}{f' on {one.mount}' if one.mount else ''}, and nobody serves it: its requests wait "
                 f"{devices.RECONNECT} seconds and then fail → safehold volume serve"
                 for one in self.attachments().values()
-            ]
+                if not devices.dead(one)
+            ] + self._dead()
         except SafeholdError as error:
-            return [f"volumes cannot be looked at: {error}"]
+            return [f"volumes cannot be looked at: {error}", *self._dead()]
         found += [f"volume {one['name']}: {one['problem']}" for one in told["volumes"] if one["problem"]]
+        found += self._dead()
         return found + [f"volume {name} cannot be opened: {why}" for name, why in told["broken"].items()]
 
     def stop(self) -> None:
@@ -137,6 +139,27 @@ class VolumeClient:
     def attachments(self) -> dict[str, Attachment]:
         """What is attached to this machine, by volume."""
         return {one.volume: one for one in devices.attachments(self._attached)}
+
+    def _dead(self) -> list[str]:
+        return [f"volume {name}: {why}" for name in self.attachments() if (why := self.device_problem(name))]
+
+    def device_problem(self, name: str) -> str:
+        """What somebody should know of the device that a volume is, or nothing."""
+        one = self.attachments().get(name)
+        if one is None or not devices.dead(one):
+            return ""
+        where = one.device + (f" on {one.mount}" if one.mount else "")
+        return f"{where} gives errors, for its storage daemon is gone → safehold volume detach {name}"
+
+    def demand_detached(self, name: str, what: str) -> None:
+        """UsageError where a volume is a device of this machine. The service does not know of one that waits for it."""
+        one = self.attachments().get(name)
+        if one is not None:
+            raise UsageError(
+                f"the volume is attached as {one.device} and cannot be {what}",
+                on=name,
+                remedy=f"first: safehold volume detach {name}",
+            )
 
     def attach(self, name: str, place: str | None = None, options: str = "") -> Attachment:
         """Make a device of a volume, and mount it."""

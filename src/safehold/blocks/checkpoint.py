@@ -1,12 +1,14 @@
 """The durable form of a volume's maps: a log of what changed in them, each batch with a checksum.
 
-A batch is on the disk only after the data it speaks of. A torn last batch is what a power loss leaves; it was never promised.
+A batch is on the disk only after the data it speaks of, and before the next batch is begun. A torn last batch is what a power loss leaves; it was
+never promised.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -44,6 +46,8 @@ class Change(NamedTuple):
 _MAGIC = b"SHCKPT01"
 _HEAD = struct.Struct("<I16s")
 _ENTRY = struct.Struct("<BBxxIQQ")
+_STEP = math.gcd(_HEAD.size, _ENTRY.size)
+"""Bytes: a batch begins at a multiple of this behind the last."""
 _LARGEST = 1 << 22
 """Entries of a batch; a larger number is rubbish."""
 
@@ -97,23 +101,44 @@ class CheckpointLog:
 
     @staticmethod
     def read(path: Path) -> Iterator[Change]:
-        """All entries, oldest first, up to a torn end. FailedError where there is no log."""
+        """All entries, oldest first, up to a torn end. FailedError where there is no log, and where it is damaged before its end: what stands
+        behind was promised.
+        """
         try:
             data = path.read_bytes()
         except OSError as error:
             raise _damaged(path, str(error)) from error
-        if data[:8] != _MAGIC:
+        if data[: len(_MAGIC)] != _MAGIC:
             raise _damaged(path, "it is something else")
-        at = 8
-        while at + _HEAD.size <= len(data):
-            count, digest = _HEAD.unpack_from(data, at)
-            end = at + _HEAD.size + count * _ENTRY.size
-            body = data[at + _HEAD.size : end]
-            if count > _LARGEST or end > len(data) or blake3(body).digest(16) != digest:
-                return
-            for kind, value, epoch, start, cells in _ENTRY.iter_unpack(body):
-                yield Change(ChangeKind(kind), epoch, start, cells, value)
-            at = end
+        batches, at = [], len(_MAGIC)
+        while (body := _batch(data, at)) is not None:
+            batches.append(body)
+            at += _HEAD.size + len(body)
+        # Each batch was durable before the next was begun, so a power loss leaves nothing whole behind what it tore.
+        if any(_batch(data, later) is not None for later in range(at + _STEP, len(data), _STEP)):
+            raise _damaged(path, f"it is damaged at byte {at}, and not at its end")
+        return _entries(batches)
+
+
+def _batch(data: bytes, at: int) -> memoryview | None:
+    """The entries of the batch that begins there, or None where none does."""
+    if at + _HEAD.size > len(data):
+        return None
+    count, digest = _HEAD.unpack_from(data, at)
+    end = at + _HEAD.size + count * _ENTRY.size
+    if count > _LARGEST or end > len(data):
+        return None
+    body = memoryview(data)[at + _HEAD.size : end]
+    # Looked for at every place, so the cheap signs first: that there is a kind, and nothing between the fields.
+    if count and (not body[0] or body[2] or body[3]):
+        return None
+    return body if blake3(body).digest(16) == digest else None
+
+
+def _entries(batches: Iterable[memoryview]) -> Iterator[Change]:
+    for body in batches:
+        for kind, value, epoch, start, cells in _ENTRY.iter_unpack(body):
+            yield Change(ChangeKind(kind), epoch, start, cells, value)
 
 
 def _encode(changes: Iterable[Change]) -> bytes:

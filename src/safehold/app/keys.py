@@ -181,6 +181,7 @@ def store_policy(url: str, writer: WriterKey) -> str:
         f"index/{writer.domain.hex()}/*",
         f"sessions/{wid}/*",
         f"points/{wid}/*",
+        f"logs/{wid}/*",
         "forget/*",
         "packs/*",
         "meta/*",

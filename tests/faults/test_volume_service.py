@@ -549,6 +549,8 @@ def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(
     done = site.finish(site.snapshot("one", "two"))
     equal(site.point(done.point, "one"), was[0])
     equal(site.point(done.point, "two"), was[1])
+
+
 def test_a_group_goes_to_one_vault(site: Site) -> None:
     """Nothing is sealed where its volumes go to several: the first one's vault is not the place for the other's content."""
     one, other = site.service.create("one", SIZE, "vault"), site.service.create("other", SIZE, "elsewhere")

@@ -50,13 +50,15 @@ class Locator:
         writers: dict[bytes, Certificate],
         domain: bytes,
         index_key: bytes,
+        chain: Chain,
         cache: Path,
         ctx: Context,
     ) -> None:
-        """`cache` is a directory of this domain's own."""
+        """`chain` vouches for base runs; `cache` is a directory of this domain's own."""
         self.store, self.vault, self.domain = store, vault, domain
         self.writers = writers
         self._trust, self._index_key, self._cache, self._ctx = trust, index_key, cache, ctx
+        self._vouched = chain.base_runs
 
     def dedup_view(self, chain: Chain) -> DedupView:
         """W2: what a writer may rely on: verified runs of sessions that are not fenced, without condemned and dead
@@ -64,6 +66,7 @@ class Locator:
 
         `chain` has been read before this call, and both after the session was announced.
         """
+        self._vouched = chain.base_runs
         fenced = {stamp.name.removeprefix("points/") for stamp in self.store.list("points/") if stamp.size == 0}
         names = [name for name in self._dedup_runs(chain) if name.split("/", 1)[1].rsplit("-", 1)[0] not in fenced]
         index = self._load(names)
@@ -72,7 +75,7 @@ class Locator:
 
     def _dedup_runs(self, chain: Chain) -> Iterator[str]:
         """The base runs that the chain lists, and runs that were not made into one."""
-        base = {run.name for run in chain.record.base} if chain.record else set()
+        base = chain.base_runs
         absorbed = set(chain.record.absorbed) if chain.record else set()
         for name in self.run_names():
             if name in base or (name not in absorbed and name.split("/")[1] != self.domain.hex()):
@@ -109,9 +112,11 @@ class Locator:
 
     def record(self, name: str) -> RunObject:
         """What a run says without its rows; DamageError unless a writer of this domain, or for a base run the owner, signed
-        it.
+        it. Of a base run in the gc chain only the version counts that is listed there.
         """
         opened = open_object(name, self.store.get(name))
+        if self._vouched.get(name, opened.digest) != opened.digest:
+            raise DamageError("base run is not the one that the gc chain lists", on=name)
         record = read_run(opened)
         if record.domain != self.domain:
             raise DamageError("index run is of another dedup domain", on=name)

@@ -71,6 +71,11 @@ class Chain:
             return frozenset()
         return frozenset((*self.record.condemned, *self.record.dead, *self.record.damaged))
 
+    @property
+    def base_runs(self) -> dict[str, bytes]:
+        """The base runs in force by name, with the BLAKE3 of each one's stored bytes."""
+        return {run.name: run.digest for run in self.record.base} if self.record else {}
+
     def require(self, kind: str) -> None:
         """FormatError unless this program knows every feature on the `read` (`write`, `delete`) list; DamageError for anything but reading
         where the newest record cannot be believed.

@@ -267,6 +267,7 @@ class Vault:
             self.writers,
             domain,
             index_key,
+            self.chain,
             self._places.cache / self.id.hex() / f"index-{domain.hex()}",
             self.ctx,
         )

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import msgspec
 
+from safehold.vault.records import OwnerPublic
+
 __all__ = ["Head", "Heads"]
 
 
 class Head(msgspec.Struct, frozen=True):
-    """Of one vault: number and digest of the newest gc record met, the point this machine committed last, those of its points that
-    disappeared without having been expired, and the last point that it made of each resource.
+    """Of one vault: number and digest of the newest gc record that the chain was followed to, the owner keys met on the way, the point this
+    machine committed last, those of its points that disappeared without having been expired, and the last point that it made of each resource.
     """
 
     gc: int = -1
@@ -22,6 +24,7 @@ class Head(msgspec.Struct, frozen=True):
     point: str = ""
     missing: tuple[str, ...] = ()
     latest: dict[str, str] = {}
+    owners: tuple[OwnerPublic, ...] = ()
 
 
 class Heads:

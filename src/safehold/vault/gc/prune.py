@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
+from safehold.model.errors import DamageError, ObjectNotFound, UsageError
 from safehold.vault.catalogue import Point
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.gc.link import add_link

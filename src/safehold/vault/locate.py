@@ -12,7 +12,8 @@ from pathlib import Path
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, ShortRead, VaultKeyError
-from safehold.ports.store import Store
+from safehold.ports.store import Stamp, Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import open_object
 from safehold.vault.fetch import Fetcher, SecretCache
 from safehold.vault.index.cache import IndexCache
@@ -59,6 +60,7 @@ class Locator:
         self.writers = writers
         self._trust, self._index_key, self._cache, self._ctx = trust, index_key, cache, ctx
         self._vouched = chain.base_runs
+        self._listed: dict[str, Stamp] = {}
 
     def dedup_view(self, chain: Chain) -> DedupView:
         """W2: what a writer may rely on: verified runs of sessions that are not fenced, without condemned and dead
@@ -90,6 +92,7 @@ class Locator:
         mine = {wid.hex() for wid, c in self.writers.items() if c.domain == self.domain} | {self.domain.hex()}
         for stamp in self.store.list("index/"):
             if kind_of(stamp.name) is Kind.INDEX and stamp.name.split("/")[1] in mine:
+                self._listed[stamp.name] = stamp
                 yield stamp.name
 
     def _load(self, names: Sequence[str]) -> ChunkIndex:
@@ -114,6 +117,7 @@ class Locator:
         """What a run says without its rows; DamageError unless a writer of this domain, or for a base run the owner, signed
         it. Of a base run in the gc chain only the version counts that is listed there.
         """
+        check_size(self._listed.get(name) or self.store.head(name))
         opened = open_object(name, self.store.get(name))
         if self._vouched.get(name, opened.digest) != opened.digest:
             raise DamageError("base run is not the one that the gc chain lists", on=name)

@@ -17,17 +17,18 @@ from pathlib import Path
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectNotFound, UsageError
+from safehold.vault.bounds import largest_pack
 from safehold.vault.catalogue import Point
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.gc.link import add_link
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
 from safehold.vault.gc.runs import absorb, write_base
-from safehold.vault.gc.sessions import OpenSession, open_ids, open_sessions
+from safehold.vault.gc.sessions import OpenSession, Sessions
 from safehold.vault.gc.spared import Spared
 from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
-from safehold.vault.names import Kind, commit_name, kind_of, session_name
+from safehold.vault.names import Kind, kind_of, session_name
 from safehold.vault.records import BaseRun, GcRecord
 from safehold.vault.trust import Chain, read_chain
 from safehold.vault.vault import Vault
@@ -72,7 +73,7 @@ class Prune:
         vault.chain.require("delete")
         self._vault, self._store, self._ctx = vault, vault.store, ctx
         self._scratch, self._dead = scratch, dead
-        self._owner = vault.owner_key
+        self._owner, self._sessions = vault.owner_key, Sessions(vault)
         self._seen: set[str] = set()
         self._counted: tuple[str, ...] = ()
         self._moved_base: tuple[BaseRun, ...] = ()
@@ -166,6 +167,11 @@ class Prune:
         self._moved_base, self._emptied = (), set()
         chosen = self._mark(frozenset(), dead, packs if move else {})
         condemned = tuple(sorted((packs.keys() - chosen.packs.keys()) | self._emptied))
+        for name in chosen.packs:
+            if packs.get(name, 0) > largest_pack(self._vault.parameters):
+                self._ctx.progress.warn(
+                    f"a pack of {packs[name]} bytes is larger than any of this vault can be: it is left as it is ({name})"
+                )
         self.report.stored = sum(packs.values())
         self.report.live = sum(chosen.packs.values())
         self.report.condemned = sum(packs[name] for name in condemned)
@@ -187,7 +193,7 @@ class Prune:
                 choose(live, finder.rows(), present, avoid, self._vault.chunks(points[0]).holds, chosen)
                 spared.add(domain, self._look_in_packs(finder, present, avoid, chosen))
                 if domain not in spared.reasons:
-                    few = worth_moving(movable or {}, chosen.packs, self._vault.parameters.pack_size)
+                    few = worth_moving(movable or {}, chosen.packs, self._vault.parameters)
                     self._move(points[0], few, live, finder)
         self._spare(spared, {name: size for name, size in self._packs().items() if name not in dead}, chosen)
         return chosen
@@ -266,22 +272,13 @@ class Prune:
         now = self._vault.store_time()
         revoked = self._vault.notes().revocations()
         self.report.waiting = []
-        for session in open_sessions(self._vault):
+        for session in self._sessions.open():
             if session.wid in revoked or self._dead(session, now):
-                if self._fence(session):
+                if self._sessions.fence(session):
                     self.report.fenced.append(session)
             elif awaited is None or session_name(session.wid, session.sid) in awaited:
                 self.report.waiting.append(session)
         return not self.report.waiting
-
-    def _fence(self, session: OpenSession) -> bool:
-        """End a session for good; False where it committed first."""
-        name = commit_name(session.wid, session.sid)
-        try:
-            self._store.put(name, [b""])
-        except ObjectExists:
-            return not self._store.head(name).size
-        return True
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -300,7 +297,7 @@ class Prune:
         # What an earlier prune deleted is not there either, whoever names it again.
         alive = frozenset(self._packs().keys() - dead - set(record.dead))
         for domain, (locator, index_key, listed) in runs.items():
-            open_now = {(wid.hex(), sid.hex()) for wid, sid in open_ids(self._vault)}
+            open_now = {(wid.hex(), sid.hex()) for wid, sid in self._sessions.open_ids()}
             known = {run.name for run in base}
             ended = [
                 name
@@ -345,7 +342,7 @@ class Prune:
         for name in (*record.dead, *record.absorbed):
             self._ctx.cancel.check()
             self._store.delete(name)
-        self._clean_sessions()
+        self._sessions.clean()
 
     def _clean(self, chain: Chain) -> None:
         """P7 of prunes that were interrupted, where there is nothing else to do."""
@@ -354,13 +351,4 @@ class Prune:
         runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
         for name in sorted((set(record.dead) & there) | (set(record.absorbed) & runs)):
             self._store.delete(name)
-        self._clean_sessions()
-
-    def _clean_sessions(self) -> None:
-        """Session objects of sessions that ended; fences stay for good."""
-        ended = {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/")}
-        for stamp in list(self._store.list(Kind.SESSION.prefix + "/")):
-            if kind_of(stamp.name) is Kind.SESSION:
-                _, wid, rest = stamp.name.split("/")
-                if commit_name(bytes.fromhex(wid), bytes.fromhex(rest.partition(".")[0])) in ended:
-                    self._store.delete(stamp.name)
+        self._sessions.clean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from safehold.app import uploader, volumes
 from safehold.app.backup import Host
@@ -573,3 +575,83 @@ def test_what_a_power_loss_leaves_is_told_until_everything_was_compared(site: Si
     done = site.finish(site.snapshot("data"))
     assert done.full
     assert site.service.problem(site.service.directory.get("data")) == ""
+
+
+@pytest.mark.parametrize("cut", [1, None])
+@pytest.mark.parametrize("kind", ["dirty", "states", "sectors", "ov.map"])
+def test_a_short_map_costs_a_comparison_and_no_other_volume(site: Site, kind: str, cut: int | None) -> None:
+    """Missing (None) or cut short: what was flushed is there, the next snapshot is right, and the other volume never notices."""
+    held, other = site.service.create("data", SIZE, "vault"), site.service.create("other", SIZE, "vault")
+    site.write(held), site.write(other)
+    site.finish(site.snapshot("data"))
+    site.down("put", "packs/")
+    sealed = content(held)
+    pending = site.snapshot("data")
+    site.write(held)
+    held.volume.flush()
+    until(lambda: site.state(pending).durable)
+    was, others, epoch = content(held), content(other), held.volume.gate.phase.epoch
+    files = held.files
+    del held, other
+    site.service.stop()
+    maps = {
+        "states": files.states,
+        "sectors": files.sectors,
+        "dirty": files.dirty(epoch),
+        "ov.map": files.overlay_sectors(epoch),
+    }
+    path = maps[kind]
+    assert path.exists()
+    path.unlink() if cut is None else os.truncate(path, cut)
+    site.service = site.begin()
+    held, other = site.service.directory.get("data"), site.service.directory.get("other")
+    equal(content(held), was)
+    equal(content(other), others)
+    assert "compares everything" in held.record.suspect
+    assert other.record.suspect == ""
+    site.up()
+    assert site.finish(pending).state is SnapshotState.COMPLETED
+    equal(site.point(site.state(pending).point, "data"), sealed)
+    done = site.finish(site.snapshot("data"))
+    assert done.full
+    equal(site.point(done.point, "data"), was)
+
+
+@pytest.mark.parametrize("cut", [0, None])
+def test_a_short_map_of_a_sealed_epoch_loses_no_change(site: Site, cut: int | None) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.down("put", "packs/")
+    site.write(held)
+    pending, was = site.snapshot("data"), content(held)
+    path = held.files.dirty(pending.epoch)
+    del held
+    site.service.stop()
+    path.unlink() if cut is None else os.truncate(path, cut)
+    site.service = site.begin()
+    site.up()
+    done = site.finish(pending)
+    assert done.state is (SnapshotState.FAILED if cut is None else SnapshotState.COMPLETED)
+    after = site.finish(site.snapshot("data"))
+    assert after.full
+    for one in (done, after):
+        if one.state is SnapshotState.COMPLETED:
+            equal(site.point(one.point, "data"), was)
+
+
+def test_damage_that_nobody_thought_of_is_one_volumes(site: Site) -> None:
+    """It is listed with the reason; the other one is served."""
+    other = site.service.create("other", SIZE, "vault")
+    files = site.service.create("data", SIZE, "vault").files
+    site.write(other)
+    others = content(other)
+    site.service.stop()
+    body = struct.pack("<BBxxIQQ", 99, 0, 0, 0, 1)
+    files.checkpoint.write_bytes(b"SHCKPT01" + struct.pack("<I16s", 1, blake3(body).digest(16)) + body)
+    LiveHeader(files.live).write(clean=False, epoch=1, boot="another")
+    site.service = site.begin()
+    equal(content(site.service.directory.get("other")), others)
+    with pytest.raises(FailedError):
+        site.service.directory.get("data")
+    assert site.service.directory.names() == ["other"]

@@ -81,6 +81,12 @@ class VolumeDirectory:
                 on=str(error.filename or directory),
                 remedy="see that the disk below has room and can be written to, and restart the service",
             )
+        except Exception as error:  # the last line of defence: one volume's damage is not another's
+            self.broken[directory.name] = FailedError(
+                f"the volume cannot be opened, its files are damaged ({type(error).__name__}: {error})",
+                on=str(directory),
+                remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+            )
 
     def close(self) -> None:
         """Put all volumes away in order; what is pending goes on the next time."""

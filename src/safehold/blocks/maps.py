@@ -6,6 +6,7 @@ set neighbours without a lock.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class BlockMap:
         self.length = length
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            _check_length(descriptor, path, length)
             # A map cannot be empty.
             self.cells = mmap.mmap(descriptor, max(length, 1))
         finally:
@@ -64,10 +66,11 @@ class SectorMap:
     """
 
     def __init__(self, path: Path, length: int) -> None:
-        """The file has to be there. OSError."""
+        """The file has to be there and long enough. OSError."""
         self.path = path
         self.length = length
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        _check_length(self._descriptor, path, length)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -122,6 +125,12 @@ class SectorMap:
     def sync(self) -> None:
         """Return when all that is set is durable. OSError where it cannot be."""
         os.fdatasync(self._descriptor)
+
+
+def _check_length(descriptor: int, path: Path, length: int) -> None:
+    there = os.fstat(descriptor).st_size
+    if there < length:
+        raise OSError(errno.EIO, f"the map has {there} bytes, and {length} belong to it", str(path))
 
 
 def runs_of(cells: bytes) -> Iterator[tuple[int, int]]:

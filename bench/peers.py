@@ -251,6 +251,11 @@ def plain_uploads(environment: dict[str, str], vault: Path, prefix: str) -> floa
     return time.perf_counter() - began
 
 
+def shown(command: list[str]) -> str:
+    """A command as a person would type it: programs and places by their last name."""
+    return " ".join(word.rsplit("/", 1)[-1] if word.startswith("/") else word for word in command)
+
+
 def median(samples: list[Measured]) -> float:
     return statistics.median(m.seconds for m in samples)
 
@@ -279,7 +284,7 @@ def main() -> None:
         ][0]
         verbs = small_verbs(peers, 1000)
         data = image.stat().st_blocks * 512
-    write(rows, reads, verify, rates, (s3, plain), (changed, again["stored"]), verbs, mib, data)
+    write(rows, reads, verify, rates, (s3, plain), (changed, again["stored"]), verbs, mib, data, peers.commands)
 
 
 def write(
@@ -292,6 +297,7 @@ def write(
     verbs: dict[str, float],
     mib: int,
     data: int,
+    commands: dict[str, dict[str, list[str]]],
 ) -> None:
     cpu = next(
         (
@@ -337,6 +343,10 @@ def write(
         *(f"| `safehold {name}` | {value * 1000:.0f} ms |" for name, value in verbs.items()),
         "",
     ]
+    out += ["Commands, in one directory with the image, repositories emptied before each round:", ""]
+    for program in commands.values():
+        out += [f"    {shown(program[verb])}" for verb in ("init", "backup", "restore") if program[verb]]
+    out += ["    borg extract --sparse borg::ARCHIVE", ""]
     text = "\n".join(out)
     print(text)
     (HERE / "docs" / "benchmarks.md").write_text(text)

@@ -207,7 +207,7 @@ class Prune:
             places = [at for at in finder.locations(identity) if present.get(at.pack, -1) >= at.offset + at.stored]
             if places:
                 best = min(places, key=lambda at: (at.pack in avoid, at.pack))
-                chosen.packs[best.pack] = chosen.packs.get(best.pack, 0) + best.stored
+                chosen.keep(best)
                 continue
             gone.append(
                 DamageError(

@@ -34,7 +34,7 @@ pointer authentication costs much. None of it tests anything here.
 _CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 _FIRST_MODULES = ["virtio_pci", "virtio_blk", "virtio_console", "9pnet_virtio", "9p", "overlay"]
 _MEMORY = "1536M"
-_BOOT = 120.0
+_BOOT = 300.0
 _PR_SET_PDEATHSIG = 1
 _TAIL = 4000
 

@@ -131,7 +131,8 @@ def unlock(store: Store, unlocker: Unlocker) -> Unlocked:
         raise _no_vault(store)
     unusable: list[SafeholdError] = []
     replaced: list[SafeholdError] = []
-    for slot, record in slots.items():
+    # Newest first: a rotation that was killed leaves old slots beside its own, and the same passphrase may open both.
+    for slot, record in sorted(slots.items(), key=lambda found: found[1].created, reverse=True):
         try:
             payload = unlocker.unwrap(slot, record)
             if payload is None:

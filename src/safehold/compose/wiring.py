@@ -45,9 +45,13 @@ __all__ = [
 ]
 
 
+_UPLOADS = ByteSemaphore(UPLOAD_BUDGET)
+"""One for the process: a service has several vaults open, and memory is common to them."""
+
+
 def open_stores(url: str, clock: Clock) -> Stores:
-    """The store at that address: bounded, and once with and once without retries."""
-    direct = LimitStore(open_store(url), ByteSemaphore(UPLOAD_BUDGET))
+    """The store at that address: once with and once without retries. All of a process's stores share one bound on the bytes under way."""
+    direct = LimitStore(open_store(url), _UPLOADS)
     return Stores(RetryStore(direct, clock), direct, full_address(direct.url))
 
 

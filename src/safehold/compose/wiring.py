@@ -19,6 +19,7 @@ from safehold.adapters.image.target import check_existing, check_new, open_exist
 from safehold.app.opening import Stores
 from safehold.app.restore import RestoreMode, RestorePlan
 from safehold.compose.paths import Paths
+from safehold.compose.plugins import installed_sources
 from safehold.model.clock import Clock
 from safehold.model.errors import UsageError
 from safehold.model.resource import ResourceRef
@@ -96,7 +97,7 @@ class TreeOptions:
 
 
 class Sources:
-    """Finds the source for what the user names."""
+    """Finds the source for what the user names: one of ours, else one that another package brings."""
 
     def __init__(self, options: TreeOptions, paths: Paths, vault: str) -> None:
         """`vault` is the vault's address: a tree that holds the vault does not go into it. UsageError for a broken pattern."""
@@ -113,6 +114,11 @@ class Sources:
             ref = source.resolve(spec)
             if ref is not None:
                 return source, ref
+        # Looked up only here: what everybody backs up does not wait for it.
+        for source in installed_sources():
+            ref = source.resolve(spec)
+            if ref is not None:
+                return source, _known(ref)
         there = Path(spec).exists()
         raise UsageError(
             "this kind of thing cannot be backed up" if there else "no such file, directory or device",
@@ -132,6 +138,17 @@ class Sources:
                 ref = forced
             refs.append(ref)
         return self._files, ResourceRef(refs[0].kind, name, refs[0].location, tuple(r.location for r in refs[1:]))
+
+
+def _known(ref: ResourceRef) -> ResourceRef:
+    """The resource of another package's source; UsageError where nothing could restore a point of it."""
+    if ref.kind not in ("volume", "tree", "stream"):
+        raise UsageError(
+            f"its source gives it the kind {ref.kind!r}, which cannot be restored",
+            on=ref.location,
+            remedy="the source has to give a volume, a tree or a stream",
+        )
+    return ref
 
 
 def open_target(path: str, size: int, mode: RestoreMode) -> AbstractContextManager[MutableBlocks]:

@@ -196,7 +196,7 @@ def test_a_writers_rubbish_stops_no_prune(program: Program, vault: Path, tmp_pat
     credential = tmp_path / "writer.json"
     program.run("key", "writer", credential, "--resource", "web*")
     program.run("backup", disk)
-    program.run("point", "expire", f"disk@{program.json('points')['points'][0]['id']}", "--yes")
+    program.run("point", "expire", f"disk@{program.json('points')['points'][0]['id']}", "--even-last", "--yes")
     wid = next(w["id"] for w in program.json("key", "list")["writers"] if w["exported"])
     rubbish = vault / "points" / wid / ("f" * 32)
     rubbish.parent.mkdir(parents=True)

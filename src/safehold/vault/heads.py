@@ -9,18 +9,21 @@ from pathlib import Path
 
 import msgspec
 
+from safehold.vault.records import OwnerPublic
+
 __all__ = ["Head", "Heads"]
 
 
 class Head(msgspec.Struct, frozen=True):
-    """Of one vault: number and digest of the newest gc record met, the point this machine committed last, and those of its points that
-    disappeared without having been expired.
+    """Of one vault: number and digest of the newest gc record that the chain was followed to, the owner keys met on the way, the point this
+    machine committed last, and those of its points that disappeared without having been expired.
     """
 
     gc: int = -1
     digest: str = ""
     point: str = ""
     missing: tuple[str, ...] = ()
+    owners: tuple[OwnerPublic, ...] = ()
 
 
 class Heads:

@@ -69,6 +69,8 @@ class Vault:
         self._heads = Heads(places.state / "heads")
         head = self._heads.load(self.id)
         self.trust = OwnerTrust(keyring, writer.owner if writer else None)
+        for public in head.owners:
+            self.trust.learn(public)
         seen = (head.gc, bytes.fromhex(head.digest)) if head.gc >= 0 else None
         self.chain: Chain = read_chain(store, self.id, self.trust, seen)
         self.chain.require("read")
@@ -89,7 +91,12 @@ class Vault:
         for problem in self.problems:
             ctx.progress.warn(f"{problem}" + (f" ({problem.remedy})" if problem.remedy else ""))
         if self.chain.record:
-            head = msgspec.structs.replace(head, gc=self.chain.record.number, digest=self.chain.digest.hex())
+            head = msgspec.structs.replace(
+                head,
+                gc=self.chain.record.number,
+                digest=self.chain.digest.hex(),
+                owners=self.trust.believed,
+            )
             self._remember(head)
         self._writer = writer
         self._secrets = SecretCache(self.id, keyring) if keyring else None
@@ -129,8 +136,8 @@ class Vault:
 
     @property
     def owner(self) -> OwnerPublic:
-        """The owner's public keys in force: from the gc chain, else from the authenticated document."""
-        return self.chain.record.owner if self.chain.record else document_owner(self.document)
+        """The owner's public keys in force: from the gc chain as far as it can be followed, else from the authenticated document."""
+        return self.chain.owner or document_owner(self.document)
 
     @property
     def owner_key(self) -> OwnerKey:
@@ -317,7 +324,7 @@ class Vault:
         with session:
             session.announce()
             # The view is taken after the session is visible: whoever condemns a pack later than that waits for this session.
-            chain = read_chain(self.store, self.id, self.trust)
+            chain = read_chain(self.store, self.id, self.trust, self.chain.head)
             chain.require("write")
             view = locator.dedup_view(chain)
             if self.keyring is not None:

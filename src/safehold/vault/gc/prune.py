@@ -139,7 +139,7 @@ class Prune:
         return {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/") if stamp.size}
 
     def _chain(self) -> Chain:
-        chain = read_chain(self._store, self._vault.id, self._vault.trust)
+        chain = read_chain(self._store, self._vault.id, self._vault.trust, self._vault.chain.head)
         chain.require("delete")
         return chain
 

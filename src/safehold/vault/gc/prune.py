@@ -19,6 +19,7 @@ from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
 from safehold.vault.catalogue import Point
 from safehold.vault.envelope import close, decode, encode, open_object
+from safehold.vault.fetch import NOT_THERE
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
 from safehold.vault.gc.runs import absorb, write_base
@@ -291,7 +292,7 @@ class Prune:
             record = decode(opened.payload, SessionObject, name)
             secret = self._vault.session_secret(record.key, on=name)
             return decode(open_body(secret.session_key, self._vault.id, name, record.sealed), SessionInfo, name)
-        except (DamageError, ObjectNotFound):
+        except NOT_THERE:
             return None
 
     def _sessions_ended(self, awaited: tuple[str, ...] | None) -> bool:

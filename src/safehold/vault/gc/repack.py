@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectNotFound
-from safehold.vault.fetch import ChunkReader
+from safehold.model.errors import DamageError
+from safehold.vault.fetch import NOT_THERE, ChunkReader
 from safehold.vault.index.rows import Location
 from safehold.vault.names import Kind, pack_name
 from safehold.vault.pack import MAX_SESSIONS, PackRow, assemble, parse_header
@@ -87,7 +87,7 @@ def repack(vault: Vault, chunks: ChunkReader, found: dict[str, list[tuple[bytes,
             ctx.cancel.check()
             try:
                 records = list(_records(vault, pack, rows, chunks, opener))
-            except (DamageError, ObjectNotFound) as error:
+            except NOT_THERE as error:
                 ctx.progress.warn(f"a pack is left as it is: {error}")
                 continue
             for identity, location, record, key in records:

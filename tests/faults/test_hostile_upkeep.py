@@ -19,6 +19,7 @@ from safehold.policies.retention import KeepRules
 from safehold.vault.catalogue import Point
 from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.sessions import Sessions
 from safehold.vault.names import Kind, commit_name, gc_name, kind_of, pin_name
 from safehold.vault.node import Node, encode_node
 from safehold.vault.records import Features, GcRecord, Pin, PointObject
@@ -272,7 +273,7 @@ def test_keys_that_nobody_has_hold_no_prune_up(world: World, stolen: WriterKey, 
     garbage = Thief(world, stolen).pack([(os.urandom(32), os.urandom(BLOCK))])[0].name
     vault = world.fresh()
     done = Prune(vault, world.root, lambda session, now: session.sid == waiting.sid, world.ctx)
-    assert [(one.sid, one.info) for one in done.open_sessions()] == [(waiting.sid, None)]
+    assert [(one.sid, one.info) for one in Sessions(vault).open()] == [(waiting.sid, None)]
     report = done.run()
     assert report.fenced
     assert garbage not in {stamp.name for stamp in world.store.list("packs/")}

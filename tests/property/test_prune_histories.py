@@ -21,7 +21,8 @@ from safehold.recovery.disk import Losses, write_disk
 from safehold.testing.fault_store import Killed
 from safehold.testing.interleave import InterleavedStore
 from safehold.vault.gc import prune, runs
-from safehold.vault.gc.prune import OpenSession, Prune
+from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.names import Kind, kind_of
 from safehold.vault.session import Session
 from safehold.vault.trust import Chain

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safehold.app.backup import UNKNOWN, Host, process_start
 from safehold.model.context import Context
-from safehold.vault.gc.prune import OpenSession, Prune, PruneReport
+from safehold.vault.gc.prune import Prune, PruneReport
+from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.vault import Vault
 
 __all__ = ["prune_vault", "session_dead"]

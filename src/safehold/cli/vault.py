@@ -16,7 +16,8 @@ from safehold.compose.wiring import open_stores, record_default_vault
 from safehold.model.errors import StoreError, UsageError
 from safehold.model.units import format_size, format_time, parse_size, parse_span
 from safehold.objects.check import check_store
-from safehold.vault.gc.prune import OpenSession, PruneReport
+from safehold.vault.gc.prune import PruneReport
+from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Passphrase
 

@@ -17,6 +17,7 @@ from safehold.model.spread import spread
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.recovery.units import units
 from safehold.recovery.verify import Finding, Findings
+from safehold.vault.bounds import largest_pack
 from safehold.vault.catalogue import Point
 from safehold.vault.pack import open_table, parse_header, table_span
 from safehold.vault.sealing import ChunkOpener
@@ -148,7 +149,7 @@ def _read(
         for name in share:
             ctx.cancel.check()
             try:
-                chunks = _prove(vault, name, opener)
+                chunks = _prove(vault, name, sizes[name], opener)
             except (DamageError, ObjectNotFound, FormatError, VaultKeyError, ValueError) as error:
                 with lock:
                     bad[name] = str(error)
@@ -167,8 +168,10 @@ def _read(
     return bad
 
 
-def _prove(vault: Vault, name: str, opener: ChunkOpener) -> int:
+def _prove(vault: Vault, name: str, size: int, opener: ChunkOpener) -> int:
     """Read a pack and every chunk in it; returns how many there are. DamageError, ValueError where anything is wrong."""
+    if size > largest_pack(vault.parameters):
+        raise DamageError(f"pack has {size} bytes, more than any of this vault can have", on=name)
     data = memoryview(vault.store.get(name))
     if blake3(data).hexdigest() != name.rpartition("/")[2]:
         raise DamageError("stored bytes are not what was written under this name", on=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,17 +15,20 @@ from safehold.model.spread import spread
 from safehold.ports.store import Stamp, Store
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.recovery.units import Hurt, Unit, units
+from safehold.vault.bounds import check_size
 from safehold.vault.catalogue import Point
-from safehold.vault.envelope import decode, open_object, stored_as_named
+from safehold.vault.envelope import StoredCheck, decode, open_object
 from safehold.vault.fetch import ChunkReader, Lost
 from safehold.vault.index.rows import Location
 from safehold.vault.names import Kind, gc_name, kind_of
-from safehold.vault.records import GcRecord
+from safehold.vault.records import GcRecord, RunPack
 from safehold.vault.run import read_run
 from safehold.vault.vault import Vault
 
 __all__ = ["Finding", "Findings", "verify_data", "verify_stored", "verify_structure"]
 
+_PIECE = 32 * 1024 * 1024
+"""Bytes read at once where a whole object need not be in memory; a usual pack is one piece."""
 _SEEN = 1_000_000
 """Ids remembered so that shared blocks are read once: about 100 MB at most, after which some are read again."""
 
@@ -174,7 +178,7 @@ def verify_stored(store: Store, ctx: Context) -> Findings:
     findings = Findings()
     listed: dict[str, tuple[int, str]] = {}
     there: dict[str, int] = {}
-    lock = threading.Lock()
+    lock, large = threading.Lock(), threading.Lock()
 
     def work(share: Iterator[Stamp]) -> None:
         buffer = bytearray()
@@ -186,24 +190,23 @@ def verify_stored(store: Store, ctx: Context) -> Findings:
             if kind is None:
                 findings.add(Finding("object is of no kind that a vault holds", stamp.name))
                 continue
-            if len(buffer) < stamp.size:
-                buffer = bytearray(stamp.size)
-            data = memoryview(buffer)[: stamp.size]
+            if len(buffer) < min(stamp.size, _PIECE):
+                buffer = bytearray(min(stamp.size, _PIECE))
             try:
-                store.read_into(stamp.name, 0, data)
+                check_size(stamp)
+                # Large runs one after the other: each is in memory whole.
+                with large if stamp.size > _PIECE and kind is Kind.INDEX else contextlib.nullcontext():
+                    packs = _read_stored(store, stamp, kind, memoryview(buffer))
+            except DamageError as error:
+                findings.add(Finding(error.what, stamp.name))
+                continue
             except (ObjectNotFound, ShortRead) as error:
                 findings.add(Finding(str(error), stamp.name))
                 continue
+            finally:
+                ctx.progress.advance(stamp.size)
             findings.count(1, 0, stamp.size)
-            ctx.progress.advance(stamp.size)
-            if not stored_as_named(stamp.name, data):
-                findings.add(Finding("stored bytes are not what was written under this name", stamp.name))
-            elif kind is Kind.INDEX:
-                try:
-                    packs = read_run(open_object(stamp.name, bytes(data))).packs
-                except DamageError as error:
-                    findings.add(Finding(error.what, stamp.name))
-                    continue
+            if packs:
                 with lock:
                     listed.update((pack.name, (pack.size, stamp.name)) for pack in packs)
 
@@ -217,6 +220,20 @@ def verify_stored(store: Store, ctx: Context) -> Findings:
     if Kind.VAULT.prefix not in there:
         findings.add(Finding("vault.json is missing", Kind.VAULT.prefix))
     return findings
+
+
+def _read_stored(store: Store, stamp: Stamp, kind: Kind, buffer: memoryview) -> tuple[RunPack, ...]:
+    """Read an object, whatever its size in memory of one piece, unless it is an index run; gives the packs that a run lists. DamageError."""
+    if kind is Kind.INDEX and stamp.size > len(buffer):
+        buffer = memoryview(bytearray(stamp.size))
+    check = StoredCheck(stamp.name, stamp.size)
+    for at in range(0, stamp.size, len(buffer) or 1):
+        piece = buffer[: min(len(buffer), stamp.size - at)]
+        store.read_into(stamp.name, at, piece)
+        check.update(piece)
+    if not check.right():
+        raise DamageError("stored bytes are not what was written under this name", on=stamp.name)
+    return read_run(open_object(stamp.name, bytes(buffer[: stamp.size]))).packs if kind is Kind.INDEX else ()
 
 
 def _dead(store: Store, there: dict[str, int], findings: Findings) -> set[str]:

@@ -8,6 +8,7 @@ import msgspec
 
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, UsageError, VaultKeyError
 from safehold.ports.store import Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.keys import Keyring
 from safehold.vault.kit import Kit
@@ -96,6 +97,7 @@ def read_slots(store: Store) -> tuple[dict[bytes, KeySlot], list[DamageError]]:
     problems: list[DamageError] = []
     for stamp in store.list(Kind.KEY.prefix + "/"):
         try:
+            check_size(stamp)
             slots[bytes.fromhex(stamp.name.split("/")[1])] = decode(
                 open_object(stamp.name, store.get(stamp.name)).payload, KeySlot, stamp.name
             )

@@ -8,6 +8,7 @@ import msgspec
 
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, UsageError, VaultKeyError
 from safehold.ports.store import Stamp, Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.fetch import SecretCache
 from safehold.vault.names import Kind, commit_name, kind_of, point_subject, writer_name
@@ -137,6 +138,7 @@ class Catalogue:
 
     def _open(self, stamp: Stamp) -> CachedPoint:
         wid = bytes.fromhex(stamp.name.split("/")[1])
+        check_size(stamp)
         stored = self._store.get(stamp.name)
         opened = open_object(stamp.name, stored)
         record = decode(opened.payload, PointObject, stamp.name)

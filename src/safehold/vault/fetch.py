@@ -14,7 +14,7 @@ from safehold.ports.store import Store
 from safehold.vault.index.rows import Location
 from safehold.vault.keys import Keyring
 from safehold.vault.names import Kind
-from safehold.vault.pack import HEADER_GUESS, PackHeader, parse_header
+from safehold.vault.pack import HEADER_GUESS, LARGEST_HEADER, PackHeader, parse_header
 from safehold.vault.records import SealedKey
 from safehold.vault.sealing import MAX_PLAIN, RECORD_OVERHEAD, ChunkOpener, SessionSecret, open_secret
 
@@ -253,7 +253,7 @@ class Fetcher:
                 return header
             if length >= size:
                 raise DamageError("pack is shorter than its header", on=pack)
-            length *= 16
+            length = min(length * 16, LARGEST_HEADER)
 
     def _scratch(self, length: int) -> memoryview:
         buffer: bytearray | None = getattr(self._local, "buffer", None)

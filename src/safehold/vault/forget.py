@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
 from safehold.ports.store import Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.keys import OwnerKey, seal_to
 from safehold.vault.names import Kind, commit_name, forget_name, kind_of, pin_name, session_name
@@ -68,6 +69,7 @@ def pinned_points(store: Store, vault: bytes, trust: OwnerTrust) -> dict[str, st
     pinned: dict[str, str] = {}
     for stamp in store.list(Kind.PIN.prefix + "/"):
         try:
+            check_size(stamp)
             opened = open_object(stamp.name, store.get(stamp.name))
             record = decode(opened.payload, Pin, stamp.name)
             trust.check(vault, opened, record.generation)

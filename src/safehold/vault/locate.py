@@ -11,7 +11,8 @@ from pathlib import Path
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, ShortRead, VaultKeyError
-from safehold.ports.store import Store
+from safehold.ports.store import Stamp, Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import open_object
 from safehold.vault.fetch import Fetcher, SecretCache
 from safehold.vault.index.cache import IndexCache
@@ -56,6 +57,7 @@ class Locator:
         self.store, self.vault, self.domain = store, vault, domain
         self.writers = writers
         self._trust, self._index_key, self._cache, self._ctx = trust, index_key, cache, ctx
+        self._listed: dict[str, Stamp] = {}
 
     def dedup_view(self, chain: Chain) -> DedupView:
         """W2: what a writer may rely on: verified runs of sessions that are not fenced, without condemned and dead
@@ -86,6 +88,7 @@ class Locator:
         mine = {wid.hex() for wid, c in self.writers.items() if c.domain == self.domain} | {self.domain.hex()}
         for stamp in self.store.list("index/"):
             if kind_of(stamp.name) is Kind.INDEX and stamp.name.split("/")[1] in mine:
+                self._listed[stamp.name] = stamp
                 yield stamp.name
 
     def _load(self, names: Sequence[str]) -> ChunkIndex:
@@ -110,6 +113,7 @@ class Locator:
         """What a run says without its rows; DamageError unless a writer of this domain, or for a base run the owner, signed
         it.
         """
+        check_size(self._listed.get(name) or self.store.head(name))
         opened = open_object(name, self.store.get(name))
         record = read_run(opened)
         if record.domain != self.domain:

@@ -10,6 +10,7 @@ import msgspec
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound
 from safehold.ports.store import Stamp, Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.keys import Keyring, OwnerKey, seal_to, unseal_with
 from safehold.vault.names import Kind, note_name
@@ -175,6 +176,7 @@ class Notes:
             self._cache.store(entries)
 
     def _open(self, stamp: Stamp) -> FoundNote:
+        check_size(stamp)
         opened = open_object(stamp.name, self._store.get(stamp.name))
         record = decode(opened.payload, Note, stamp.name)
         self._trust.check(self._vault, opened, record.generation)

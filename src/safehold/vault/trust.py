@@ -10,6 +10,7 @@ from blake3 import blake3
 
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, RollbackError
 from safehold.ports.store import Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import Opened, decode, open_object
 from safehold.vault.keys import Keyring
 from safehold.vault.names import Kind, gc_name, gc_number, kind_of
@@ -106,7 +107,8 @@ def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, b
     `seen` is the number and digest of the newest record that was followed to before: the walk starts there, and otherwise at the first
     record. A chain that ends before it, or holds another record under that number, is a RollbackError.
     """
-    numbers = sorted(gc_number(s.name) for s in store.list(Kind.GC.prefix + "/") if kind_of(s.name) is Kind.GC)
+    listed = [stamp for stamp in store.list(Kind.GC.prefix + "/") if kind_of(stamp.name) is Kind.GC]
+    numbers = sorted(gc_number(stamp.name) for stamp in listed)
     if not numbers:
         if seen:
             raise RollbackError(
@@ -127,6 +129,8 @@ def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, b
         raise RollbackError(f"gc record {seen[0]}, which this machine has seen, is gone", on=store.url)
     walk = _Walk(store, vault, trust, seen)
     try:
+        for stamp in listed:
+            check_size(stamp)
         for number, stored in _stored(store, [number for number in numbers if not seen or number >= seen[0]]):
             walk.take(number, stored)
         return walk.end()
@@ -254,6 +258,7 @@ def read_writers(store: Store, vault: bytes, trust: OwnerTrust) -> Writers:
         if kind_of(stamp.name) is not Kind.WRITER:
             continue
         try:
+            check_size(stamp)
             writers.learn(stamp.name, store.get(stamp.name))
         except DamageError as error:
             writers.problems.append(error)

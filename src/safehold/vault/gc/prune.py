@@ -17,17 +17,17 @@ from pathlib import Path
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
+from safehold.vault.bounds import largest_pack
 from safehold.vault.catalogue import Point
 from safehold.vault.envelope import close, decode, encode, open_object
-from safehold.vault.fetch import NOT_THERE
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
 from safehold.vault.gc.runs import absorb, write_base
+from safehold.vault.gc.sessions import OpenSession, Sessions
 from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
-from safehold.vault.names import Kind, commit_name, gc_name, kind_of, session_name
-from safehold.vault.records import BaseRun, GcRecord, SessionInfo, SessionObject
-from safehold.vault.sealing import open_body
+from safehold.vault.names import Kind, gc_name, kind_of, session_name
+from safehold.vault.records import BaseRun, GcRecord
 from safehold.vault.trust import Chain, read_chain
 from safehold.vault.vault import Vault
 
@@ -37,16 +37,6 @@ LISTED = 30 * 86400.0
 """Seconds that dead packs and absorbed runs stay named in the chain."""
 
 _MOST_RACES = 10
-
-
-@dataclass(frozen=True)
-class OpenSession:
-    """A session without a commit: when it was last heard of by the store's clock, and what it says of itself where that can be read."""
-
-    wid: bytes
-    sid: bytes
-    heard: float
-    info: SessionInfo | None
 
 
 @dataclass
@@ -80,7 +70,7 @@ class Prune:
         vault.chain.require("delete")
         self._vault, self._store, self._ctx = vault, vault.store, ctx
         self._scratch, self._dead = scratch, dead
-        self._owner = vault.owner_key
+        self._owner, self._sessions = vault.owner_key, Sessions(vault)
         self._seen: set[str] = set()
         self._moved_base: tuple[BaseRun, ...] = ()
         self._emptied: set[str] = set()
@@ -167,6 +157,11 @@ class Prune:
         self._moved_base, self._emptied = (), set()
         chosen = self._mark(frozenset(), dead, packs if move else {})
         condemned = tuple(sorted((packs.keys() - chosen.packs.keys()) | self._emptied))
+        for name in chosen.packs:
+            if packs.get(name, 0) > largest_pack(self._vault.parameters):
+                self._ctx.progress.warn(
+                    f"a pack of {packs[name]} bytes is larger than any of this vault can be: it is left as it is ({name})"
+                )
         self.report.stored = sum(packs.values())
         self.report.live = sum(chosen.packs.values())
         self.report.condemned = sum(packs[name] for name in condemned)
@@ -201,9 +196,7 @@ class Prune:
                     best = min(places, key=lambda at: (at.pack in avoid, at.pack))
                     chosen.packs[best.pack] = chosen.packs.get(best.pack, 0) + best.stored
                 del chosen.missing[before:]
-                self._move(
-                    points[0], worth_moving(movable or {}, chosen.packs, self._vault.parameters.pack_size), live, finder
-                )
+                self._move(points[0], worth_moving(movable or {}, chosen.packs, self._vault.parameters), live, finder)
         return chosen
 
     def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder) -> None:
@@ -265,57 +258,18 @@ class Prune:
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
-    def open_sessions(self) -> list[OpenSession]:
-        """Sessions that have neither committed nor been fenced."""
-        return [OpenSession(wid, sid, time, self._info(wid, sid)) for (wid, sid), time in self._open_ids().items()]
-
-    def _open_ids(self) -> dict[tuple[bytes, bytes], float]:
-        """Writer and session ids of open sessions, with the store's time of their last sign of life."""
-        heard: dict[tuple[bytes, bytes], float] = {}
-        for stamp in self._store.list(Kind.SESSION.prefix + "/"):
-            if kind_of(stamp.name) is Kind.SESSION:
-                _, wid, rest = stamp.name.split("/")
-                key = bytes.fromhex(wid), bytes.fromhex(rest.partition(".")[0])
-                heard[key] = max(stamp.time, heard.get(key, 0.0))
-        # The points come after the sessions: one that commits in between is not taken for open.
-        ended = {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/")}
-        return {ids: time for ids, time in heard.items() if commit_name(*ids) not in ended}
-
-    def _info(self, wid: bytes, sid: bytes) -> SessionInfo | None:
-        name = session_name(wid, sid)
-        try:
-            opened = open_object(name, self._store.get(name))
-            certificate = self._vault.certificate(wid)
-            if certificate is None:
-                return None
-            opened.check(self._vault.id, certificate.verify)
-            record = decode(opened.payload, SessionObject, name)
-            secret = self._vault.session_secret(record.key, on=name)
-            return decode(open_body(secret.session_key, self._vault.id, name, record.sealed), SessionInfo, name)
-        except NOT_THERE:
-            return None
-
     def _sessions_ended(self, awaited: tuple[str, ...] | None) -> bool:
         """P4: fence the dead ones; true where none is left that may rely on what is condemned: of `awaited`, or of all while nobody listed them."""
         now = self._vault.store_time()
         revoked = self._vault.notes().revocations()
         self.report.waiting = []
-        for session in self.open_sessions():
+        for session in self._sessions.open():
             if session.wid in revoked or self._dead(session, now):
-                if self._fence(session):
+                if self._sessions.fence(session):
                     self.report.fenced.append(session)
             elif awaited is None or session_name(session.wid, session.sid) in awaited:
                 self.report.waiting.append(session)
         return not self.report.waiting
-
-    def _fence(self, session: OpenSession) -> bool:
-        """End a session for good; False where it committed first."""
-        name = commit_name(session.wid, session.sid)
-        try:
-            self._store.put(name, [b""])
-        except ObjectExists:
-            return not self._store.head(name).size
-        return True
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -334,7 +288,7 @@ class Prune:
         # What an earlier prune deleted is not there either, whoever names it again.
         alive = frozenset(self._packs().keys() - dead - set(record.dead))
         for domain, (locator, index_key, listed) in runs.items():
-            open_now = {(wid.hex(), sid.hex()) for wid, sid in self._open_ids()}
+            open_now = {(wid.hex(), sid.hex()) for wid, sid in self._sessions.open_ids()}
             known = {run.name for run in base}
             ended = [
                 name
@@ -354,7 +308,7 @@ class Prune:
             "base": tuple(base),
             "absorbed": tuple(sorted(set(absorbed) - old_absorbed)),
             "points": tuple(sorted(s.name for s in self._store.list(Kind.POINT.prefix + "/") if s.size)),
-            "sessions": tuple(sorted(session_name(wid, sid) for wid, sid in self._open_ids())),
+            "sessions": tuple(sorted(session_name(wid, sid) for wid, sid in self._sessions.open_ids())),
         }
         if not self._create(chain, **changes):
             return None
@@ -379,7 +333,7 @@ class Prune:
         for name in (*record.dead, *record.absorbed):
             self._ctx.cancel.check()
             self._store.delete(name)
-        self._clean_sessions()
+        self._sessions.clean()
 
     def _clean(self, chain: Chain) -> None:
         """P7 of prunes that were interrupted, where there is nothing else to do."""
@@ -388,13 +342,4 @@ class Prune:
         runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
         for name in sorted((set(record.dead) & there) | (set(record.absorbed) & runs)):
             self._store.delete(name)
-        self._clean_sessions()
-
-    def _clean_sessions(self) -> None:
-        """Session objects of sessions that ended; fences stay for good."""
-        ended = {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/")}
-        for stamp in list(self._store.list(Kind.SESSION.prefix + "/")):
-            if kind_of(stamp.name) is Kind.SESSION:
-                _, wid, rest = stamp.name.split("/")
-                if commit_name(bytes.fromhex(wid), bytes.fromhex(rest.partition(".")[0])) in ended:
-                    self._store.delete(stamp.name)
+        self._sessions.clean()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from safehold.app.expire import apply_expiry, plan_expiry, plan_single
+from safehold.app.expire import apply_expiry, note_verified, plan_expiry, plan_single
 from safehold.app.expire import hold as keep
 from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
@@ -280,7 +280,11 @@ def expire(
             expiring = plan_single(opened, single)
             told: list[tuple[Point, tuple[str, ...]]] = [(p, ()) for p in expiring]
         else:
-            plan = plan_expiry(opened, resources, rules, datetime.now().astimezone().tzinfo or UTC, run.ctx)
+            # By the store's clock: this machine's may be years ahead.
+            now = opened.listed_time() if dry_run else opened.store_time()
+            plan = plan_expiry(opened, resources, rules, now, datetime.now().astimezone().tzinfo or UTC, run.ctx)
+            if not dry_run:
+                note_verified(opened, plan)
             expiring = plan.expiring
             told = [(p, d.reasons) for p, d in plan.decisions]
             for finding in plan.damaged.found:

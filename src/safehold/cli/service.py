@@ -18,6 +18,7 @@ from safehold.compose.configuration import Configuration, load_configuration
 from safehold.compose.unattended import Opener, jobs, notify, variables, write_metrics
 from safehold.model.errors import UsageError
 from safehold.model.units import format_duration, format_size
+from safehold.objects.check import broken_order
 
 __all__ = ["config", "service"]
 
@@ -207,7 +208,15 @@ def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> li
     zone = datetime.now().astimezone().tzinfo or UTC
     opener = Opener(found, run.paths, run.ctx)
     results = run_due(
-        jobs(found, run.paths), opener, this_host(run.paths.state), memory, zone, tell, run.ctx, everything=everything
+        jobs(found, run.paths),
+        opener,
+        this_host(run.paths.state),
+        memory,
+        zone,
+        tell,
+        broken_order,
+        run.ctx,
+        everything=everything,
     )
     if found.metrics and results:
         write_metrics(Path(found.metrics), results, run.ctx)

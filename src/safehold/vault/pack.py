@@ -28,9 +28,11 @@ from safehold.vault.records import SealedKey
 from safehold.vault.sealing import RECORD_OVERHEAD, ChunkSealer, SessionSecret
 
 __all__ = [
+    "EMPTY_PACK",
     "HEADER_GUESS",
     "LARGEST_HEADER",
     "MAX_SESSIONS",
+    "TABLE_ROW",
     "PackBuilder",
     "PackHeader",
     "PackRow",
@@ -47,6 +49,12 @@ _ENTRY = struct.Struct("<16s16sHHH")
 _ROW = struct.Struct("<32sIII")
 _LENGTH = struct.Struct("<I")
 _TABLE_OVERHEAD = 12 + 16 + _LENGTH.size
+
+TABLE_ROW = _ROW.size
+"""Bytes that a chunk takes in the table of contents."""
+
+EMPTY_PACK = _HEADER.size + _ENTRY.size + 112 + _TABLE_OVERHEAD
+"""Bytes of a pack of one session beside its records and their rows."""
 
 MAX_SESSIONS = 256
 """Session keys in one header: 40 KiB of them."""

@@ -16,6 +16,7 @@ from safehold.vault.fetch import ChunkReader, Found
 from safehold.vault.index.rows import Location
 from safehold.vault.names import ZERO_ID
 from safehold.vault.node import decode_node, split_ids
+from safehold.vault.pack import TABLE_ROW
 
 __all__ = ["Chosen", "IdSorter", "choose", "walk"]
 
@@ -101,6 +102,10 @@ class Chosen:
     packs: dict[str, int] = field(default_factory=dict)
     missing: list[bytes] = field(default_factory=list)
 
+    def keep(self, at: Location) -> None:
+        """A live chunk stays where it is, with its row in the pack's table of contents."""
+        self.packs[at.pack] = self.packs.get(at.pack, 0) + at.stored + TABLE_ROW
+
 
 def choose(
     live: Iterable[bytes],
@@ -133,4 +138,4 @@ def choose(
         places.sort(key=lambda at: (at.pack in avoid, at.pack not in into.packs, at.pack))
         first = places[0] if len(places) == 1 else next((at for at in places if good(identity, at)), None)
         for kept in places if first is None else [first]:
-            into.packs[kept.pack] = into.packs.get(kept.pack, 0) + kept.stored
+            into.keep(kept)

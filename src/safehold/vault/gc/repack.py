@@ -17,7 +17,7 @@ from safehold.vault.bounds import largest_pack
 from safehold.vault.fetch import NOT_THERE, ChunkReader
 from safehold.vault.index.rows import Location
 from safehold.vault.names import Kind, pack_name
-from safehold.vault.pack import MAX_SESSIONS, PackRow, assemble, parse_header
+from safehold.vault.pack import EMPTY_PACK, MAX_SESSIONS, PackRow, assemble, parse_header
 from safehold.vault.records import Parameters, RunPack, SealedKey
 from safehold.vault.sealing import RECORD_OVERHEAD, ChunkOpener
 from safehold.vault.vault import Vault
@@ -30,8 +30,8 @@ _HOT = f"{Kind.PACK.prefix}/hot/"
 
 
 def worth_moving(packs: dict[str, int], used: dict[str, int], parameters: Parameters) -> frozenset[str]:
-    """Packs less than half of which is live, and where there are many small packs, those. Only what can be read at once is moved, and what is
-    no larger than a pack can be: it is read whole.
+    """Packs less than half of which is live, counting what a new pack takes beside its records, and where there are many small packs, those.
+    Only what can be read at once is moved, and what is no larger than a pack can be: it is read whole.
     """
     pack_size, most = parameters.pack_size, largest_pack(parameters)
     movable = {
@@ -39,7 +39,7 @@ def worth_moving(packs: dict[str, int], used: dict[str, int], parameters: Parame
         for name, size in packs.items()
         if name in used and size <= most and name.startswith((_HOT, Kind.META.prefix + "/"))
     }
-    sparse = {name for name, size in movable.items() if used[name] * 2 < size}
+    sparse = {name for name, size in movable.items() if (used[name] + EMPTY_PACK) * 2 < size}
     small = {name for name, size in movable.items() if size * _SMALL_SHARE < pack_size}
     return frozenset(sparse | (small if len(small) > _MOST_SMALL else set()))
 

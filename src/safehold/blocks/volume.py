@@ -246,9 +246,10 @@ class LiveVolume:
     def _change_block(self, phase: Phase, block: int, start: int, stop: int, data: memoryview | None) -> None:
         low, high = start // SECTOR, -(-stop // SECTOR)
         ragged = bool(start % SECTOR) or bool(stop % SECTOR and stop != self.size)
-        if ragged and self.maps.states.cells[block] != PRESENT:
-            # Part of a sector needs the rest of it.
+        if ragged:
+            # Part of a sector needs the rest of it; what is on its way from an earlier phase would come to lie beneath a copy.
             self.require(block)
+            self.gate.drain(before=phase)
         with self._lock(block):
             if phase.holds(block) or phase.shadows(low, high):
                 overlay = phase.overlay

@@ -122,8 +122,7 @@ class Uploader:
             for snapshot in held.record.pending:
                 if not snapshot.durable:
                     try:
-                        held.epochs.settle(snapshot.epoch)
-                        held.change_snapshot(snapshot.id, durable=True)
+                        held.settle(snapshot)
                     except OSError as error:
                         self.problems[held.name] = f"its snapshot does not survive a power loss: {error.strerror}"
 

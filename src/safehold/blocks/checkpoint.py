@@ -6,6 +6,7 @@ A batch is on the disk only after the data it speaks of. A torn last batch is wh
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from blake3 import blake3
 from safehold.blocks.layout import sync_directory
 from safehold.model.errors import FailedError
 
-__all__ = ["Change", "ChangeKind", "CheckpointLog"]
+__all__ = ["Change", "ChangeKind", "CheckpointLog", "NoRoom"]
 
 
 class ChangeKind(enum.IntEnum):
@@ -47,6 +48,10 @@ _LARGEST = 1 << 22
 """Entries of a batch; a larger number is rubbish."""
 
 
+class NoRoom(OSError):
+    """There is no room for a batch: nothing of it is in the log, and it can be appended later."""
+
+
 class CheckpointLog:
     """Appends batches; each is durable when `append` returns. Closed when nobody refers to it any more. Not thread-safe."""
 
@@ -56,11 +61,20 @@ class CheckpointLog:
         self.size = os.fstat(self._descriptor).st_size
 
     def append(self, changes: Iterable[Change]) -> None:
-        """OSError where the batch cannot be made durable: nothing that comes after can be believed then."""
+        """NoRoom where the disk is full; another OSError where the batch cannot be made durable: nothing that comes after can be believed
+        then.
+        """
         batch = _encode(changes)
         view = memoryview(batch)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            # Behind half a batch nothing would be found.
+            os.ftruncate(self._descriptor, self.size)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoRoom(error.errno, error.strerror, str(self._path)) from error
+            raise
         os.fdatasync(self._descriptor)
         self.size += len(batch)
 

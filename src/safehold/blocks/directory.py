@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -36,6 +37,7 @@ __all__ = ["HeldVolume", "VolumeDirectory", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DELETED = "deleted"
+_NOT_WRITTEN = "the disk below failed to write before the snapshot was on it"
 _KEPT_SNAPSHOTS = 100
 """Finished snapshots that a record remembers; the vault has their points."""
 
@@ -52,7 +54,7 @@ def check_name(name: str) -> None:
 
 def _report(held: HeldVolume | None, problem: str) -> None:
     if held is not None:
-        held.problem = problem
+        held.told(problem)
 
 
 class HeldVolume:
@@ -73,7 +75,9 @@ class HeldVolume:
         self.ids = BlockIds(self.files)
         if self.record.lineage:
             self.ids.adopt(self.record.lineage.point)
-        if opened.suspect:
+        if self.volume.read_only:
+            self.told(self.record.failed or opened.suspect)
+        elif opened.suspect:
             self.update(suspect=opened.suspect)
             self.problem = opened.suspect
         self._reconcile()
@@ -83,11 +87,22 @@ class HeldVolume:
         """What it is called."""
         return self.record.name
 
+    def told(self, problem: str) -> None:
+        """The volume says what an operator should know. That its disk failed it is on record, and stands before all else."""
+        self.problem = self.record.failed or problem
+        if self.volume.read_only and not self.record.failed:
+            # Such a disk may not take this either; `live.map` says it too.
+            with contextlib.suppress(OSError):
+                self.update(failed=problem, suspect=problem)
+
     def update(self, **changes: object) -> None:
-        """Change the record, durably."""
+        """Change the record, durably. OSError, and nothing has changed then."""
         with self._changing:
-            self.record = msgspec.structs.replace(self.record, **changes)
-            write_record(self.files, self.record)
+            self._replace(msgspec.structs.replace(self.record, **changes))
+
+    def _replace(self, record: VolumeRecord) -> None:
+        write_record(self.files, record)
+        self.record = record
 
     def change_snapshot(self, identity: str, lineage: Lineage | None = None, **changes: object) -> Snapshot:
         """Change what the record says of one snapshot, and of the lineage where there is another, durably; returns the snapshot."""
@@ -97,8 +112,7 @@ class HeldVolume:
             )
             done = [one for one in all_of_them if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
             kept = tuple(one for one in all_of_them if one not in done)
-            self.record = msgspec.structs.replace(self.record, snapshots=kept, lineage=lineage or self.record.lineage)
-            write_record(self.files, self.record)
+            self._replace(msgspec.structs.replace(self.record, snapshots=kept, lineage=lineage or self.record.lineage))
         return next(one for one in all_of_them if one.id == identity)
 
     def _reconcile(self) -> None:
@@ -111,12 +125,26 @@ class HeldVolume:
                     state=SnapshotState.FAILED,
                     problem="the machine went down before the snapshot was on its disk; take another",
                 )
+            elif self.volume.read_only and not one.durable:
+                self.change_snapshot(one.id, state=SnapshotState.FAILED, problem=_NOT_WRITTEN)
+        if self.volume.read_only:
+            return
         for epoch in list(self.epochs.open):
             if epoch not in pending:
                 done = any(s.epoch == epoch and s.state is SnapshotState.COMPLETED for s in self.record.snapshots)
                 # A seal that nobody recorded belongs to nobody; a completed one only has to be let go of.
                 self.epochs.drop(epoch) if done else self.epochs.give_up(epoch)
         self.epochs.fold()
+
+    def settle(self, snapshot: Snapshot) -> None:
+        """Have a pending snapshot survive a power loss. OSError where it does not; on a volume that its disk has failed it is none then."""
+        try:
+            self.epochs.settle(snapshot.epoch)
+        except OSError:
+            if self.volume.read_only:
+                self.fail_snapshot(snapshot, _NOT_WRITTEN, compare=False)
+            raise
+        self.change_snapshot(snapshot.id, durable=True)
 
     def fail_snapshot(self, snapshot: Snapshot, problem: str, *, compare: bool) -> None:
         """The oldest pending snapshot will never be a point; with `compare` the next one reads everything."""
@@ -125,7 +153,8 @@ class HeldVolume:
             # First: whoever sees that it failed takes another at once, and that one is to compare everything.
             self.update(suspect=problem)
         self.change_snapshot(snapshot.id, state=SnapshotState.FAILED, problem=problem)
-        self.epochs.give_up(snapshot.epoch)
+        if not self.volume.read_only:
+            self.epochs.give_up(snapshot.epoch)
 
     def complete_snapshot(self, snapshot: Snapshot, lineage: Lineage, *, read: int, stored: int) -> None:
         """The oldest pending snapshot has become the point of that lineage."""
@@ -140,7 +169,8 @@ class HeldVolume:
             problem="",
         )
         self.ids.adopt(lineage.point)
-        self.epochs.drop(snapshot.epoch)
+        if not self.volume.read_only:
+            self.epochs.drop(snapshot.epoch)
 
     @property
     def missing(self) -> int:
@@ -189,7 +219,9 @@ class VolumeDirectory:
         """Put all volumes away in order; what is pending goes on the next time."""
         with self._lock:
             for held in self._volumes.values():
-                close_volume(held.volume, held.epochs)
+                # One that cannot be put away says so itself; its maps count as after a crash.
+                with contextlib.suppress(OSError):
+                    close_volume(held.volume, held.epochs)
             self._volumes = {}
             os.close(self._claim)
 
@@ -306,6 +338,8 @@ class VolumeDirectory:
         """
         with self._lock:
             held = self._idle(name, "resized")
+            if held.volume.read_only:
+                raise FailedError("the volume is read-only", on=name, remedy=f"see safehold volume show {name}")
             if size <= held.record.size:
                 raise UsageError(
                     "a volume can only grow",

@@ -23,6 +23,9 @@ from safehold.model.errors import FailedError
 __all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume"]
 
 
+_LOST = "the disk below failed to write, so what the volume has may not be what was written: it is read-only"
+
+
 @dataclass(frozen=True)
 class Opened:
     """An open volume. `suspect` says why the map of changes cannot be believed, or nothing; `lost` are the epochs that were sealed and did not
@@ -76,11 +79,13 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
 
     After a crash on the same boot (or an orderly end) the maps are believed: the page cache outlives the process. After a
     power loss they are made anew from the checkpoint, everything counts as changed, and sealed epochs that had not been
-    made durable are lost as such (their writes are not).
+    made durable are lost as such (their writes are not). A volume that its disk has failed is read-only.
     """
     files = VolumeFiles(directory)
     try:
         header = LiveHeader(files.live)
+        if record.failed:
+            header.fail()
         clean, current, last_boot = header.read()
         if current and (clean or last_boot == boot):
             return _trusting(files, record, header, current, boot, report)
@@ -94,13 +99,18 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
 
 
 def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
-    """Put a volume away in order: its maps can be believed after a reboot too. OSError where something cannot be written."""
+    """Put a volume away in order: its maps can be believed after a reboot too. OSError where something cannot be written. A volume that its disk
+    has failed is left as it is.
+    """
+    if volume.read_only:
+        return
     epochs.settle_all()
     maps, phase = volume.maps, volume.gate.phase
-    for blocks in (maps.states, phase.dirty, *phase.held):
-        blocks.sync()
-    for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
-        sectors.sync()
+    with volume.failing():
+        for blocks in (maps.states, phase.dirty, *phase.held):
+            blocks.sync()
+        for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
+            sectors.sync()
     epochs.header.put_away()
 
 
@@ -153,7 +163,7 @@ def _trusting(
     phase = Phase(current, BlockMap(files.dirty(current), record.blocks), tuple(sealed.values()), overlays)
     opened = _assemble(files, record, header, maps, phase, sealed, report)
     header.write(clean=False, epoch=current, boot=boot)
-    return Opened(*opened, "", frozenset())
+    return Opened(*opened, _LOST if header.failed else "", frozenset())
 
 
 def _rebuilding(
@@ -200,7 +210,7 @@ def _rebuilding(
     opened = _assemble(files, record, header, maps, phase, sealed, report)
     header.write(clean=False, epoch=fresh.epoch, boot=boot)
     suspect = "this machine went down without putting the volume away: the next snapshot compares everything"
-    return Opened(*opened, suspect, frozenset(every - set(sealed)))
+    return Opened(*opened, _LOST if header.failed else suspect, frozenset(every - set(sealed)))
 
 
 def _assemble(
@@ -213,14 +223,24 @@ def _assemble(
     report: Callable[[str], None],
 ) -> tuple[LiveVolume, Epochs]:
     data = DataFile(files.data)
-    # The log starts anew from the maps as they are, so what they say has to be on the disk before.
-    data.sync()
-    for overlay in phase.overlays:
-        overlay.file.sync()
-    for dirty in sealed.values():
-        dirty.sync()
-    log = CheckpointLog.write_new(files.checkpoint, _everything(maps, phase, sealed))
-    volume = LiveVolume(record.size, record.block, data, maps, phase, log, report)
+    if header.failed:
+        # What the disk lost counts as written to the kernel; what the log says is still true.
+        log = CheckpointLog(files.checkpoint)
+    else:
+        try:
+            # The log starts anew from the maps as they are, so what they say has to be on the disk before.
+            data.sync()
+            for overlay in phase.overlays:
+                overlay.file.sync()
+            for dirty in sealed.values():
+                dirty.sync()
+        except OSError:
+            # The kernel says so once.
+            header.fail()
+            raise
+        log = CheckpointLog.write_new(files.checkpoint, _everything(maps, phase, sealed))
+    volume = LiveVolume(record.size, record.block, data, maps, phase, log, report, header.fail)
+    volume.read_only = header.failed
     return volume, Epochs(volume, files, record, header, sealed)
 
 

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
+from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog, NoRoom
 from safehold.blocks.layers import MISSING, PARTIAL, PRESENT, REGION, DataFile, Gate, Overlay, Phase
 from safehold.blocks.layout import SECTOR
 from safehold.blocks.maps import BlockMap, SectorMap, runs_of
@@ -57,15 +57,18 @@ class LiveVolume:
         phase: Phase,
         log: CheckpointLog,
         report: Callable[[str], None],
+        fail: Callable[[], None],
     ) -> None:
-        """`report` is told what an operator has to know: why the volume became read-only, what could not be fetched."""
+        """`report` is told what an operator has to know: why the volume became read-only, what could not be fetched. `fail` is called
+        when the volume becomes read-only, and has to see that it stays so.
+        """
         self.size, self.block = size, block
         self.data, self.maps, self.gate = data, maps, Gate(phase)
         self._states = maps.states.cells
         self.fetch: Callable[[int], None] | None = None
         """Makes a missing block present by calling `fill`; DamageError or OSError where it cannot."""
         self._log = log
-        self._report = report
+        self._report, self._fail = report, fail
         self._changes: deque[Change] = deque()
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._flushing = threading.Lock()
@@ -313,14 +316,27 @@ class LiveVolume:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         # Only what was there before the data is synced: its data is in the page cache by now.
         changes = [self._changes.popleft() for _ in range(len(self._changes))]
-        try:
+        with self.failing():
             self.data.sync()
             for overlay in self.gate.phase.overlays:
                 overlay.file.sync()
             if changes:
-                self._log.append(changes)
+                try:
+                    self._log.append(changes)
+                except NoRoom:
+                    self._changes.extendleft(reversed(changes))
+                    raise
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """An OSError in here means that something written before is lost: from then on nothing is written to the volume any more."""
+        try:
+            yield
+        except NoRoom:
+            raise
         except OSError as error:
             self.read_only = True
+            self._fail()
             self._report(f"writing to {self.data.path} failed ({error.strerror}): the volume is read-only")
             raise
 

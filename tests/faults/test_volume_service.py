@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +15,15 @@ import pytest
 from safehold.app import uploader
 from safehold.app.backup import Host
 from safehold.app.volumes import SnapshotRequest, VolumeService
+from safehold.blocks import directory
 from safehold.blocks.directory import HeldVolume, VolumeDirectory
+from safehold.blocks.epochs import Epochs
+from safehold.blocks.ids import BlockIds
 from safehold.blocks.layout import Snapshot, SnapshotState
 from safehold.model.clock import SystemClock
+from safehold.model.consistency import Consistency
 from safehold.model.context import Context
-from safehold.model.errors import StoreUnavailable, UsageError
+from safehold.model.errors import FailedError, StoreUnavailable, UsageError
 from safehold.model.topology import Topology
 from safehold.recovery import hydration
 from safehold.recovery.disk import Losses, write_disk
@@ -42,10 +48,8 @@ class Site:
         self.rng = random.Random(1)
 
     def begin(self) -> VolumeService:
-        directory = VolumeDirectory(self.root / "volumes", "boot", SystemClock())
-        service = VolumeService(
-            directory, self.vault, Host("here", "here", "boot"), lambda blocks: Topology(), Context()
-        )
+        volumes = VolumeDirectory(self.root / "volumes", "boot", SystemClock())
+        service = VolumeService(volumes, self.vault, Host("here", "here", "boot"), lambda blocks: Topology(), Context())
         service.start()
         return service
 
@@ -299,3 +303,116 @@ def test_growing_keeps_what_was_there(site: Site) -> None:
     done = site.finish(site.snapshot("data"))
     equal(site.point(done.point, "data"), content(held))
     assert content(held)[SIZE + UNIT :][:3] == b"end"
+
+
+class FullDisk:
+    """The disk that the volumes are on, while it has no room for what is patched to need it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self.refused = 0
+        self._patch = patch
+
+    def needed_by(self, holder: object, name: str) -> None:
+        right = getattr(holder, name)
+
+        def limited(*arguments: object, **more: object) -> object:
+            if self.full:
+                self.refused += 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return right(*arguments, **more)
+
+        self._patch.setattr(holder, name, limited)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
+    return FullDisk(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("holder", "name"), [(directory, "write_record"), (BlockIds, "keep"), (BlockIds, "adopt"), (Epochs, "drop")]
+)
+def test_a_point_that_cannot_be_noted_is_not_committed_again(
+    site: Site, disk: FullDisk, holder: object, name: str
+) -> None:
+    one, two = (site.service.create(name, SIZE, "vault") for name in ("one", "two"))
+    site.write(one)
+    site.write(two)
+    site.finish(site.snapshot("one", "two"))
+    site.write(one)
+    was = content(one)
+    first = site.snapshot("one", "two")
+    disk.needed_by(holder, name)
+    disk.full = True
+    until(lambda: disk.refused > 3)
+    assert "No space left" in site.service.problem(one)
+    disk.full = False
+    if name != "write_record":
+        # One after it counts on what is to be noted.
+        site.write(one, 3)
+        disk.full = True
+        now, second = content(one), site.snapshot("one")
+        until(lambda: disk.refused > 6)
+        assert site.state(second).state is SnapshotState.PENDING
+        disk.full = False
+        done = site.finish(second)
+        equal(site.point(done.point, "one"), now)
+    done = site.finish(first)
+    until(lambda: site.service.problem(one) == "")
+    equal(site.point(done.point, "one"), was)
+    assert one.epochs.open == two.epochs.open == []
+    assert len(site.world.open().points()[0]) == (2 if name == "write_record" else 3)
+
+
+def test_what_cannot_be_discarded_keeps_no_other_waiting(
+    site: Site, disk: FullDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that brings snapshots to the vault outlives whatever it meets."""
+    monkeypatch.setattr(uploader, "_VOUCHING", 0.05)
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    disk.needed_by(HeldVolume, "fail_snapshot")
+    disk.full = True
+    lost = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    until(lambda: disk.refused > 1)
+    assert "No space left" in site.service.problem(held)
+    disk.full = False
+    assert site.finish(lost).state is SnapshotState.FAILED
+    done = site.finish(site.snapshot("data"))
+    equal(site.point(done.point, "data"), content(held))
+
+
+def test_nobody_vouches_for_a_snapshot_that_has_failed(site: Site) -> None:
+    site.service.create("data", SIZE, "vault")
+    snapshot = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    site.service.discard(snapshot.id, "it took too long")
+    with pytest.raises(FailedError, match="it took too long"):
+        site.service.vouch(snapshot.id, Consistency.FILESYSTEM, ())
+    assert site.state(snapshot).achieved == "crash"
+
+
+def test_a_snapshot_on_its_way_is_not_discarded_and_loses_nothing_by_another(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.write(held)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow() -> StoreUnavailable:
+        reached.set()
+        assert go_on.wait(20)
+        return StoreUnavailable("the store was slow")
+
+    site.store.faults.append(Fault("put", "points/", times=1, error=slow))
+    first = site.snapshot("data")
+    assert reached.wait(20)
+    second = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    site.service.discard(first.id, "somebody else's")
+    site.service.discard(second.id, "nobody vouches for it")
+    go_on.set()
+    assert site.finish(first).state is SnapshotState.COMPLETED
+    assert site.state(second).state is SnapshotState.FAILED
+    site.write(held, 1)
+    done = site.finish(site.snapshot("data"))
+    equal(site.point(done.point, "data"), content(held))

@@ -11,10 +11,10 @@ from safehold.app.points import member_of, parse_selector, select
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader, discard
 from safehold.blocks.directory import HeldVolume, VolumeDirectory, check_name
-from safehold.blocks.layout import Lineage, Snapshot, VolumeRecord
+from safehold.blocks.layout import Lineage, Snapshot, SnapshotState, VolumeRecord
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
-from safehold.model.errors import ConsistencyError, SafeholdError, UsageError
+from safehold.model.errors import ConsistencyError, FailedError, SafeholdError, UsageError
 from safehold.model.extents import ExtentKind
 from safehold.model.quiet import Quieted
 from safehold.model.units import format_size
@@ -210,7 +210,7 @@ class VolumeService:
 
     def vouch(self, identity: str, achieved: Consistency, quiet: tuple[Quieted, ...]) -> None:
         """Say how still the volumes of a snapshot were held; it goes to the vault from here on. ConsistencyError where that is less than was
-        asked for: the snapshot has failed then.
+        asked for: the snapshot has failed then. FailedError where it had failed before.
         """
         found = self.find(identity)
         if not found:
@@ -222,7 +222,11 @@ class VolumeService:
             self.discard(identity, str(error))
             raise
         for held, _ in found:
-            held.change_snapshot(identity, vouched=True, achieved=achieved.label, quiet=quiet)
+            snapshot = held.vouch(identity, achieved.label, quiet)
+            if snapshot.state is not SnapshotState.PENDING:
+                raise FailedError(
+                    f"the snapshot has failed: {snapshot.problem}", on=held.name, remedy="take another snapshot"
+                )
         self._uploader.wake()
 
     def discard(self, identity: str, why: str) -> None:

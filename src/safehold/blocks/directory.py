@@ -31,6 +31,7 @@ from safehold.blocks.opening import close_volume, create_volume, grow_volume, op
 from safehold.blocks.volume import LiveVolume
 from safehold.model.clock import Clock
 from safehold.model.errors import FailedError, UsageError
+from safehold.model.quiet import Quieted
 from safehold.ports.export import Export
 
 __all__ = ["HeldVolume", "VolumeDirectory", "check_name"]
@@ -107,12 +108,23 @@ class HeldVolume:
     def change_snapshot(self, identity: str, lineage: Lineage | None = None, **changes: object) -> Snapshot:
         """Change what the record says of one snapshot, and of the lineage where there is another, durably; returns the snapshot."""
         with self._changing:
-            all_of_them = tuple(
-                msgspec.structs.replace(one, **changes) if one.id == identity else one for one in self.record.snapshots
-            )
-            done = [one for one in all_of_them if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
-            kept = tuple(one for one in all_of_them if one not in done)
-            self._replace(msgspec.structs.replace(self.record, snapshots=kept, lineage=lineage or self.record.lineage))
+            return self._change_snapshot(identity, lineage, changes)
+
+    def vouch(self, identity: str, achieved: str, quiet: tuple[Quieted, ...]) -> Snapshot:
+        """Somebody says how still a snapshot was held; returns it. One that is not pending stays as it is."""
+        with self._changing:
+            snapshot = next(one for one in self.record.snapshots if one.id == identity)
+            if snapshot.state is not SnapshotState.PENDING:
+                return snapshot
+            return self._change_snapshot(identity, None, {"vouched": True, "achieved": achieved, "quiet": quiet})
+
+    def _change_snapshot(self, identity: str, lineage: Lineage | None, changes: dict[str, object]) -> Snapshot:
+        all_of_them = tuple(
+            msgspec.structs.replace(one, **changes) if one.id == identity else one for one in self.record.snapshots
+        )
+        done = [one for one in all_of_them if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
+        kept = tuple(one for one in all_of_them if one not in done)
+        self._replace(msgspec.structs.replace(self.record, snapshots=kept, lineage=lineage or self.record.lineage))
         return next(one for one in all_of_them if one.id == identity)
 
     def _reconcile(self) -> None:
@@ -147,8 +159,7 @@ class HeldVolume:
         self.change_snapshot(snapshot.id, durable=True)
 
     def fail_snapshot(self, snapshot: Snapshot, problem: str, *, compare: bool) -> None:
-        """The oldest pending snapshot will never be a point; with `compare` the next one reads everything."""
-        self.ids.forget()
+        """A pending snapshot will never be a point; with `compare` the next one reads everything. OSError."""
         if compare:
             # First: whoever sees that it failed takes another at once, and that one is to compare everything.
             self.update(suspect=problem)
@@ -156,21 +167,29 @@ class HeldVolume:
         if not self.volume.read_only:
             self.epochs.give_up(snapshot.epoch)
 
-    def complete_snapshot(self, snapshot: Snapshot, lineage: Lineage, *, read: int, stored: int) -> None:
-        """The oldest pending snapshot has become the point of that lineage."""
-        self.ids.keep(lineage.point)
-        self.change_snapshot(
-            snapshot.id,
-            lineage,
-            state=SnapshotState.COMPLETED,
-            point=lineage.point,
-            read=read,
-            stored=stored,
-            problem="",
-        )
+    def complete_snapshot(self, identity: str, lineage: Lineage, *, read: int, stored: int) -> None:
+        """The oldest pending snapshot has become the point of that lineage. OSError; what is left is done by another call then."""
+        snapshot = next((one for one in self.record.snapshots if one.id == identity), None)
+        if snapshot is None:
+            return
+        if snapshot.state is SnapshotState.PENDING:
+            self.ids.keep(lineage.point)
+            self.change_snapshot(
+                identity,
+                lineage,
+                state=SnapshotState.COMPLETED,
+                point=lineage.point,
+                read=read,
+                stored=stored,
+                problem="",
+            )
         self.ids.adopt(lineage.point)
-        if not self.volume.read_only:
+        if self.volume.read_only:
+            return
+        if snapshot.epoch in self.epochs.open:
             self.epochs.drop(snapshot.epoch)
+        else:
+            self.epochs.fold()
 
     @property
     def missing(self) -> int:

@@ -59,8 +59,10 @@ def create_volume(
         states.fill(0, record.blocks, PRESENT)
         for start, end in missing:
             states.fill(start, end, 0)
-        SectorMap.create(files.sectors, record.sectors)
-        BlockMap.create(files.dirty(1), record.blocks)
+        # The header says that the maps can be believed, after a power loss too.
+        states.sync()
+        SectorMap.create(files.sectors, record.sectors).sync()
+        BlockMap.create(files.dirty(1), record.blocks).sync()
         CheckpointLog.write_new(files.checkpoint, _states(states))
         write_ids(files.ids, ids)
         LiveHeader(files.live).write(clean=True, epoch=1, boot="")

@@ -182,7 +182,7 @@ def test_a_record_that_cannot_be_written_is_not_believed(
         def full(files: VolumeFiles, record: VolumeRecord) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr("safehold.blocks.directory.write_record", full)
+        patch.setattr("safehold.blocks.held.write_record", full)
         with pytest.raises(OSError, match="No space"):
             held.update(suspect="something")
     assert held.record.suspect == ""

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from safehold.app import uploader
+from safehold.app import uploader, volumes
 from safehold.app.backup import Host
 from safehold.app.volumes import SnapshotRequest, VolumeService
-from safehold.blocks import directory
-from safehold.blocks.directory import HeldVolume, VolumeDirectory
+from safehold.blocks import directory as directory_module
+from safehold.blocks import held as held_module
+from safehold.blocks import opening
+from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.epochs import Epochs
+from safehold.blocks.held import HeldVolume
 from safehold.blocks.ids import BlockIds
-from safehold.blocks.layout import Snapshot, SnapshotState
+from safehold.blocks.layout import Snapshot, SnapshotState, VolumeFiles, VolumeRecord
 from safehold.model.clock import SystemClock
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
@@ -48,8 +51,10 @@ class Site:
         self.rng = random.Random(1)
 
     def begin(self) -> VolumeService:
-        volumes = VolumeDirectory(self.root / "volumes", "boot", SystemClock())
-        service = VolumeService(volumes, self.vault, Host("here", "here", "boot"), lambda blocks: Topology(), Context())
+        directory = VolumeDirectory(self.root / "volumes", "boot", SystemClock())
+        service = VolumeService(
+            directory, self.vault, Host("here", "here", "boot"), lambda blocks: Topology(), Context()
+        )
         service.start()
         return service
 
@@ -331,7 +336,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
 
 
 @pytest.mark.parametrize(
-    ("holder", "name"), [(directory, "write_record"), (BlockIds, "keep"), (BlockIds, "adopt"), (Epochs, "drop")]
+    ("holder", "name"), [(held_module, "write_record"), (BlockIds, "keep"), (BlockIds, "adopt"), (Epochs, "drop")]
 )
 def test_a_point_that_cannot_be_noted_is_not_committed_again(
     site: Site, disk: FullDisk, holder: object, name: str
@@ -416,3 +421,112 @@ def test_a_snapshot_on_its_way_is_not_discarded_and_loses_nothing_by_another(sit
     site.write(held, 1)
     done = site.finish(site.snapshot("data"))
     equal(site.point(done.point, "data"), content(held))
+
+
+def dependent(site: Site, name: str) -> HeldVolume:
+    """A volume that cannot be filled in before the store is up."""
+    origin, _ = site.made()
+    site.down("read", "packs/")
+    held = site.service.create(name, 0, "vault", origin)
+    assert held.missing
+    return held
+
+
+@pytest.mark.parametrize(("order", "holder"), [("resize", opening), ("delete", held_module)])
+def test_an_order_that_fails_leaves_a_volume_that_is_filled_in(
+    site: Site, disk: FullDisk, order: str, holder: object
+) -> None:
+    dependent(site, "data")
+    disk.needed_by(holder, "write_record")
+    disk.full = True
+    with pytest.raises((OSError, FailedError), match=r"No space left|cannot be resized"):
+        site.service.resize("data", SIZE + UNIT) if order == "resize" else site.service.delete("data")
+    disk.full = False
+    site.up()
+    held = site.service.directory.get("data")
+    until(lambda: held.missing == 0)
+    # It is open again: a power loss would not find it put away in order.
+    assert not held.epochs.header.read()[0]
+    assert held.record.size == SIZE
+
+
+def test_a_volume_that_could_not_be_made_larger_keeps_its_point(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, was = site.made()
+    site.down("read", "packs/")
+
+    def full(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
+        raise FailedError("the volume cannot be resized (No space left on device)")
+
+    monkeypatch.setattr(directory_module, "grow_volume", full)
+    with pytest.raises(FailedError, match="could not be made larger"):
+        site.service.create("data", SIZE + UNIT, "vault", origin)
+    vault = site.world.open()
+    point = vault.points()[0][0]
+    with pytest.raises(UsageError, match="depends"):
+        vault.expiry().forget(point.wid, point.sid)
+    site.up()
+    until(lambda: site.service.directory.get("data").missing == 0)
+    equal(content(site.service.directory.get("data")), was)
+
+
+def pins(site: Site) -> list[str]:
+    return [stamp.name for stamp in site.world.store.list("pins/")]
+
+
+def test_the_recycle_bin_lets_go_of_points(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    dependent(site, "data")
+    site.service.delete("data")
+    site.service.empty_bin()
+    assert len(pins(site)) == 1, "it can be taken back"
+    monkeypatch.setattr(volumes, "RECYCLE", -1.0)
+    site.down("delete", "pins/")
+    site.service.empty_bin()
+    assert [record.name for record in site.service.directory.deleted()] == ["data"]
+    site.up()
+    site.service.empty_bin()
+    assert site.service.directory.deleted() == []
+    assert pins(site) == []
+
+
+def test_a_pin_is_on_record_before_the_volume_is_made_and_goes_where_none_is(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, _ = site.made()
+    seen = []
+
+    def create(self: VolumeDirectory, record: VolumeRecord, missing: object, ids: object) -> HeldVolume:
+        seen.append((record.pin, pins(site)))
+        raise FailedError("there is no room")
+
+    monkeypatch.setattr(VolumeDirectory, "create", create)
+    with pytest.raises(FailedError, match="no room"):
+        site.service.create("data", 0, "vault", origin)
+    assert [[pin] for pin, _ in seen] == [there for _, there in seen]
+    assert pins(site) == []
+
+
+def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (site.service.create(name, SIZE, "vault") for name in ("one", "two"))
+    site.finish(site.snapshot("one", "two"))
+    right = HeldVolume.update
+
+    def update(self: HeldVolume, **changes: object) -> None:
+        if self.name == "two" and "snapshots" in changes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        right(self, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldVolume, "update", update)
+        for _ in range(10):
+            site.write(one, 2)
+            site.write(two, 2)
+            with pytest.raises(OSError, match="No space left"):
+                site.snapshot("one", "two")
+    assert one.epochs.open == two.epochs.open == []
+    assert not list(two.files.directory.glob("ov.*"))
+    was = content(one), content(two)
+    done = site.finish(site.snapshot("one", "two"))
+    equal(site.point(done.point, "one"), was[0])
+    equal(site.point(done.point, "two"), was[1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from safehold.app.backup import BackupOptions, Host, back_up_together
 from safehold.backup.disk import BaseGone
-from safehold.blocks.directory import HeldVolume
+from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Lineage, Snapshot
 from safehold.blocks.sealed import SealedDisk
 from safehold.model.consistency import Consistency

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from safehold.app.backup import Host
 from safehold.app.snapshots import Committed, Described, commit, complete, next_group
-from safehold.blocks.directory import HeldVolume, VolumeDirectory
+from safehold.blocks.directory import VolumeDirectory
+from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot
 from safehold.model.background import background_thread
 from safehold.model.context import Context

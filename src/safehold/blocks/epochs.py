@@ -87,7 +87,7 @@ class Prepared:
 
 
 class Epochs:
-    """The sealed epochs of one volume, oldest first. One thread at a time may end them; seals may come from another."""
+    """The sealed epochs of one volume, oldest first. Thread-safe; whoever reads an epoch has to see that nobody ends it."""
 
     def __init__(
         self,
@@ -153,25 +153,29 @@ class Epochs:
     def drop(self, epoch: int) -> None:
         """The oldest sealed epoch has reached the vault: nothing is held for it any more."""
         with self._working:
-            gate = self.volume.gate
-            with gate.lock:
-                dirty = self._sealed.pop(epoch)
-                phase = gate.phase
-                held = tuple(one for one in phase.held if one is not dirty)
-                gate.switch(Phase(phase.epoch, phase.dirty, held, phase.overlays))
-            self.volume.note([Change(ChangeKind.DRAINED, epoch, 0, 0, 1)])
-            self.volume.flush()
-            dirty.path.unlink(missing_ok=True)
-            self._fold()
+            self._drop(epoch)
+
+    def _drop(self, epoch: int) -> None:
+        gate = self.volume.gate
+        with gate.lock:
+            dirty = self._sealed.pop(epoch)
+            phase = gate.phase
+            held = tuple(one for one in phase.held if one is not dirty)
+            gate.switch(Phase(phase.epoch, phase.dirty, held, phase.overlays))
+        self.volume.note([Change(ChangeKind.DRAINED, epoch, 0, 0, 1)])
+        self.volume.flush()
+        dirty.path.unlink(missing_ok=True)
+        self._fold()
 
     def give_up(self, epoch: int) -> None:
-        """The oldest sealed epoch will never reach the vault: what it changed counts as changed in the next one."""
-        with self.volume.gate.lock:
-            later = [self._sealed[one] for one in self._sealed if one > epoch] or [self.volume.gate.phase.dirty]
-        for start, end in self._sealed[epoch].runs():
-            later[0].fill(start, end, 1)
-        self._sync(later[0])
-        self.drop(epoch)
+        """A sealed epoch will never reach the vault: what it changed counts as changed in the next one."""
+        with self._working:
+            with self.volume.gate.lock:
+                later = [self._sealed[one] for one in self._sealed if one > epoch] or [self.volume.gate.phase.dirty]
+            for start, end in self._sealed[epoch].runs():
+                later[0].fill(start, end, 1)
+            self._sync(later[0])
+            self._drop(epoch)
 
     def _sync(self, dirty: BlockMap) -> None:
         with self.volume.failing():

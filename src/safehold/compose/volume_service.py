@@ -12,7 +12,8 @@ from safehold.adapters.image.topology import detect
 from safehold.app.backup import this_host
 from safehold.app.opening import Credentials, open_vault
 from safehold.app.volumes import SnapshotRequest, VolumeService
-from safehold.blocks.directory import HeldVolume, VolumeDirectory
+from safehold.blocks.directory import VolumeDirectory
+from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeRecord
 from safehold.blocks.server import NbdServer
 from safehold.compose.paths import Paths

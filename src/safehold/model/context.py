@@ -23,9 +23,9 @@ class CancelToken:
         """Ask the run to stop at the next safe place."""
         self._event.set()
 
-    def wait(self) -> None:
-        """Return once `cancel` was called."""
-        self._event.wait()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Return true once `cancel` was called, and false after so many seconds without."""
+        return self._event.wait(seconds)
 
     def check(self) -> None:
         """Raise CancelledError once `cancel` was called."""

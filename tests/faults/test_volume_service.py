@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from safehold.blocks.epochs import Epochs
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeFiles, VolumeRecord
+from safehold.compose.volume_service import Orders
 from safehold.model.clock import SystemClock
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
@@ -467,6 +469,16 @@ def test_a_volume_that_could_not_be_made_larger_keeps_its_point(site: Site, monk
     site.up()
     until(lambda: site.service.directory.get("data").missing == 0)
     equal(content(site.service.directory.get("data")), was)
+
+
+def test_a_list_has_the_last_snapshot_of_each_volume(site: Site) -> None:
+    site.service.create("data", SIZE, "vault")
+    taken = [site.finish(site.snapshot("data")) for _ in range(3)]
+    orders = Orders(site.service, lambda: None)
+    told: Any = orders.answer({"verb": "list"})["result"]
+    assert [one["id"] for one in told["volumes"][0]["snapshots"]] == [taken[-1].id]
+    told = orders.answer({"verb": "show", "name": "data"})["result"]
+    assert [one["id"] for one in told["snapshots"]] == [one.id for one in taken]
 
 
 def pins(site: Site) -> list[str]:

@@ -14,13 +14,16 @@ from safehold.adapters.linux import attach as devices
 from safehold.adapters.linux.attach import Attachment
 from safehold.compose.paths import Paths
 from safehold.model.context import Context
-from safehold.model.errors import FailedError, UsageError
+from safehold.model.errors import FailedError, SafeholdError, UsageError
 from safehold.wire.control import ServiceAbsent, ask
 
 __all__ = ["VolumeClient"]
 
 _PATIENCE = 600.0
 """Seconds that an order may take: making a volume of a point reads the point's whole map."""
+
+_LOOK = 5.0
+"""Seconds for an order that only looks."""
 
 _START = 20.0
 """Seconds until a service that was started has to answer."""
@@ -56,7 +59,7 @@ class VolumeClient:
     def running(self) -> bool:
         """True where the service answers."""
         try:
-            ask(self._paths.volume_control, {"verb": "ping"}, 5.0)
+            ask(self._paths.volume_control, {"verb": "ping"}, _LOOK)
         except ServiceAbsent:
             return False
         return True
@@ -65,20 +68,22 @@ class VolumeClient:
         """What somebody should look at; asks a service that runs, and starts none."""
         found = []
         try:
-            told = ask(self._paths.volume_control, {"verb": "list"}, 5.0)["result"]
+            told = ask(self._paths.volume_control, {"verb": "list"}, _LOOK)["result"]
         except ServiceAbsent:
             return [
                 f"volume {one.volume} is {one.device}{f' on {one.mount}' if one.mount else ''}, and nobody serves it: its requests wait "
                 f"{devices.RECONNECT} seconds and then fail → safehold volume serve"
                 for one in self.attachments().values()
             ]
+        except SafeholdError as error:
+            return [f"volumes cannot be looked at: {error}"]
         found += [f"volume {one['name']}: {one['problem']}" for one in told["volumes"] if one["problem"]]
         return found + [f"volume {name} cannot be opened: {why}" for name, why in told["broken"].items()]
 
     def stop(self) -> None:
         """Return when the service has ended. ServiceAbsent where it does not run, FailedError where it does not end."""
-        process = int(ask(self._paths.volume_control, {"verb": "ping"}, 5.0)["result"]["pid"])
-        ask(self._paths.volume_control, {"verb": "stop"}, 5.0)
+        process = int(ask(self._paths.volume_control, {"verb": "ping"}, _LOOK)["result"]["pid"])
+        ask(self._paths.volume_control, {"verb": "stop"}, _LOOK)
         end = time.monotonic() + _STOP
         while Path(f"/proc/{process}").exists() and self.running():
             if time.monotonic() > end:

@@ -122,7 +122,8 @@ class Orders:
     def _list(self, order: Mapping[str, object]) -> object:
         directory = self._service.directory
         return {
-            "volumes": [self._volume(held) for held in directory.all()],
+            # All snapshots of many volumes would be longer than an answer may be.
+            "volumes": [self._volume(held) | {"snapshots": _last(held)} for held in directory.all()],
             "broken": {name: str(error) for name, error in directory.broken.items()},
             "deleted": [_record(record) for record in directory.deleted()],
         }
@@ -158,6 +159,10 @@ class Orders:
             "directory": str(held.files.directory),
             "snapshots": [_snapshot(snapshot) for snapshot in record.snapshots],
         }
+
+
+def _last(held: HeldVolume) -> list[dict[str, object]]:
+    return [_snapshot(snapshot) for snapshot in held.record.snapshots[-1:]]
 
 
 def _record(record: VolumeRecord) -> dict[str, object]:

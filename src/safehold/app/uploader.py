@@ -88,14 +88,16 @@ class Uploader:
     def _turn(self) -> float:
         """Do what is next; returns for how many seconds there is nothing more."""
         volumes = self._directory.all()
+        # One moment for the whole turn: what waits at its beginning is waited for at its end.
+        now = self._ctx.clock.monotonic()
+        waiting = {identity for identity, (when, _) in self._postponed.items() if when > now}
         self._discard_unvouched(volumes)
         self._settle_all(volumes)
         for committed in list(self._unfinished):
-            if not self._waits(committed.snapshot):
+            if committed.snapshot not in waiting:
                 self._finish(committed)
         unfinished = {name for committed in self._unfinished for name in committed.members}
-        now = self._ctx.clock.monotonic()
-        group = next_group(volumes, [identity for identity in self._postponed if self._waits(identity)], unfinished)
+        group = next_group(volumes, waiting, unfinished)
         if group:
             self._upload(group)
             return 0.0
@@ -103,9 +105,6 @@ class Uploader:
             if name not in unfinished and not any(held.name == name and held.record.pending for held in volumes):
                 self.problems.pop(name, None)
         return min((when - now for when, _ in self._postponed.values() if when > now), default=_VOUCHING)
-
-    def _waits(self, identity: str) -> bool:
-        return self._postponed.get(identity, (0.0, 0))[0] > self._ctx.clock.monotonic()
 
     def _postpone(self, identity: str) -> None:
         """Try again later, and go on with other volumes meanwhile."""

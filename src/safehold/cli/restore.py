@@ -35,7 +35,11 @@ _VOLUME = "volume:"
 @click.option("--delta", is_flag=True, help="Compare with what is there, and write only what differs.")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Of a tree, only what matches: img/**, *.conf.")
 @click.option("--salvage", is_flag=True, help="Go on past what cannot be read, and list it.")
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop; of files with --delta each one that differs, and how.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be written, and stop; of files with --delta each one that differs, and how.",
+)
 @vault_options
 @json_option
 def restore(
@@ -99,7 +103,9 @@ def restore(
         )
     if plan.kind != "volume" and outcome.reasons:
         raise PartialError(
-            f"{len(outcome.reasons)} files could not be read whole", on=target, remedy="take them from another point"
+            f"{len(outcome.reasons)} files or parts of the tree could not be read whole",
+            on=target,
+            remedy="take them from another point",
         )
     if outcome.lost:
         raise PartialError(

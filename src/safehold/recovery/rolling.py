@@ -15,9 +15,12 @@ from safehold.model.context import Context
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, VaultKeyError
 from safehold.model.spread import spread
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
+from safehold.recovery.hurt import hurt_by
 from safehold.recovery.units import units
 from safehold.recovery.verify import Finding, Findings
 from safehold.vault.catalogue import Point
+from safehold.vault.disk_tree import PagesSeen
+from safehold.vault.fetch import ChunkReader
 from safehold.vault.pack import open_table, parse_header, table_span
 from safehold.vault.sealing import ChunkOpener
 from safehold.vault.vault import Vault
@@ -26,6 +29,8 @@ __all__ = ["ReadLog", "Rolled", "verify_rolling"]
 
 _SAVE_EVERY = 16
 _BATCH = 1024
+_MOST_LOST = 1000
+"""Chunks of a member that are found missing before the rest of it is left alone."""
 
 
 class ReadLog:
@@ -77,7 +82,7 @@ def verify_rolling(
     due = [p for p in points if p.subject not in facts or facts[p.subject].data < now - older_than]
     sizes = {s.name: s.size for prefix in ("packs/", "meta/") for s in vault.store.list(prefix)}
     needs = {point.name: _needs(vault, point, sizes, rolled.findings, ctx) for point in due}
-    wanted = {name for packs in needs.values() if packs is not None for name in packs}
+    wanted = {name for one in needs.values() for name in one.packs}
     stale = sorted(
         (name for name in wanted if log.times.get(name, 0.0) < now - older_than),
         key=lambda n: (log.times.get(n, 0.0), n),
@@ -95,11 +100,11 @@ def verify_rolling(
     log.save(sizes)
     notes.note_packs(set(chosen) - bad.keys(), set(bad))
     for name, reason in bad.items():
-        hurt = [p for p in due if name in (needs[p.name] or ())]
+        hurt = [p for p in due if name in needs[p.name].packs]
         rolled.findings.add(Finding(reason, name, hurt[0].id if hurt else ""))
     for point in due:
-        packs = needs[point.name]
-        if packs is None or any(name in bad for name in packs):
+        packs = needs[point.name].packs
+        if not needs[point.name].whole or any(name in bad for name in packs):
             continue
         oldest = min((log.times.get(name, 0.0) for name in packs), default=now)
         if oldest >= now - older_than:
@@ -111,29 +116,50 @@ def verify_rolling(
     return rolled
 
 
-def _needs(
-    vault: Vault, point: Point, sizes: dict[str, int], findings: Findings, ctx: Context
-) -> frozenset[str] | None:
-    """The packs that hold a point's data; None where that cannot be told, with the reason among the findings."""
-    packs: set[str] = set()
+@dataclass
+class _Needs:
+    """The packs that hold a point's data, as far as that can be told; `whole` where all of it can."""
+
+    packs: set[str] = field(default_factory=set)
+    whole: bool = True
+
+
+def _needs(vault: Vault, point: Point, sizes: dict[str, int], findings: Findings, ctx: Context) -> _Needs:
+    """What a point needs. What nobody can tell, or is gone, is among the findings."""
+    needs, seen = _Needs(), PagesSeen()
     try:
-        chunks = vault.chunks(point)
         for member in point.body.members:
-            for unit in units(vault, point, member):
+            gone: dict[bytes, str] = {}
+            missed = 0
+            for unit in units(vault, point, member, seen):
                 ctx.cancel.check()
-                for at in range(0, len(unit.ids), _BATCH):
-                    ids = unit.ids[at : at + _BATCH]
-                    for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
-                        place = location if location and location.pack in sizes else None
-                        for other in () if place else chunks.finder.locations(identity):
-                            place = other if other.pack in sizes else place
-                        if place is None:
-                            raise DamageError(f"chunk {identity.hex()[:16]} is gone", on=member.name)
-                        packs.add(place.pack)
+                missed += bool(unit.lost)
+                if missed + len(gone) > _MOST_LOST:
+                    break
+                _places(vault.chunks(point), unit.ids, sizes, needs.packs, gone)
+            if missed or gone:
+                needs.whole = False
+                for what in hurt_by(vault, point, member, gone, PagesSeen()).told():
+                    findings.add(Finding(what, member.name, point.id))
     except DamageError as error:
         findings.add(Finding(error.what, error.on, point.id))
-        return None
-    return frozenset(packs)
+        needs.whole = False
+    return needs
+
+
+def _places(
+    chunks: ChunkReader, ids: list[bytes], sizes: dict[str, int], packs: set[str], gone: dict[bytes, str]
+) -> None:
+    for at in range(0, len(ids), _BATCH):
+        some = ids[at : at + _BATCH]
+        for identity, location in zip(some, chunks.finder.find_many(some), strict=True):
+            place = location if location and location.pack in sizes else None
+            for other in () if place else chunks.finder.locations(identity):
+                place = other if other.pack in sizes else place
+            if place is None:
+                gone[identity] = f"chunk {identity.hex()[:16]} is gone"
+            else:
+                packs.add(place.pack)
 
 
 def _read(

@@ -75,11 +75,13 @@ def walk(points: Iterable[Point], reader: Callable[[Point], ChunkReader], live: 
     seen: set[bytes] = {ZERO_ID}
     for point in points:
         chunks = reader(point)
-        frontier = [identity for identity in point.body.nodes if identity not in seen]
+        frontier = [identity for identity in dict.fromkeys(point.body.nodes) if identity not in seen]
+        seen.update(frontier)
         while frontier:
             ctx.cancel.check()
-            batch, frontier = frontier[:_BATCH], frontier[_BATCH:]
-            seen.update(batch)
+            # From the end: depth first keeps the frontier short, and takes nothing twice from a list that may be long.
+            batch = frontier[-_BATCH:]
+            del frontier[-_BATCH:]
             live.add(batch)
             for result in chunks.many(batch):
                 if not isinstance(result, Found):
@@ -90,8 +92,9 @@ def walk(points: Iterable[Point], reader: Callable[[Point], ChunkReader], live: 
                     )
                 node = decode_node(bytes(result.data), f"metadata chunk {batch[result.position].hex()[:16]}")
                 live.add(split_ids(node.chunks))
-                frontier += [identity for identity in dict.fromkeys(split_ids(node.nodes)) if identity not in seen]
-            frontier = list(dict.fromkeys(frontier))
+                fresh = [identity for identity in dict.fromkeys(split_ids(node.nodes)) if identity not in seen]
+                seen.update(fresh)
+                frontier += fresh
 
 
 @dataclass

@@ -127,10 +127,11 @@ class Prune:
         return True
 
     def _names_lost(self, record: GcRecord) -> bool:
-        """True where index runs speak of packs that a verification found to be lost: then they are written anew without them."""
-        lost = set(record.damaged) - self._packs().keys()
-        domains = {certificate.domain for certificate in self._vault.writers.values()} if lost else set()
-        return any(lost & self._vault.domain(domain)[0].reader_view().packs() for domain in domains)
+        """True where index runs speak of packs that are lost: then they are written anew without them."""
+        domains = {certificate.domain for certificate in self._vault.writers.values()}
+        named = {name for domain in domains for name in self._vault.domain(domain)[0].reader_view().pack_names()}
+        # The packs come after the runs: see `_finish`.
+        return not named.issubset(self._packs().keys() | set(record.dead))
 
     def _moved(self, chain: Chain) -> bool:
         """True where the chain or the points are no longer what this attempt began with."""

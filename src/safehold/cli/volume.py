@@ -205,7 +205,7 @@ def snapshot(
             client,
             wanted,
             Consistency.parse(require) if require else None,
-            lambda devices: find_brackets(brackets, devices, run.paths, run.address(access), run.ctx),
+            lambda served: find_brackets(brackets, served, run.paths, run.address(access), run.ctx),
             dict(parse_tags(tags)),
             run.ctx,
         )

@@ -155,7 +155,7 @@ def _of_volumes(name: str, resource: ResourceSettings, settings: VaultSettings, 
             client,
             resource.volumes,
             _required(resource),
-            lambda devices: find_brackets(resource.brackets, devices, paths, settings.place, ctx),
+            lambda served: find_brackets(resource.brackets, served, paths, settings.place, ctx),
             resource.tags,
             ctx,
         )

@@ -50,8 +50,7 @@ def oracle(points: list[Candidate], rules: KeepRules, now: float, minimum_age: f
             last_of_each = [list(g)[-1].id for _, g in groupby(good, key=lambda p, r=rule: calendar(p)[r])]  # type: ignore[misc]
             number = getattr(rules, rule)
             kept |= set(last_of_each[len(last_of_each) - number :] if number < len(last_of_each) else last_of_each)
-        for level in range(rules.hanoi):
-            kept |= {p.id for p in [p for p in good if int(p.time // DAY) % 2**level == 0][-1:]}
+        kept |= towers(good, rules.hanoi)
         if rules.window:
             kept |= {p.id for p in good if p.time >= now - rules.window}
             kept |= {p.id for p in [p for p in good if p.time < now - rules.window][-1:]}
@@ -59,6 +58,23 @@ def oracle(points: list[Candidate], rules: KeepRules, now: float, minimum_age: f
         proved = [p.id for p in mine if p.verified]
         if proved and not kept & set(proved):
             kept.add(proved[-1])
+    return kept
+
+
+def towers(points: list[Candidate], number: int) -> set[str]:
+    """Point by point: what shares its span with no earlier day, and lies just before the newest day's span, of some length or of none."""
+    last_of_day = {datetime.fromtimestamp(p.time, ZONE).toordinal(): p.id for p in points}
+    kept = set()
+    for day, name in last_of_day.items():
+        earlier = [other for other in last_of_day if other < day]
+        later = [other for other in last_of_day if other > day]
+        if number and not later:
+            kept.add(name)
+        for length in [2**level for level in range(number - 1)]:
+            begins = not any(other // length == day // length for other in earlier)
+            spans = {other // length for other in later} - {day // length}
+            if begins and len(spans) == 1:
+                kept.add(name)
     return kept
 
 
@@ -143,6 +159,12 @@ def _oldest_of_each(newest_first, period, most):  # type: ignore[no-untyped-def]
     return list(chosen.values())
 
 
+def _newest_multiples(newest_first, levels, zone):  # type: ignore[no-untyped-def]
+    """Nested: on a day whose number ends in zeros all levels are one point."""
+    found = (next((p for p in newest_first if int(p.time // DAY) % 2**level == 0), None) for level in range(levels))
+    return [point for point in found if point]
+
+
 MISTAKES: dict[str, tuple[str, Callable[..., object]]] = {
     "the oldest of a period is kept": ("_newest_of_each", _oldest_of_each),
     "one period too few": (
@@ -157,8 +179,9 @@ MISTAKES: dict[str, tuple[str, Callable[..., object]]] = {
     "tags match by their key alone": ("_tagged", lambda point, tag: tag.partition("=")[0] in point.tags),
     "hanoi ends a level too early": (
         "_hanoi",
-        lambda points, levels, right=retention._hanoi: right(points, max(0, levels - 1)),
+        lambda points, levels, zone, right=retention._hanoi: right(points, max(0, levels - 1), zone),
     ),
+    "hanoi takes multiples": ("_hanoi", _newest_multiples),
 }
 
 
@@ -197,12 +220,50 @@ def test_what_is_never_let_go(points: list[Candidate], rules: KeepRules) -> None
 def test_doing_it_twice_changes_nothing(points: list[Candidate], rules: KeepRules) -> None:
     stays = kept(points, rules, 0.0)
     left = [p for p in points if p.id in stays]
-    again = (
-        kept(left, replace(rules, hanoi=0), 0.0)
-        if rules.hanoi and not replace(rules, hanoi=0).empty
-        else kept(left, rules, 0.0)
-    )
+    again = kept(left, rules, 0.0)
     assert again <= stays
+
+
+def zeros(day: int) -> int:
+    return len(f"{day:b}") - len(f"{day:b}".rstrip("0"))
+
+
+def test_a_tower_of_hanoi_that_grows_by_a_point_a_day() -> None:
+    """Applied each day, six levels keep six days: the newest whose numbers end in 0, 1, 2, 3, 4 and in five or more zeros."""
+    rules = KeepRules(hanoi=6)
+    begin = datetime(2026, 1, 1, 2, 30, tzinfo=ZONE)
+    history: list[Candidate] = []
+    for n in range(400):
+        now = begin + timedelta(days=n)
+        history = [*history, Candidate(f"{now.toordinal()}", ("a",), now.timestamp())]
+        history = [d.point for d in decide(history, rules, now.timestamp(), zone=ZONE) if d.keep]
+        if n < 64:
+            continue
+        today = now.toordinal()
+        newest = {min(zeros(day), 5): day for day in range(today - 63, today + 1)}
+        assert {int(p.id) for p in history} == set(newest.values())
+        assert len(history) == 6
+        assert 16 <= today - int(history[0].id) <= 31
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 8))
+def test_a_tower_of_hanoi_of_days_that_are_missing(gaps: list[int], levels: int) -> None:
+    """However far apart the points are: applied after each, rules keep what they would keep applied once, and reach back as far as they can."""
+    rules = KeepRules(hanoi=levels)
+    day = datetime(2026, 1, 1, 12, tzinfo=ZONE)
+    everything: list[Candidate] = []
+    left: list[Candidate] = []
+    for gap in gaps:
+        day += timedelta(days=gap)
+        point = Candidate(f"{day.toordinal()}", ("a",), day.timestamp())
+        everything.append(point)
+        left = [d.point for d in decide([*left, point], rules, NOW, zone=ZONE) if d.keep]
+        assert {p.id for p in left} == kept(everything, rules, 0.0)
+        top = 2 ** max(0, levels - 2)
+        assert levels == 1 or (int(left[0].id) // top == int(point.id) // top) == (
+            int(everything[0].id) // top == int(point.id) // top
+        )
 
 
 def test_no_rules_are_refused() -> None:

@@ -235,7 +235,12 @@ def keep_options(function: _F) -> _F:
     """The keep rules, each as an option."""
     for option in (
         click.option("--keep-tag", "tags", multiple=True, metavar="K[=V]", help="All points with this tag."),
-        click.option("--hanoi", type=_count, default=0, help="So many points at distances of 1, 2, 4, … days."),
+        click.option(
+            "--hanoi",
+            type=_count,
+            default=0,
+            help="So many points whose ages double: of 6, the oldest is 16 to 31 days old.",
+        ),
         click.option("--window", metavar="SPAN", help="All points of the last SPAN (35d, 12h), and the one before."),
         click.option("--keep-yearly", "yearly", type=_count, default=0, help="The newest of so many years."),
         click.option("--keep-monthly", "monthly", type=_count, default=0, help="The newest of so many months."),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, tzinfo
 
 __all__ = ["Candidate", "Decision", "KeepRules", "decide"]
 
-_HOUR, _DAY = 3600.0, 86400.0
+_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class KeepRules:
     """How many points to keep of each period, counted over periods that have any; 0 keeps none by that rule.
 
     `window` keeps everything of the last so many seconds, and the point before, so that each moment of the window can be restored.
-    `hanoi` keeps that many points at distances that double: the newest one from a day that is a multiple of 1, 2, 4, … days since 1970.
+    `hanoi` keeps that many points at distances that double, as the Tower of Hanoi has them: where there is a point of each day, six are at
+    most 0, 1, 3, 7, 15 and 31 days old, and the oldest at least 16.
     `tags` keeps points with that tag (`key` or `key=value`).
     """
 
@@ -122,7 +123,7 @@ def _decide(group: list[Candidate], rules: KeepRules, now: float, minimum_age: f
     ):
         for point in _newest_of_each(counting, _calendar(period, zone), most):
             reasons[point.id].append(name)
-    for point in _hanoi(counting, rules.hanoi):
+    for point in _hanoi(counting, rules.hanoi, zone):
         reasons[point.id].append("hanoi")
     for point in _window(counting, rules.window, now):
         reasons[point.id].append("window")
@@ -166,15 +167,29 @@ def _newest_of_each(
 
 
 def _calendar(period: str, zone: tzinfo) -> Callable[[Candidate], str]:
-    return lambda point: datetime.fromtimestamp(point.time, zone).strftime(period)
+    return lambda point: _local(point, zone).strftime(period)
 
 
-def _hanoi(newest_first: Sequence[Candidate], levels: int) -> list[Candidate]:
-    out = []
-    for level in range(levels):
-        found = next((p for p in newest_first if int(p.time // _DAY) % (1 << level) == 0), None)
-        if found is not None:
-            out.append(found)
+def _local(point: Candidate, zone: tzinfo) -> datetime:
+    return datetime.fromtimestamp(point.time, zone)
+
+
+def _hanoi(newest_first: Sequence[Candidate], levels: int, zone: tzinfo) -> list[Candidate]:
+    """The newest point, and for spans of 1, 2, 4, … days the first one of the span before the newest.
+
+    Of a day its newest point counts. A span is aligned to days since the year 1, so a point that a longer span will need is the first of
+    each shorter one, and one of them keeps it until then: rules that are applied each day keep what they would keep if applied once. Where
+    there is a point of each day, these are the days whose numbers end in just 0, 1, 2, … zeros in binary.
+    """
+    days: dict[int, Candidate] = {}
+    for point in newest_first:
+        days.setdefault(_local(point, zone).toordinal(), point)
+    numbers = list(days)
+    out = [days[day] for day in numbers[: min(levels, 1)]]
+    for level in range(levels - 1):
+        before = [day for day in numbers if day >> level < numbers[0] >> level]
+        if before:
+            out.append(days[min(day for day in before if day >> level == before[0] >> level)])
     return out
 
 

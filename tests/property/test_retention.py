@@ -28,36 +28,43 @@ def oracle(points: list[Candidate], rules: KeepRules, now: float, minimum_age: f
         good = [p for p in mine if p.own or p.sound]
         kept |= {p.id for p in mine if p not in good or (not p.own and p.time > now - minimum_age)}
         kept |= {p.id for p in mine for t in rules.tags if t in p.tags or t in {f"{k}={v}" for k, v in p.tags.items()}}
-        spaced: list[Candidate] = []
-        for p in good[::-1]:
-            others = [q for q in spaced if not q.own]
-            if p.own or not others or others[-1].time - p.time >= 3600:
-                spaced.append(p)
-        kept |= {p.id for p in spaced[: rules.last]}
-
-        def calendar(p: Candidate) -> dict[str, tuple[object, ...]]:
-            t = datetime.fromtimestamp(p.time, ZONE)
-            year, week, _ = t.isocalendar()
-            return {
-                "hourly": (t.date(), t.hour),
-                "daily": (t.date(),),
-                "weekly": (year, week),
-                "monthly": (t.year, t.month),
-                "yearly": (t.year,),
-            }
-
-        for rule in ("hourly", "daily", "weekly", "monthly", "yearly"):
-            last_of_each = [list(g)[-1].id for _, g in groupby(good, key=lambda p, r=rule: calendar(p)[r])]  # type: ignore[misc]
-            number = getattr(rules, rule)
-            kept |= set(last_of_each[len(last_of_each) - number :] if number < len(last_of_each) else last_of_each)
-        kept |= towers(good, rules.hanoi)
-        if rules.window:
-            kept |= {p.id for p in good if p.time >= now - rules.window}
-            kept |= {p.id for p in [p for p in good if p.time < now - rules.window][-1:]}
+        whole = [p for p in good if p.complete]
+        kept |= by_each_rule(good, rules, now) | by_each_rule(whole, rules, now) | {p.id for p in whole[-1:]}
         kept |= {p.id for p in good[-1:]}
         proved = [p.id for p in mine if p.verified]
         if proved and not kept & set(proved):
             kept.add(proved[-1])
+    return kept
+
+
+def by_each_rule(good: list[Candidate], rules: KeepRules, now: float) -> set[str]:
+    kept: set[str] = set()
+    spaced: list[Candidate] = []
+    for p in good[::-1]:
+        others = [q for q in spaced if not q.own]
+        if p.own or not others or others[-1].time - p.time >= 3600:
+            spaced.append(p)
+    kept |= {p.id for p in spaced[: rules.last]}
+
+    def calendar(p: Candidate) -> dict[str, tuple[object, ...]]:
+        t = datetime.fromtimestamp(p.time, ZONE)
+        year, week, _ = t.isocalendar()
+        return {
+            "hourly": (t.date(), t.hour),
+            "daily": (t.date(),),
+            "weekly": (year, week),
+            "monthly": (t.year, t.month),
+            "yearly": (t.year,),
+        }
+
+    for rule in ("hourly", "daily", "weekly", "monthly", "yearly"):
+        last_of_each = [list(g)[-1].id for _, g in groupby(good, key=lambda p, r=rule: calendar(p)[r])]  # type: ignore[misc]
+        number = getattr(rules, rule)
+        kept |= set(last_of_each[len(last_of_each) - number :] if number < len(last_of_each) else last_of_each)
+    kept |= towers(good, rules.hanoi)
+    if rules.window:
+        kept |= {p.id for p in good if p.time >= now - rules.window}
+        kept |= {p.id for p in [p for p in good if p.time < now - rules.window][-1:]}
     return kept
 
 
@@ -110,6 +117,7 @@ def schedule(rng: random.Random, count: int) -> list[Candidate]:
                 # Whole quarter hours, so that points share instants and sit on borders.
                 time=(NOW - rng.random() * span) // 900 * 900,
                 tags=rng.choice([{}, {}, {"legal": "1"}, {"env": "prod"}, {"env": "test"}]),
+                complete=rng.random() < 0.7,
                 own=own,
                 sound=own or rng.random() < 0.7,
                 verified=rng.random() < 0.1,
@@ -203,6 +211,21 @@ def test_a_flood_of_a_stolen_writer_empties_nothing() -> None:
     assert {"good1", "good2", "good3", "good4"} <= kept(good + unsound, rules, 0.0)
 
 
+def test_partial_points_take_no_place_of_a_complete_one() -> None:
+    """A disk that fails a little each day; among them two days on which all of it could be read."""
+    days = [Candidate(f"{n:02}", ("disk",), NOW - n * DAY, complete=n in (9, 30)) for n in range(40)]
+    assert kept(days, KeepRules(last=7), 0.0) == {f"{n:02}" for n in (*range(7), 9, 30)}
+    assert kept(days, KeepRules(last=1), 0.0) == {"00", "09"}
+    assert kept(days, KeepRules(tags=("none",)), 0.0) == {"00", "09"}
+
+
+@pytest.mark.parametrize("rules", [KeepRules(last=3, daily=5), KeepRules(hanoi=5), KeepRules(window=9 * DAY)])
+@given(schedules())
+def test_complete_points_stay_as_if_there_were_no_others(rules: KeepRules, points: list[Candidate]) -> None:
+    whole = [p for p in points if p.complete]
+    assert kept(whole, rules, 0.0) - {p.id for p in whole if p.verified} <= kept(points, rules, 0.0)
+
+
 @settings(max_examples=300, deadline=None)
 @given(schedules(), rule_sets)
 def test_what_is_never_let_go(points: list[Candidate], rules: KeepRules) -> None:
@@ -211,6 +234,8 @@ def test_what_is_never_let_go(points: list[Candidate], rules: KeepRules) -> None
     for resources in {tuple(sorted(p.resources)) for p in points}:
         mine = [p for p in points if tuple(sorted(p.resources)) == resources]
         assert stays & {p.id for p in mine}
+        whole = [p for p in mine if p.complete and p.counts]
+        assert not whole or max(whole, key=lambda p: (p.time, p.id)).id in stays
         proved = {p.id for p in mine if p.verified}
         assert not proved or stays & proved
 

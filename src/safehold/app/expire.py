@@ -52,6 +52,7 @@ def _candidates(vault: Vault, points: Sequence[Point], facts: dict[bytes, Facts]
                 point.resources,
                 point.time,
                 known.tagged(point.body.tags),
+                complete=not any(member.partial for member in point.body.members),
                 own=certificate is not None and not certificate.exported,
                 sound=bool(known.structure or known.data),
                 verified=bool(known.data),

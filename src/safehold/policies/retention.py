@@ -2,12 +2,13 @@
 
 Rules only ever add reasons to keep; a point without a reason expires. Times are the store's, so no client's clock steers anything. Points
 of the owner's own writer count at once. Points of exported writers count only once their structure was verified, and of those made within
-one hour only the newest counts for `keep_last`: a stolen credential that floods the vault pushes nothing out.
+one hour only the newest counts for `keep_last`: a stolen credential that floods the vault pushes nothing out. Partial points push no complete
+one out: a failing disk must not end a history of whole backups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 
@@ -58,15 +59,16 @@ class KeepRules:
 class Candidate:
     """A point as the rules see it. `time` is the store's, in seconds since 1970.
 
-    `own` is true for the owner's own writer; `sound` for a point whose structure is known to be whole (needed of others' points);
-    `verified` for one whose data was read and found right. `kept` is what stands outside of all rules: a hold, a pin, or the wish at its
-    making that no rule expires it.
+    `complete` is false for a point that lacks something of what was to be backed up. `own` is true for the owner's own writer; `sound` for a
+    point whose structure is known to be whole (needed of others' points); `verified` for one whose data was read and found right. `kept` is
+    what stands outside of all rules: a hold, a pin, or the wish at its making that no rule expires it.
     """
 
     id: str
     resources: tuple[str, ...]
     time: float
     tags: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
     own: bool = True
     sound: bool = True
     verified: bool = False
@@ -96,7 +98,8 @@ def decide(
 ) -> list[Decision]:
     """Decide for each point, oldest first. Points of different sets of resources do not count for each other.
 
-    `minimum_age` protects points of exported writers that are younger; periods begin and end in `zone`. ValueError for empty rules.
+    Each rule is applied twice: to the complete points, as if there were no others, and to all of them. `minimum_age` protects points of
+    exported writers that are younger; periods begin and end in `zone`. ValueError for empty rules.
     """
     if rules.empty:
         raise ValueError("no rule keeps anything")
@@ -112,21 +115,9 @@ def decide(
 def _decide(group: list[Candidate], rules: KeepRules, now: float, minimum_age: float, zone: tzinfo) -> list[Decision]:
     reasons: dict[str, list[str]] = {point.id: list(point.kept) for point in group}
     counting = [point for point in reversed(group) if point.counts]
-    for point in _newest_of_hours(counting)[: rules.last]:
-        reasons[point.id].append("last")
-    for name, most, period in (
-        ("hourly", rules.hourly, "%Y-%m-%d %H %z"),
-        ("daily", rules.daily, "%Y-%m-%d"),
-        ("weekly", rules.weekly, "%G-%V"),
-        ("monthly", rules.monthly, "%Y-%m"),
-        ("yearly", rules.yearly, "%Y"),
-    ):
-        for point in _newest_of_each(counting, _calendar(period, zone), most):
-            reasons[point.id].append(name)
-    for point in _hanoi(counting, rules.hanoi, zone):
-        reasons[point.id].append("hanoi")
-    for point in _window(counting, rules.window, now):
-        reasons[point.id].append("window")
+    complete = [point for point in counting if point.complete]
+    for name, point in (*_chosen(counting, rules, now, zone), *_chosen(complete, rules, now, zone)):
+        reasons[point.id].append(name)
     for point in group:
         if any(_tagged(point, tag) for tag in rules.tags):
             reasons[point.id].append("tag")
@@ -136,10 +127,29 @@ def _decide(group: list[Candidate], rules: KeepRules, now: float, minimum_age: f
             reasons[point.id].append("not verified yet")
     if counting:
         reasons[counting[0].id].append("newest")
+    if complete and complete[0] is not counting[0]:
+        reasons[complete[0].id].append("newest complete")
     verified = [point for point in reversed(group) if point.verified]
     if verified and not any(reasons[point.id] for point in verified):
         reasons[verified[0].id].append("only verified")
     return [Decision(point, tuple(dict.fromkeys(reasons[point.id]))) for point in group]
+
+
+def _chosen(
+    newest_first: Sequence[Candidate], rules: KeepRules, now: float, zone: tzinfo
+) -> Iterator[tuple[str, Candidate]]:
+    """What each rule picks, with the rule's name."""
+    yield from (("last", point) for point in _newest_of_hours(newest_first)[: rules.last])
+    for name, most, period in (
+        ("hourly", rules.hourly, "%Y-%m-%d %H %z"),
+        ("daily", rules.daily, "%Y-%m-%d"),
+        ("weekly", rules.weekly, "%G-%V"),
+        ("monthly", rules.monthly, "%Y-%m"),
+        ("yearly", rules.yearly, "%Y"),
+    ):
+        yield from ((name, point) for point in _newest_of_each(newest_first, _calendar(period, zone), most))
+    yield from (("hanoi", point) for point in _hanoi(newest_first, rules.hanoi, zone))
+    yield from (("window", point) for point in _window(newest_first, rules.window, now))
 
 
 def _newest_of_hours(newest_first: Sequence[Candidate]) -> list[Candidate]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from fnmatch import fnmatchcase
@@ -33,7 +33,9 @@ class ExpiryPlan:
         return [point for point, decision in self.decisions if not decision.keep]
 
 
-def _candidates(vault: Vault, points: Sequence[Point], facts: dict[bytes, Facts]) -> list[Candidate]:
+def _candidates(
+    vault: Vault, points: Sequence[Point], covered: Callable[[str], bool], facts: dict[bytes, Facts]
+) -> list[Candidate]:
     pinned = vault.expiry().pinned()
     out = []
     for point in points:
@@ -45,6 +47,8 @@ def _candidates(vault: Vault, points: Sequence[Point], facts: dict[bytes, Facts]
             kept.append("pinned")
         if point.body.keep:
             kept.append("kept until deleted")
+        if not all(covered(name) for name in point.resources):
+            kept.append("belongs to others too")
         certificate = vault.certificate(point.wid)
         out.append(
             Candidate(
@@ -65,17 +69,18 @@ def _candidates(vault: Vault, points: Sequence[Point], facts: dict[bytes, Facts]
 def plan_expiry(vault: Vault, patterns: Sequence[str], rules: KeepRules, zone: tzinfo, ctx: Context) -> ExpiryPlan:
     """Apply the rules to the resources that fit one of the shell patterns (none: all). UsageError for rules that keep nothing.
 
+    A point that holds other resources too is in the plan, and stays: nobody said how long theirs are kept.
     Points of exported writers whose structure nobody verified yet are verified first; those found whole are noted as such.
     """
     if rules.empty:
         raise UsageError(
             "no rule says what to keep", remedy="give at least one --keep-… rule, or name single points: RESOURCE@ID"
         )
-    points = [
-        p
-        for p in vault.points()[0]
-        if not patterns or any(fnmatchcase(name, one) for name in p.resources for one in patterns)
-    ]
+
+    def covered(name: str) -> bool:
+        return not patterns or any(fnmatchcase(name, one) for one in patterns)
+
+    points = [p for p in vault.points()[0] if any(covered(name) for name in p.resources)]
     if patterns and not points:
         raise UsageError(
             "no points of these resources", on=" ".join(patterns), remedy="see what there is: safehold points"
@@ -84,7 +89,7 @@ def plan_expiry(vault: Vault, patterns: Sequence[str], rules: KeepRules, zone: t
     # By the store's clock: this machine's may be years ahead.
     now = vault.store_time()
     decisions = decide(
-        _candidates(vault, points, vault.notes().facts()),
+        _candidates(vault, points, covered, vault.notes().facts()),
         rules,
         now,
         minimum_age=vault.parameters.minimum_age,

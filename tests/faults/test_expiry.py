@@ -1,0 +1,110 @@
+"""What expiry may not let go of, whatever goes wrong around it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from datetime import UTC
+from pathlib import Path
+
+import pytest
+
+from safehold.adapters.files.source import FilesSource, MountMemory
+from safehold.adapters.files.walk import Rules
+from safehold.app.backup import BackupOptions, Host, back_up, back_up_together
+from safehold.app.expire import ExpiryPlan, apply_expiry, plan_expiry
+from safehold.model.context import Context
+from safehold.model.resource import ResourceRef
+from safehold.objects.memory import MemoryStore
+from safehold.policies.retention import KeepRules
+from tests.worlds import BLOCK, BytesDisk, BytesSource, World
+
+DAY = 86400.0
+HOST = Host("host", "id", "boot")
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.time = 1_795_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """The store's."""
+    return FakeClock()
+
+
+@pytest.fixture
+def world(tmp_path: Path, clock: FakeClock) -> World:
+    return World(tmp_path / "world", MemoryStore(clock), ctx=Context(clock=clock))
+
+
+def left(world: World) -> list[str]:
+    return [point.id for point in world.fresh().points()[0]]
+
+
+def why(plan: ExpiryPlan) -> dict[str, tuple[str, ...]]:
+    return {point.id: decision.reasons for point, decision in plan.decisions}
+
+
+def test_a_point_of_several_resources_expires_only_where_all_of_them_do(world: World, clock: FakeClock) -> None:
+    def together(*names: str) -> str:
+        clock.sleep(DAY)
+        pairs = [(BytesSource(BytesDisk(bytearray(BLOCK))), ResourceRef("volume", name, name)) for name in names]
+        return back_up_together(world.open(), pairs, HOST, BackupOptions(), world.ctx)[0].point
+
+    groups = [together("data", "log") for _ in range(3)]
+    alone = [together("data") for _ in range(3)]
+    vault = world.open()
+    plan = plan_expiry(vault, ["data"], KeepRules(last=1), UTC, world.ctx)
+    assert [p.id for p in plan.expiring] == alone[:2]
+    assert all("belongs to others too" in why(plan)[one] for one in groups)
+    apply_expiry(vault, plan.expiring, world.ctx)
+    assert left(world) == [*groups, alone[2]]
+    # Who speaks for both lets them go.
+    plan = plan_expiry(world.open(), ["data", "l*"], KeepRules(last=1), UTC, world.ctx)
+    assert [p.id for p in plan.expiring] == groups[:2]
+
+
+def test_a_disk_that_begins_to_fail(
+    world: World, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the fourth day on a file cannot be read. Weeks later the last complete point is there."""
+    top = tmp_path / "top"
+    top.mkdir()
+    (top / "well").write_text("well")
+    (top / "sick").write_text("sick")
+    source = FilesSource(Rules(), MountMemory(tmp_path / "mounts"))
+    ref = ResourceRef("tree", "top", str(top))
+    readv = os.readv
+
+    def failing(fd: int, buffers: Sequence[memoryview]) -> int:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(top / "sick"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return readv(fd, buffers)
+
+    whole = ""
+    for day in range(20):
+        clock.sleep(DAY)
+        (top / "sick").write_text(f"sick on day {day}")
+        if day == 3:
+            monkeypatch.setattr(os, "readv", failing)
+        vault = world.open()
+        outcome = back_up(vault, source, ref, HOST, BackupOptions(), world.ctx)
+        assert bool(outcome.partial) == (day >= 3)
+        whole = whole if outcome.partial else outcome.point
+        plan = plan_expiry(vault, [], KeepRules(last=7), UTC, world.ctx)
+        apply_expiry(vault, plan.expiring, world.ctx)
+    assert whole in left(world)
+    # Three complete ones, of which none was pushed out, and the newest seven.
+    assert len(left(world)) == 3 + 7

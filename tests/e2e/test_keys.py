@@ -67,6 +67,11 @@ def test_slots(program: Program, vault: Path, tmp_path: Path) -> None:
     assert sorted(s["label"] for s in slots) == ["first", "second"]
     first, second = sorted(slots, key=lambda s: str(s["label"]))
     assert "would remove" in program.run("key", "remove", first["id"], "--dry-run").stdout
+    said = program.run("key", "remove", first["id"][:10], code=2).stderr
+    assert "this removes a way into the vault" in said
+    assert "say --yes" in said
+    said = program.run("key", "rotate", code=2, SAFEHOLD_NEW_PASSPHRASE="new").stderr
+    assert "this removes every other way into the vault" in said
     program.run("key", "remove", first["id"][:10], "--yes")
     assert program.run("key", "check", code=6).stdout == ""
     program.run("key", "check", SAFEHOLD_PASSPHRASE="two")

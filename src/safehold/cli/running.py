@@ -23,7 +23,7 @@ from safehold.compose.paths import Paths, find_paths
 from safehold.compose.wiring import open_stores, places, vault_address
 from safehold.model.clock import SystemClock
 from safehold.model.context import Context
-from safehold.model.errors import VaultKeyError
+from safehold.model.errors import UsageError, VaultKeyError
 from safehold.model.files import printable
 from safehold.vault.access import Unlocked
 from safehold.vault.vault import Vault
@@ -33,6 +33,7 @@ __all__ = [
     "Run",
     "ask_new_passphrase",
     "ask_passphrase",
+    "confirm",
     "json_option",
     "print_json",
     "print_table",
@@ -98,6 +99,13 @@ def ask_new_passphrase() -> str:
     if not sys.stdin.isatty():
         raise VaultKeyError("no new passphrase", remedy="set it in the environment, as a file or a command")
     return str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True))
+
+
+def confirm(question: str, what: str, on: str) -> None:
+    """Go on only where somebody says yes. UsageError, that `what` is about to be done `on` something, where nobody is there to be asked."""
+    if not sys.stdin.isatty():
+        raise UsageError(what, on=on, remedy="nobody is there to be asked: say --yes")
+    click.confirm(question, abort=True, err=True)
 
 
 @dataclass(frozen=True)

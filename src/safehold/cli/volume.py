@@ -13,7 +13,16 @@ import click
 
 from safehold.app.points import diff_points, parse_selector
 from safehold.cli.points import parse_tags
-from safehold.cli.running import Access, Run, ask_passphrase, json_option, print_json, print_table, vault_options
+from safehold.cli.running import (
+    Access,
+    Run,
+    ask_passphrase,
+    confirm,
+    json_option,
+    print_json,
+    print_table,
+    vault_options,
+)
 from safehold.compose.credentials import find_credentials
 from safehold.compose.quiet import find_brackets
 from safehold.compose.volume_client import VolumeClient
@@ -300,9 +309,7 @@ def delete(name: str, undo: bool, yes: bool, dry_run: bool) -> None:
             print(f"would delete {text}")
             return
         if not yes:
-            if not sys.stdin.isatty():
-                raise UsageError("this deletes a volume", on=text, remedy="say --yes")
-            click.confirm(f"delete {text}?", abort=True, err=True)
+            confirm(f"delete {text}?", "this deletes a volume", text)
         client.order("delete", name=name)
     print(f"{name}: in the recycle bin for 7 days; take it back: safehold volume delete {name} --undo")
 
@@ -330,9 +337,7 @@ def switch(name: str, other: str | None, back: bool, yes: bool, dry_run: bool) -
         if dry_run:
             return
         if not yes:
-            if not sys.stdin.isatty():
-                raise UsageError("a switch is an outage", on=where, remedy="say --yes")
-            click.confirm("go on?", abort=True, err=True)
+            confirm("go on?", "a switch is an outage", where)
         steps = switch_volumes(client, run.paths.volume_switch, old, new)
     for step in steps:
         print(f"  {step.what} ({format_duration(step.seconds)})")

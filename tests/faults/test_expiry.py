@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from safehold.adapters.files.walk import Rules
 from safehold.app.backup import BackupOptions, Host, back_up, back_up_together
 from safehold.app.expire import ExpiryPlan, apply_expiry, plan_expiry
 from safehold.model.context import Context
+from safehold.model.progress import Silent
 from safehold.model.resource import ResourceRef
 from safehold.objects.memory import MemoryStore
 from safehold.policies.retention import KeepRules
+from safehold.vault.records import NoteBody
 from tests.worlds import BLOCK, BytesDisk, BytesSource, World
 
 DAY = 86400.0
@@ -36,6 +39,14 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         self.time += seconds
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -108,3 +119,20 @@ def test_a_disk_that_begins_to_fail(
     assert whole in left(world)
     # Three complete ones, of which none was pushed out, and the newest seven.
     assert len(left(world)) == 3 + 7
+
+
+def test_a_point_that_is_pinned_at_the_last_moment(world: World, clock: FakeClock) -> None:
+    """It stays and is told of; the others go in the same run."""
+    made = []
+    for n in range(4):
+        clock.sleep(DAY)
+        made.append(world.back_up(b"%d" % n * BLOCK).point)
+    told = Told()
+    vault = world.open()
+    plan = plan_expiry(vault, [], KeepRules(last=1), UTC, world.ctx)
+    pinned = next(p for p in plan.expiring if p.id == made[1])
+    vault.expiry().pin(pinned.wid, pinned.sid, NoteBody("pin", 0.0, {}))
+    expired = apply_expiry(vault, plan.expiring, replace(world.ctx, progress=told))
+    assert [p.id for p in expired] == [made[0], made[2]]
+    assert left(world) == [made[1], made[3]]
+    assert [line for line in told.warnings if made[1][:8] in line and "depends on this point" in line]

@@ -16,7 +16,7 @@ from safehold.vault.catalogue import Point
 from safehold.vault.notes import Facts
 from safehold.vault.vault import Vault
 
-__all__ = ["ExpiryPlan", "apply_expiry", "hold", "plan_expiry", "plan_single", "release", "tag"]
+__all__ = ["ExpiryPlan", "apply_expiry", "check_left", "hold", "plan_expiry", "plan_single", "release", "tag"]
 
 
 @dataclass(frozen=True)
@@ -136,18 +136,47 @@ def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point]:
     return chosen
 
 
-def apply_expiry(vault: Vault, points: Sequence[Point], ctx: Context) -> int:
-    """Expire points. Returns how many left the store; with a recycle period the others follow when it is over."""
-    expiry = vault.expiry()
-    # Somebody may have placed a hold while the question was on the screen.
+def check_left(vault: Vault, expiring: Sequence[Point]) -> None:
+    """UsageError where a resource would be left without a point, or without a verified one although it has one."""
     facts = vault.notes().facts()
+    going = {point.name for point in expiring}
+    points = vault.points()[0]
+    for resource in dict.fromkeys(name for point in expiring for name in point.resources):
+        mine = [p for p in points if resource in p.resources]
+        proved = [p for p in mine if facts.get(p.subject, Facts()).data]
+        if going.issuperset(p.name for p in mine):
+            raise UsageError(
+                "this is all that is left of the resource", on=resource, remedy="to let it go all the same: --even-last"
+            )
+        if proved and going.issuperset(p.name for p in proved):
+            raise UsageError(
+                "no other point of the resource is verified",
+                on=f"{resource}@{proved[-1].id[:8]}",
+                remedy="verify one that stays (safehold verify POINT --data), or let it go all the same: --even-last",
+            )
+
+
+def apply_expiry(vault: Vault, points: Sequence[Point], ctx: Context) -> list[Point]:
+    """Expire points; gives those that no longer count. With a recycle period they leave the store when it is over.
+
+    What somebody holds or depends on since the plan was made is told of and stays.
+    """
+    expiry = vault.expiry()
+    facts = vault.notes().facts()
+    expired = []
     for point in points:
         ctx.cancel.check()
         if facts.get(point.subject, Facts()).held:
             ctx.progress.warn(f"point {point.id[:8]} is held since a moment ago, and stays")
             continue
-        expiry.forget(point.wid, point.sid)
-    return expiry.collect(vault.store_time())
+        try:
+            expiry.forget(point.wid, point.sid)
+        except UsageError as error:
+            ctx.progress.warn(f"point {point.id[:8]} stays: {error}")
+        else:
+            expired.append(point)
+    expiry.collect(vault.store_time())
+    return expired
 
 
 def hold(vault: Vault, selector: str, reason: str) -> Point:

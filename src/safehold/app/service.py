@@ -217,8 +217,8 @@ def _expire(job: Job, open_vault: Callable[[str], Vault], zone: tzinfo, ctx: Con
         vault = open_vault(job.vault)
         assert job.plan.rules is not None
         plan = plan_expiry(vault, [escape(name) for name in job.histories], job.plan.rules, zone, ctx)
-        apply_expiry(vault, plan.expiring, ctx)
-        result.figures = {"expired": len(plan.expiring), "points": len(plan.decisions) - len(plan.expiring)}
+        expired = apply_expiry(vault, plan.expiring, ctx)
+        result.figures = {"expired": len(expired), "points": len(plan.decisions) - len(expired)}
         plan.damaged.fail(vault.store.url)
 
     return act

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import click
 
-from safehold.app.expire import apply_expiry, plan_expiry, plan_single
+from safehold.app.expire import apply_expiry, check_left, plan_expiry, plan_single
 from safehold.app.expire import hold as keep
 from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
 from safehold.app.files import FileChange, diff_files
 from safehold.app.points import diff_points, member_of, parse_selector, select
-from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
+from safehold.cli.running import Access, Run, confirm, json_option, print_json, print_table, vault_options
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
 from safehold.model.files import printable
@@ -256,6 +256,7 @@ def keep_options(function: _F) -> _F:
 @point.command()
 @click.argument("resources", nargs=-1, metavar="[RESOURCE|POINT]...")
 @keep_options
+@click.option("--even-last", is_flag=True, help="Single points: also a resource's last one, or its last verified one.")
 @click.option("--dry-run", is_flag=True, help="Say what would expire and why the rest is kept, and stop.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @vault_options
@@ -263,6 +264,7 @@ def keep_options(function: _F) -> _F:
 def expire(
     resources: tuple[str, ...],
     window: str | None,
+    even_last: bool,
     dry_run: bool,
     yes: bool,
     access: Access,
@@ -271,18 +273,23 @@ def expire(
 ) -> int:
     """Let points go: those of each RESOURCE (a shell pattern; all without one) that no keep rule keeps, or single ones by RESOURCE@ID.
 
-    The newest point, the only verified one, and points that are held or in use always stay. What they alone needed leaves the vault with the
-    next `vault prune`.
+    Whatever the rules say, the newest point, the newest complete one, the only verified one, and points that are held or in use stay; of
+    single points the last one and the only verified one need --even-last. What expired points alone needed leaves the vault with the next
+    `vault prune`.
     """
     rules = KeepRules(window=_span(window), **counts)
     single = [one for one in resources if "@" in one]
     if single and (len(single) < len(resources) or not rules.empty):
         raise UsageError("single points and rules exclude each other", on=" ".join(resources))
+    if even_last and not single:
+        raise UsageError("the rules let no last point go", on="--even-last", remedy="name single points: RESOURCE@ID")
     damaged = 0
     with Run.begin() as run:
         opened = run.open(access)
         if single:
             expiring = plan_single(opened, single)
+            if not even_last:
+                check_left(opened, expiring)
             told: list[tuple[Point, tuple[str, ...]]] = [(p, ()) for p in expiring]
         else:
             plan = plan_expiry(opened, resources, rules, datetime.now().astimezone().tzinfo or UTC, run.ctx)
@@ -299,8 +306,9 @@ def expire(
             print_table(["ID", "TIME", "RESOURCE", "KEPT BY"], rows)
         if expiring and not dry_run:
             if not yes:
-                click.confirm(f"Expire {len(expiring)} of {len(told)} points?", abort=True, err=True)
-            apply_expiry(opened, expiring, run.ctx)
+                text = f"{len(expiring)} of {len(told)} points"
+                confirm(f"Expire {text}?", "this lets points go", text)
+            expiring = apply_expiry(opened, expiring, run.ctx)
     if as_json:
         points = [{"id": p.id, "resources": p.resources, "time": p.time, "kept_by": list(why)} for p, why in told]
         print_json({"dry_run": dry_run, "points": points, "expired": [] if dry_run else [p.id for p in expiring]})

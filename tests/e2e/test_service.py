@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -176,3 +177,58 @@ disk: {{paths: [{tmp_path}/disk.img], brackets: ['hook:{tmp_path}/stop'], downti
     again = program.json("service", "run", "--config", place)["steps"]
     assert (again[0]["step"], again[0]["on"], again[0]["code"]) == ("backup", "disk", 0)
     assert json.loads(memory.read_text())["cut"] == {}
+
+
+def test_a_full_state_directory(program: Program, place: Path, tmp_path: Path) -> None:
+    """Nothing can be remembered; everything is done and told all the same."""
+    full = [program.home / "state", program.home / "cache"]
+    for one in full:
+        one.mkdir(exist_ok=True)
+        run("mount", "-t", "tmpfs", "-o", "size=64k", "none", one)
+        with contextlib.suppress(OSError):
+            (one / "other").write_bytes(bytes(1 << 20))
+    try:
+        done = program.run("service", "run", "--all", "--config", place, code=2)
+        listed = program.json("points")["points"]
+    finally:
+        for one in full:
+            run("umount", "-l", one)
+    assert "ok      backup www" in done.stdout
+    assert "ok      backup disk" in done.stdout
+    assert "FAILED  backup gone" in done.stdout
+    assert "ok      prune main" in done.stdout
+    assert "cannot be remembered" in done.stderr
+    assert len(listed) == 2
+    assert "no such file" in (tmp_path / "told").read_text()
+    assert 'step="backup",on="www"' in (tmp_path / "safehold.prom").read_text()
+
+
+def test_a_machine_in_trouble_is_no_bug(program: Program, tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=8k", "none", place)
+    try:
+        with contextlib.suppress(OSError):
+            (place / "other").write_bytes(bytes(1 << 20))
+        said = program.run("service", "run", SAFEHOLD_HOME=str(place), code=2).stderr
+        assert "cannot be read" in said
+        (place / "config").mkdir()
+        said = program.run("config", "init", SAFEHOLD_HOME=str(place), code=1).stderr
+    finally:
+        run("umount", "-l", place)
+    assert "no room left on this machine" in said
+    assert "bug" not in said
+
+
+def test_a_run_that_is_stopped_leaves_its_figures(program: Program, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "stop").write_text("#!/bin/sh\ntest $1 = thaw || kill -TERM $PPID\n")
+    (tmp_path / "stop").chmod(0o700)
+    place.write_text(
+        place.read_text().replace(
+            f"disk: {{paths: [{tmp_path}/disk.img]",
+            f"disk: {{paths: [{tmp_path}/disk.img], brackets: ['hook:{tmp_path}/stop'], downtime: 10s",
+        )
+    )
+    assert "stopped" in program.run("service", "run", "--config", place, code=1).stderr
+    figures = (tmp_path / "safehold.prom").read_text()
+    assert 'safehold_last_run_code{step="backup",on="www",vault="main"} 0' in figures

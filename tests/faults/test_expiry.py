@@ -21,24 +21,11 @@ from safehold.model.resource import ResourceRef
 from safehold.objects.memory import MemoryStore
 from safehold.policies.retention import KeepRules
 from safehold.vault.records import NoteBody
+from tests.faults.clocks import FakeClock
 from tests.worlds import BLOCK, BytesDisk, BytesSource, World
 
 DAY = 86400.0
 HOST = Host("host", "id", "boot")
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.time = 1_795_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
 
 
 class Told(Silent):

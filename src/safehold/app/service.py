@@ -21,6 +21,7 @@ from safehold.app.verify import verify_next
 from safehold.model.context import Context
 from safehold.model.errors import CancelledError, PartialError, SafeholdError
 from safehold.model.resource import ResourceRef
+from safehold.model.unforeseen import explain
 from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import Schedule, is_due
 from safehold.ports.source import Source
@@ -110,10 +111,13 @@ class _Steps(msgspec.Struct):
 
 
 class Memory:
-    """When each step was last started, and which did not come to their end, in a file of this machine."""
+    """When each step was last started, and which did not come to their end, in a file of this machine. A machine that cannot keep it goes on
+    without, and is told so.
+    """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._path, self._warn = path, warn
+        self._warned = False
         try:
             self._steps = msgspec.json.decode(path.read_bytes(), type=_Steps)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -140,10 +144,17 @@ class Memory:
         self._keep()
 
     def _keep(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(self._steps))
-        fresh.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = self._path.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(self._steps))
+            fresh.replace(self._path)
+        except OSError as error:
+            if not self._warned:
+                self._warn(
+                    f"what was done cannot be remembered ({error}): unless that is put right, the next run does it again"
+                )
+            self._warned = True
 
 
 def run_due(
@@ -156,29 +167,27 @@ def run_due(
     ctx: Context,
     *,
     everything: bool = False,
-) -> list[Result]:
-    """Run what is due now (or, with `everything`, all of it) and return; upkeep follows the backups of its vault."""
-    results: list[Result] = []
+) -> None:
+    """Run what is due now (or, with `everything`, all of it) and return; upkeep follows the backups of its vault. `tell` is told of each step."""
     now = ctx.clock.now()
 
     def due(step: str, schedule: Schedule) -> bool:
         return everything or is_due(schedule, memory.last(step), now, zone) or memory.cut(step, now)
 
-    def step(kind: str, on: str, vault: str, act: Callable[[Result], None]) -> Result:
+    def step(kind: str, on: str, vault: str, act: Callable[[Result], None]) -> None:
         ctx.cancel.check()
         memory.start(f"{kind} {on}", now)
         result = Result(kind, on, vault, ctx.clock.now())
         try:
             act(result)
-        except SafeholdError as error:
-            result.error = error
+        except Exception as error:
+            # Whatever it is, the other steps are made, and somebody is told of it.
+            result.error = explain(error)
         result.finished = ctx.clock.now()
         if not isinstance(result.error, CancelledError):
             memory.end(f"{kind} {on}")
-        results.append(result)
         tell(result)
         ctx.cancel.check()
-        return result
 
     backed_up: dict[str, list[Job]] = {}
     for job in jobs:
@@ -196,7 +205,6 @@ def run_due(
         spans = [job.plan.pruning for job in mine if job.plan.pruning]
         if spans and due(f"prune {vault}", Schedule(every=min(spans))):
             step("prune", vault, vault, _prune(vault, open_vault, host, ctx))
-    return results
 
 
 def _backup(job: Job, open_vault: Callable[[str], Vault], host: Host, ctx: Context) -> Callable[[Result], None]:

@@ -13,6 +13,7 @@ import click
 
 import safehold
 from safehold.model.errors import SafeholdError
+from safehold.model.unforeseen import explain
 
 __all__ = ["LazyGroup", "cli", "main", "run"]
 
@@ -95,20 +96,12 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output went away: nothing is wrong, and nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except MemoryError:
-        print(
-            "safehold: out of memory\n  → give the process more memory, or a vault with smaller blocks", file=sys.stderr
-        )
-        return 1
-    except Exception as error:  # the last line of defence: a bug must not look like a crash
+    except Exception as error:  # the last line of defence: neither a bug nor a full disk may look like a crash
         if os.environ.get("SAFEHOLD_DEBUG"):
             raise
-        print(
-            f"safehold: internal error: {type(error).__name__}: {error}\n"
-            "  → this is a bug; what was committed before stays. Set SAFEHOLD_DEBUG=1 to see where it happened, and report it.",
-            file=sys.stderr,
-        )
-        return 1
+        told = explain(error)
+        _report(told, arguments)
+        return told.exit_code
 
 
 def _report(error: SafeholdError, arguments: Sequence[str]) -> None:

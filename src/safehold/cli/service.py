@@ -180,7 +180,8 @@ def run_verb(path: Path | None, everything: bool, as_json: bool) -> int:
     with Run.begin() as run:
         found = load_configuration(_place(run, path))
         run.paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(run.paths.state / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # The directory itself: on a full disk there is no room for a file to lock.
+        lock = os.open(run.paths.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,21 +197,35 @@ def run_verb(path: Path | None, everything: bool, as_json: bool) -> int:
 
 
 def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> list[Result]:
-    def tell(result: Result) -> None:
-        if not quiet:
-            print(_line(result), flush=True)
-        if result.error is not None and result.error.remedy:
-            run.ctx.progress.warn(f"{result.on}: {result.error} → {result.error.remedy}")
-        notify(found, result, run.ctx)
+    results: list[Result] = []
 
-    memory = Memory(run.paths.state / "service.json")
+    def tell(result: Result) -> None:
+        results.append(result)
+        try:
+            if not quiet:
+                print(_line(result), flush=True)
+            if result.error is not None and result.error.remedy:
+                run.ctx.progress.warn(f"{result.on}: {result.error} → {result.error.remedy}")
+        finally:
+            notify(found, result, run.ctx)
+
+    memory = Memory(run.paths.state / "service.json", run.ctx.progress.warn)
     zone = datetime.now().astimezone().tzinfo or UTC
     opener = Opener(found, run.paths, run.ctx)
-    results = run_due(
-        jobs(found, run.paths), opener, this_host(run.paths.state), memory, zone, tell, run.ctx, everything=everything
-    )
-    if found.metrics and results:
-        write_metrics(Path(found.metrics), results, run.ctx)
+    try:
+        run_due(
+            jobs(found, run.paths),
+            opener,
+            this_host(run.paths.state),
+            memory,
+            zone,
+            tell,
+            run.ctx,
+            everything=everything,
+        )
+    finally:
+        if found.metrics and results:
+            write_metrics(Path(found.metrics), results, run.ctx)
     return results
 
 

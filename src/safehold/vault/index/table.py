@@ -229,9 +229,7 @@ def write_table(
         hasher = blake3(header)
         hasher.update(fan.tobytes())
         hasher.update(pack_bytes)
-        os.pwrite(
-            fd, _MAGIC + struct.pack("<I", len(header)) + header + hasher.digest() + fan.tobytes() + pack_bytes, 0
-        )
+        _write(fd, _MAGIC + struct.pack("<I", len(header)) + header + hasher.digest() + fan.tobytes() + pack_bytes, 0)
         os.ftruncate(fd, rows_at + count * ROW.size)
         if keep is not None:
             os.replace(temporary, directory / keep)
@@ -258,12 +256,20 @@ def _write_rows(fd: int, at: int, rows: Iterable[bytes], fan: array[int], bits: 
         block += row
         written += 1
         if len(block) >= _BLOCK:
-            at += os.pwrite(fd, block, at)
+            _write(fd, block, at)
+            at += len(block)
             block.clear()
-    os.pwrite(fd, block, at)
+    _write(fd, block, at)
     while bucket < (1 << bits):
         bucket += 1
         fan[bucket] = written
+
+
+def _write(fd: int, data: bytes | bytearray, at: int) -> None:
+    """All of it: a disk that fills up takes the beginning, and only refuses what is left."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, memoryview(data)[done:], at + done)
 
 
 def table_of(

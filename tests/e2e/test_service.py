@@ -56,16 +56,16 @@ def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> N
         ("verify", "main", 0),
         ("expire", "www", 0),
         ("expire", "disk", 0),
-        ("expire", "gone", 2),
+        ("expire", "gone", 0),
         ("prune", "main", 0),
     ]
     told = [json.loads(line) for line in (tmp_path / "told").read_text().replace("}{", "}\n{").splitlines()]
-    assert {(t["step"], t["on"]) for t in told} == {("backup", "gone"), ("expire", "gone")}
+    assert {(t["step"], t["on"]) for t in told} == {("backup", "gone")}
     assert "no such file" in told[0]["what"]
     figures = (tmp_path / "safehold.prom").read_text()
     assert 'safehold_last_run_code{step="backup",on="gone",vault="main"} 2' in figures
     assert 'safehold_last_success_timestamp_seconds{step="backup",on="www",vault="main"} ' in figures
-    assert 'on="gone"' not in "\n".join(line for line in figures.splitlines() if "last_success" in line)
+    assert 'step="backup",on="gone"' not in "\n".join(line for line in figures.splitlines() if "last_success" in line)
     # Nothing is due again, and the metrics stay.
     assert program.json("service", "run", "--config", place)["steps"] == []
     assert (tmp_path / "safehold.prom").read_text() == figures
@@ -73,6 +73,11 @@ def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> N
     second = program.run("service", "run", "--config", place, "--all", code=2).stdout
     assert "ok      backup disk" in second
     assert "FAILED  backup gone" in second
+    # What the file no longer asks for leaves the metrics.
+    place.write_text("".join(line for line in place.read_text().splitlines(True) if not line.startswith("  gone:")))
+    program.run("service", "run", "--config", place, "--all")
+    assert 'on="gone"' not in (tmp_path / "safehold.prom").read_text()
+    assert 'on="disk"' in (tmp_path / "safehold.prom").read_text()
     program.passphrase = True
     assert sorted(p["members"][0]["name"] for p in program.json("points")["points"]) == ["disk", "www"]
     program.run("restore", "disk@latest", "--to", tmp_path / "out")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 
 import pytest
 
+from safehold.app import service
 from safehold.app.backup import BackupOptions, Host
 from safehold.app.service import Job, Memory, Plan, Result, from_source, run_due
 from safehold.model.context import Context
+from safehold.model.errors import SourceError
 from safehold.model.resource import ResourceRef
 from safehold.objects.memory import MemoryStore
 from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import Schedule
 from safehold.ports.source import Source
+from safehold.testing.fault_store import Killed
 from tests.faults.clocks import FakeClock
 from tests.worlds import BLOCK, BytesDisk, BytesSource, World
 
@@ -94,3 +98,46 @@ def test_a_memory_that_cannot_be_kept(unattended: Unattended) -> None:
     unattended.memory.mkdir()
     assert told(unattended.run(unattended.job("one")))[0] == ("backup", "one", 0)
     assert "cannot be remembered" in unattended.warned[0]
+
+
+@pytest.mark.parametrize(("step", "on"), [("verify", "main"), ("expire", "one"), ("prune", "main")])
+def test_upkeep_that_was_killed_is_begun_anew(
+    unattended: Unattended, monkeypatch: pytest.MonkeyPatch, step: str, on: str
+) -> None:
+    """Long before the next backup is due."""
+    names = {"verify": "verify_next", "expire": "plan_expiry", "prune": "prune_vault"}
+
+    def die(*args: object, **more: object) -> None:
+        raise Killed
+
+    job = unattended.job("one")
+    with monkeypatch.context() as patch:
+        patch.setattr(service, names[step], die)
+        with pytest.raises(Killed):
+            unattended.run(job)
+    unattended.clock.sleep(800)
+    assert not [one for one in told(unattended.run(job)) if one[:2] == (step, on)]
+    unattended.clock.sleep(200)
+    again = told(unattended.run(job))
+    assert (step, on, 0) in again
+    assert ("backup", "one", 0) not in again
+    unattended.clock.sleep(7200)
+    assert told(unattended.run(job)) == []
+
+
+def test_a_prune_is_due_by_itself(unattended: Unattended) -> None:
+    rare = replace(PLAN, schedule=Schedule(every=30 * DAY))
+    assert len(unattended.run(unattended.job("one", rare))) == 4
+    unattended.clock.sleep(2 * DAY)
+    assert told(unattended.run(unattended.job("one", rare))) == []
+    unattended.clock.sleep(DAY)
+    assert told(unattended.run(unattended.job("one", rare))) == [("prune", "main", 0)]
+
+
+def test_a_first_backup_that_fails_is_told_of_once(unattended: Unattended) -> None:
+    def fail() -> None:
+        raise SourceError("no such file")
+
+    unattended.trouble["one"] = fail
+    bad = [one for one in told(unattended.run(unattended.job("one"))) if one[2]]
+    assert bad == [("backup", "one", 1)]

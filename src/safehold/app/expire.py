@@ -81,10 +81,6 @@ def plan_expiry(vault: Vault, patterns: Sequence[str], rules: KeepRules, zone: t
         return not patterns or any(fnmatchcase(name, one) for one in patterns)
 
     points = [p for p in vault.points()[0] if any(covered(name) for name in p.resources)]
-    if patterns and not points:
-        raise UsageError(
-            "no points of these resources", on=" ".join(patterns), remedy="see what there is: safehold points"
-        )
     damaged = _verify_new(vault, points, ctx)
     # By the store's clock: this machine's may be years ahead.
     now = vault.store_time()

@@ -168,7 +168,10 @@ def run_due(
     *,
     everything: bool = False,
 ) -> None:
-    """Run what is due now (or, with `everything`, all of it) and return; upkeep follows the backups of its vault. `tell` is told of each step."""
+    """Run what is due now (or, with `everything`, all of it) and return. `tell` is told of each step.
+
+    Verification and expiry follow the backups of their vault, or are begun anew where they were cut; prunes have times of their own.
+    """
     now = ctx.clock.now()
 
     def due(step: str, schedule: Schedule) -> bool:
@@ -189,18 +192,18 @@ def run_due(
         tell(result)
         ctx.cancel.check()
 
-    backed_up: dict[str, list[Job]] = {}
-    for job in jobs:
-        if due(f"backup {job.resource}", job.plan.schedule):
-            step("backup", job.resource, job.vault, _backup(job, open_vault, host, ctx))
-            backed_up.setdefault(job.vault, []).append(job)
-    for vault, mine in backed_up.items():
-        budgets = [job.plan.verification for job in mine if job.plan.verification]
+    backed_up = [job for job in jobs if due(f"backup {job.resource}", job.plan.schedule)]
+    for job in backed_up:
+        step("backup", job.resource, job.vault, _backup(job, open_vault, host, ctx))
+    for vault in dict.fromkeys(job.vault for job in jobs):
+        mine = [job for job in jobs if job.vault == vault]
+        verifying = mine if memory.cut(f"verify {vault}", now) else [job for job in mine if job in backed_up]
+        budgets = [job.plan.verification for job in verifying if job.plan.verification]
         if budgets:
             step("verify", vault, vault, _verify(vault, budgets, open_vault, ctx))
         # Only now: the only verified point of a resource never expires, and the newest has just been verified.
         for job in mine:
-            if job.plan.rules is not None:
+            if job.plan.rules is not None and (job in backed_up or memory.cut(f"expire {job.resource}", now)):
                 step("expire", job.resource, vault, _expire(job, open_vault, zone, ctx))
         spans = [job.plan.pruning for job in mine if job.plan.pruning]
         if spans and due(f"prune {vault}", Schedule(every=min(spans))):
@@ -257,11 +260,15 @@ def _prune(name: str, open_vault: Callable[[str], Vault], host: Host, ctx: Conte
     return act
 
 
-def metrics(results: Sequence[Result], before: Mapping[str, float]) -> dict[str, float]:
-    """Figures by their names in Prometheus' text format, those of `before` that nothing new is known of included."""
-    out = dict(before)
+def metrics(results: Sequence[Result], before: Mapping[str, float], jobs: Sequence[Job]) -> dict[str, float]:
+    """Figures by their names in Prometheus' text format, those of `before` that nothing new is known of included, as far as `jobs` still ask
+    for the step.
+    """
+    wanted = {_labels(step, job.resource, job.vault) for job in jobs for step in ("backup", "expire")}
+    wanted |= {_labels(step, job.vault, job.vault) for job in jobs for step in ("verify", "prune")}
+    out = {name: value for name, value in before.items() if name.partition("{")[2].removesuffix("}") in wanted}
     for result in results:
-        labels = f'step="{result.step}",on="{_escaped(result.on)}",vault="{_escaped(result.vault)}"'
+        labels = _labels(result.step, result.on, result.vault)
         out[f"safehold_last_run_timestamp_seconds{{{labels}}}"] = result.finished
         out[f"safehold_last_run_code{{{labels}}}"] = result.code
         out[f"safehold_last_run_duration_seconds{{{labels}}}"] = result.finished - result.started
@@ -270,6 +277,10 @@ def metrics(results: Sequence[Result], before: Mapping[str, float]) -> dict[str,
         for name, value in result.figures.items():
             out[f"safehold_{result.step}_{name}{{{labels}}}"] = value
     return out
+
+
+def _labels(step: str, on: str, vault: str) -> str:
+    return f'step="{step}",on="{_escaped(on)}",vault="{_escaped(vault)}"'
 
 
 def _escaped(label: str) -> str:

@@ -293,6 +293,10 @@ def expire(
             told: list[tuple[Point, tuple[str, ...]]] = [(p, ()) for p in expiring]
         else:
             plan = plan_expiry(opened, resources, rules, datetime.now().astimezone().tzinfo or UTC, run.ctx)
+            if resources and not plan.decisions:
+                raise UsageError(
+                    "no points of these resources", on=" ".join(resources), remedy="see what there is: safehold points"
+                )
             expiring = plan.expiring
             told = [(p, d.reasons) for p, d in plan.decisions]
             for finding in plan.damaged.found:

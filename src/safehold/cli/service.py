@@ -212,9 +212,10 @@ def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> li
     memory = Memory(run.paths.state / "service.json", run.ctx.progress.warn)
     zone = datetime.now().astimezone().tzinfo or UTC
     opener = Opener(found, run.paths, run.ctx)
+    asked = jobs(found, run.paths)
     try:
         run_due(
-            jobs(found, run.paths),
+            asked,
             opener,
             this_host(run.paths.state),
             memory,
@@ -225,7 +226,7 @@ def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> li
         )
     finally:
         if found.metrics and results:
-            write_metrics(Path(found.metrics), results, run.ctx)
+            write_metrics(Path(found.metrics), results, asked, run.ctx)
     return results
 
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,15 +215,15 @@ def notify(configuration: Configuration, result: Result, ctx: Context) -> None:
             ctx.progress.warn(f"nobody could be told of the failure ({fault})")
 
 
-def write_metrics(path: Path, results: list[Result], ctx: Context) -> None:
-    """Replace the metrics file; figures of steps that did not run stay."""
+def write_metrics(path: Path, results: Sequence[Result], asked: Sequence[Job], ctx: Context) -> None:
+    """Replace the metrics file; figures of steps that did not run stay, unless none of the jobs that are `asked` for has them."""
     before: dict[str, float] = {}
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in path.read_text().splitlines():
             match = _METRIC.match(line)
             if match:
                 before[match[1]] = float(match[2])
-    figures = metrics(results, before)
+    figures = metrics(results, before, asked)
     names = sorted({name.partition("{")[0] for name in figures})
     text = ""
     for name in names:

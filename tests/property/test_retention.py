@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -302,3 +303,20 @@ def test_days_are_those_of_the_zone() -> None:
     rules = KeepRules(daily=2)
     assert kept(points, rules, 0.0) == {"before", "after"}
     assert {d.point.id for d in decide(points, rules, NOW, zone=UTC) if d.keep} == {"after"}
+
+
+def test_days_of_this_machine_are_those_that_were_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from summer: two points of one winter day, and two of the hour that there is twice when summer time ends."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        now = datetime(2026, 7, 1, tzinfo=UTC).timestamp()
+        winter = [datetime(2026, 1, 10, 0, 30), datetime(2026, 1, 10, 23, 30)]
+        points = [Candidate(f"{n}", ("a",), day.timestamp()) for n, day in enumerate(winter)]
+        assert [d.reasons for d in decide(points, KeepRules(daily=2), now, zone=None)] == [(), ("daily", "newest")]
+        twice = [datetime(2025, 10, 26, hour, 30, tzinfo=UTC) for hour in (0, 1)]
+        points = [Candidate(f"{n}", ("a",), hour.timestamp()) for n, hour in enumerate(twice)]
+        assert all(d.keep for d in decide(points, KeepRules(hourly=2), now, zone=None))
+    finally:
+        monkeypatch.undo()
+        time.tzset()

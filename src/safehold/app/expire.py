@@ -66,8 +66,11 @@ def _candidates(
     return out
 
 
-def plan_expiry(vault: Vault, patterns: Sequence[str], rules: KeepRules, zone: tzinfo, ctx: Context) -> ExpiryPlan:
-    """Apply the rules to the resources that fit one of the shell patterns (none: all). UsageError for rules that keep nothing.
+def plan_expiry(
+    vault: Vault, patterns: Sequence[str], rules: KeepRules, zone: tzinfo | None, ctx: Context
+) -> ExpiryPlan:
+    """Apply the rules to the resources that fit one of the shell patterns (none: all). Days are those of `zone`, or of this machine (None).
+    UsageError for rules that keep nothing.
 
     A point that holds other resources too is in the plan, and stays: nobody said how long theirs are kept.
     Points of exported writers whose structure nobody verified yet are verified first; those found whole are noted as such.

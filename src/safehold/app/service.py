@@ -162,7 +162,7 @@ def run_due(
     open_vault: Callable[[str], Vault],
     host: Host,
     memory: Memory,
-    zone: tzinfo,
+    zone: tzinfo | None,
     tell: Tell,
     ctx: Context,
     *,
@@ -170,7 +170,8 @@ def run_due(
 ) -> None:
     """Run what is due now (or, with `everything`, all of it) and return. `tell` is told of each step.
 
-    Verification and expiry follow the backups of their vault, or are begun anew where they were cut; prunes have times of their own.
+    Verification and expiry follow the backups of their vault, or are begun anew where they were cut; prunes have times of their own. Times
+    of day are those of `zone`, or of this machine (None).
     """
     now = ctx.clock.now()
 
@@ -223,7 +224,9 @@ def _backup(job: Job, open_vault: Callable[[str], Vault], host: Host, ctx: Conte
     return act
 
 
-def _expire(job: Job, open_vault: Callable[[str], Vault], zone: tzinfo, ctx: Context) -> Callable[[Result], None]:
+def _expire(
+    job: Job, open_vault: Callable[[str], Vault], zone: tzinfo | None, ctx: Context
+) -> Callable[[Result], None]:
     def act(result: Result) -> None:
         vault = open_vault(job.vault)
         assert job.plan.rules is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -292,7 +291,7 @@ def expire(
                 check_left(opened, expiring)
             told: list[tuple[Point, tuple[str, ...]]] = [(p, ()) for p in expiring]
         else:
-            plan = plan_expiry(opened, resources, rules, datetime.now().astimezone().tzinfo or UTC, run.ctx)
+            plan = plan_expiry(opened, resources, rules, None, run.ctx)
             if resources and not plan.decisions:
                 raise UsageError(
                     "no points of these resources", on=" ".join(resources), remedy="see what there is: safehold points"

@@ -6,7 +6,6 @@ import fcntl
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -210,7 +209,6 @@ def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> li
             notify(found, result, run.ctx)
 
     memory = Memory(run.paths.state / "service.json", run.ctx.progress.warn)
-    zone = datetime.now().astimezone().tzinfo or UTC
     opener = Opener(found, run.paths, run.ctx)
     asked = jobs(found, run.paths)
     try:
@@ -219,7 +217,7 @@ def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> li
             opener,
             this_host(run.paths.state),
             memory,
-            zone,
+            None,
             tell,
             run.ctx,
             everything=everything,

@@ -94,12 +94,13 @@ class Decision:
 
 
 def decide(
-    points: Iterable[Candidate], rules: KeepRules, now: float, *, minimum_age: float = 0.0, zone: tzinfo = UTC
+    points: Iterable[Candidate], rules: KeepRules, now: float, *, minimum_age: float = 0.0, zone: tzinfo | None = UTC
 ) -> list[Decision]:
     """Decide for each point, oldest first. Points of different sets of resources do not count for each other.
 
     Each rule is applied twice: to the complete points, as if there were no others, and to all of them. `minimum_age` protects points of
-    exported writers that are younger; periods begin and end in `zone`. ValueError for empty rules.
+    exported writers that are younger. Periods begin and end in `zone`; None for this machine's, by the rules in force at each point's time.
+    ValueError for empty rules.
     """
     if rules.empty:
         raise ValueError("no rule keeps anything")
@@ -112,7 +113,9 @@ def decide(
     return sorted(decisions, key=lambda d: (d.point.time, d.point.id))
 
 
-def _decide(group: list[Candidate], rules: KeepRules, now: float, minimum_age: float, zone: tzinfo) -> list[Decision]:
+def _decide(
+    group: list[Candidate], rules: KeepRules, now: float, minimum_age: float, zone: tzinfo | None
+) -> list[Decision]:
     reasons: dict[str, list[str]] = {point.id: list(point.kept) for point in group}
     counting = [point for point in reversed(group) if point.counts]
     complete = [point for point in counting if point.complete]
@@ -136,7 +139,7 @@ def _decide(group: list[Candidate], rules: KeepRules, now: float, minimum_age: f
 
 
 def _chosen(
-    newest_first: Sequence[Candidate], rules: KeepRules, now: float, zone: tzinfo
+    newest_first: Sequence[Candidate], rules: KeepRules, now: float, zone: tzinfo | None
 ) -> Iterator[tuple[str, Candidate]]:
     """What each rule picks, with the rule's name."""
     yield from (("last", point) for point in _newest_of_hours(newest_first)[: rules.last])
@@ -176,15 +179,16 @@ def _newest_of_each(
     return list(chosen.values())
 
 
-def _calendar(period: str, zone: tzinfo) -> Callable[[Candidate], str]:
+def _calendar(period: str, zone: tzinfo | None) -> Callable[[Candidate], str]:
     return lambda point: _local(point, zone).strftime(period)
 
 
-def _local(point: Candidate, zone: tzinfo) -> datetime:
-    return datetime.fromtimestamp(point.time, zone)
+def _local(point: Candidate, zone: tzinfo | None) -> datetime:
+    # Not by today's offset: summer time begins and ends between points.
+    return datetime.fromtimestamp(point.time, UTC).astimezone(zone)
 
 
-def _hanoi(newest_first: Sequence[Candidate], levels: int, zone: tzinfo) -> list[Candidate]:
+def _hanoi(newest_first: Sequence[Candidate], levels: int, zone: tzinfo | None) -> list[Candidate]:
     """The newest point, and for spans of 1, 2, 4, … days the first one of the span before the newest.
 
     Of a day its newest point counts. A span is aligned to days since the year 1, so a point that a longer span will need is the first of

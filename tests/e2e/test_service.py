@@ -84,6 +84,30 @@ def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> N
     assert (tmp_path / "out").read_bytes() == b"y" * 100_000
 
 
+def test_status_knows_what_should_be_there(program: Program, place: Path, tmp_path: Path) -> None:
+    """What never succeeded, what failed last, and how: by the configuration and what the runs left."""
+    before = program.json("status", "--config", place)["resources"]
+    assert {name: one["state"] for name, one in before.items()} == dict.fromkeys(("www", "disk", "gone"), "missing")
+    program.run("status", "--config", place, "--max-age", "26h", code=8)
+    program.run("service", "run", "--config", place, code=2)
+    (tmp_path / "disk.img").unlink()
+    program.run("service", "run", "--config", place, "--all", code=2)
+    program.home.joinpath("config").mkdir(exist_ok=True)
+    shutil.copy(place, program.home / "config/safehold.yaml")
+    done = program.run("status", "--max-age", "26h", code=8)
+    lines = done.stdout.splitlines()
+    assert [line.split(" failed on ")[0] for line in lines[:2]] == ["PROBLEM  backup disk", "PROBLEM  backup gone"]
+    assert "no such file" in lines[0]
+    assert [line.split()[:2] for line in lines[4:]] == [["missing", "gone"], ["failed", "disk"], ["ok", "www"]]
+    assert "1 of 3 resources" in done.stderr
+    assert "gone" in done.stderr
+    assert "no such file" in program.json("status", "disk", "--max-age", "26h")["resources"]["disk"]["failure"]
+    (program.home / "config/safehold.yaml").write_text("version: 7")
+    assert "PROBLEM  unattended runs: version" in program.run("status").stdout
+    (program.home / "config/safehold.yaml").unlink()
+    assert set(program.json("status")["resources"]) == {"www", "disk"}
+
+
 def test_two_at_once(program: Program, place: Path) -> None:
     runs = [program.start("service", "run", "--config", place, "--all") for _ in range(3)]
     outputs = [run.communicate() for run in runs]

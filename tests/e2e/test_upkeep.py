@@ -55,14 +55,21 @@ def test_rot_is_found_by_a_later_run(program: Program, vault: Path, tmp_path: Pa
         if found:
             break
     assert victim.name in found[0]["on"]
+    first = program.run("status").stdout.splitlines()[0]
+    assert first.startswith("PROBLEM  damaged data was found")
+    assert victim.name in first
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     assert program.json("verify", "--older-than", "1d")["proved"] != []
+    assert program.json("status")["problems"] == []
     victim.unlink()
     assert "is gone" in program.run("verify", "--older-than", "0s", code=4).stdout
 
 
 def test_status_says_what_is_overdue_first(program: Program, vault: Path, tmp_path: Path) -> None:
+    assert "no points yet" in program.run("status").stdout
+    assert "there are no points at all" in program.run("status", "--max-age", "26h", code=8).stderr
+    program.json("status", "--max-age", "26h", code=8)
     for name in ("a", "b"):
         (tmp_path / f"{name}.img").write_bytes(b"x" * 5000)
         program.run("backup", tmp_path / f"{name}.img")

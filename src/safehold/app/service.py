@@ -27,7 +27,7 @@ from safehold.policies.schedule import Schedule, is_due
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
-__all__ = ["Job", "MakePoint", "Memory", "Plan", "Result", "Tell", "from_source", "metrics", "run_due"]
+__all__ = ["Job", "MakePoint", "Memory", "Past", "Plan", "Result", "Tell", "from_source", "metrics", "run_due"]
 
 PATIENCE = 36 * 3600.0
 """Seconds without a sign of life after which a session is ended."""
@@ -105,14 +105,23 @@ _CUT = (900.0, 3600.0, 4 * 3600.0)
 """Seconds after its start that a step whose process ended in the middle is begun anew. One that ends it each time must not do so for ever."""
 
 
+class Past(msgspec.Struct, frozen=True):
+    """How a step ended last: when, by this machine's clock, its exit code, and what went wrong."""
+
+    finished: float
+    code: int = 0
+    what: str = ""
+
+
 class _Steps(msgspec.Struct):
     times: dict[str, float] = {}
     cut: dict[str, int] = {}
+    past: dict[str, Past] = {}
 
 
 class Memory:
-    """When each step was last started, and which did not come to their end, in a file of this machine. A machine that cannot keep it goes on
-    without, and is told so.
+    """When each step was last started, how it ended, and which did not come to their end, in a file of this machine. A machine that cannot
+    keep it goes on without, and is told so.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
@@ -138,10 +147,15 @@ class Memory:
         self._steps.cut[step] = self._steps.cut.get(step, 0) + 1
         self._keep()
 
-    def end(self, step: str) -> None:
+    def end(self, step: str, past: Past) -> None:
         """The step came to its end, be it a good or a bad one."""
         self._steps.cut.pop(step, None)
+        self._steps.past[step] = past
         self._keep()
+
+    def past(self, step: str) -> Past | None:
+        """How the step ended last; None where it never did."""
+        return self._steps.past.get(step)
 
     def _keep(self) -> None:
         try:
@@ -189,7 +203,7 @@ def run_due(
             result.error = explain(error)
         result.finished = ctx.clock.now()
         if not isinstance(result.error, CancelledError):
-            memory.end(f"{kind} {on}")
+            memory.end(f"{kind} {on}", Past(result.finished, result.code, str(result.error or "")))
         tell(result)
         ctx.cancel.check()
 

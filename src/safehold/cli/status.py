@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
-from safehold.app.status import Standing, standings
+from safehold.app.status import Standing, damaged_packs, standings
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
+from safehold.compose.asked import asked_for
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
 from safehold.model.errors import OverdueError, UsageError
@@ -21,18 +23,28 @@ __all__ = ["status"]
 @click.option(
     "--max-age", metavar="SPAN", help="A resource without a point of the last SPAN (26h) is overdue: exit code 8."
 )
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The configuration of unattended runs, whose resources are expected; default: safehold.yaml in /etc/safehold.",
+)
 @vault_options
 @json_option
-def status(resource: str | None, max_age: str | None, access: Access, as_json: bool) -> int:
-    """Each resource with its newest point; problems first."""
+def status(resource: str | None, max_age: str | None, path: Path | None, access: Access, as_json: bool) -> int:
+    """Each resource with its newest point; problems first.
+
+    Resources that unattended runs are to back up are shown even where no backup of them succeeded. Ages are by the store's clock.
+    """
     try:
         limit = parse_span(max_age) if max_age else None
     except ValueError as error:
         raise UsageError(str(error), on="--max-age") from error
     with Run.begin() as run:
         opened = run.open(access)
-        found = standings(opened, run.ctx, limit)
-        problems = [str(problem) for problem in opened.problems]
+        asked = asked_for(path or run.paths.config / "safehold.yaml", run.paths, opened.store.url)
+        found = standings(opened, run.ctx, limit, asked.expected)
+        problems = [str(problem) for problem in opened.problems] + _damage(damaged_packs(opened)) + asked.problems
         problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
         problems += switch_problems(run.paths.volume_switch)
     if resource is not None:
@@ -40,13 +52,16 @@ def status(resource: str | None, max_age: str | None, access: Access, as_json: b
         if not found:
             raise OverdueError("no points of this resource", on=resource, remedy="see what there is: safehold status")
     overdue = [one for one in found if one.overdue]
+    empty = limit is not None and not found
     if as_json:
         resources = {one.resource: _document(one) for one in found}
         print_json({"vault": opened.store.url, "problems": problems, "resources": resources})
-        return OverdueError.exit_code if overdue else 0
+        return OverdueError.exit_code if overdue or empty else 0
     for problem in problems:
         print(f"PROBLEM  {problem}")
     print(f"vault {opened.store.url}")
+    if empty:
+        raise OverdueError("there are no points at all", on=opened.store.url, remedy="back up: safehold backup")
     if not found:
         print("no points yet. Next: safehold backup DIRECTORY_OR_DISK")
     else:
@@ -54,9 +69,9 @@ def status(resource: str | None, max_age: str | None, access: Access, as_json: b
             [
                 one.state,
                 one.resource,
-                format_time(one.point.time),
-                format_duration(one.age),
-                format_size(one.size),
+                format_time(one.point.time) if one.point else "never",
+                format_duration(one.age) if one.point else "",
+                format_size(one.size) if one.point else "",
                 str(one.points),
                 format_time(one.verified) if one.verified else "never",
             ]
@@ -72,15 +87,23 @@ def status(resource: str | None, max_age: str | None, access: Access, as_json: b
     return 0
 
 
+def _damage(packs: list[str]) -> list[str]:
+    if not packs:
+        return []
+    names = ", ".join(packs[:3]) + (f" and {len(packs) - 3} more" if len(packs) > 3 else "")
+    return [f'damaged data was found, and is not repaired: {names}; see the runbook, "Damaged vault"']
+
+
 def _document(one: Standing) -> dict[str, object]:
     return {
         "state": one.state,
-        "point": one.point.id,
-        "time": one.point.time,
-        "age": one.age,
+        "point": one.point.id if one.point else None,
+        "time": one.point.time if one.point else None,
+        "age": one.age if one.point else None,
         "consistency": one.consistency,
         "size": one.size,
         "points": one.points,
         "verified": one.verified,
         "partial": list(one.partial),
+        "failure": one.failure,
     }

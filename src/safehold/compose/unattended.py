@@ -31,7 +31,7 @@ from safehold.objects.location import local_place
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
-__all__ = ["Opener", "jobs", "notify", "variables", "write_metrics"]
+__all__ = ["Opener", "jobs", "notify", "same_place", "variables", "write_metrics"]
 
 _PATIENCE = 60.0
 """Seconds that a failure command or address may take."""
@@ -145,7 +145,7 @@ def _of_volumes(name: str, resource: ResourceSettings, settings: VaultSettings, 
             )
         volumes = [client.order("show", name=volume) for volume in resource.volumes]
         for one in volumes:
-            if _same_place(one["vault"]) != _same_place(settings.place):
+            if same_place(one["vault"]) != same_place(settings.place):
                 raise UsageError(
                     f"snapshots of this volume go to {one['vault']}, not to {settings.place}",
                     on=one["name"],
@@ -176,7 +176,7 @@ def _of_volumes(name: str, resource: ResourceSettings, settings: VaultSettings, 
     return make_point
 
 
-def _same_place(address: str) -> str:
+def same_place(address: str) -> str:
     """An address by which two of one vault are equal."""
     return next((os.path.realpath(place) for place in local_place(address)), address.rstrip("/"))
 

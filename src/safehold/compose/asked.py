@@ -1,0 +1,52 @@
+"""What the configuration of unattended runs asks for, and how that went: for whoever wants to know how things stand."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safehold.app.service import Memory, Past
+from safehold.compose.configuration import load_configuration
+from safehold.compose.paths import Paths
+from safehold.compose.unattended import jobs, same_place
+from safehold.model.errors import UsageError
+from safehold.model.units import format_time
+
+__all__ = ["Asked", "asked_for"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`expected` are the resources that points of one vault are asked for, each with what made its last backup fail (empty: nothing);
+    `problems` are all steps that failed last, of whatever vault.
+    """
+
+    expected: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def asked_for(path: Path, paths: Paths, vault: str) -> Asked:
+    """What the file at `path` asks of the vault at that address. A file that is wrong is a problem; none asks for nothing."""
+    asked = Asked()
+    if not os.path.isfile(path):
+        return asked
+    try:
+        found = load_configuration(path)
+    except UsageError as error:
+        asked.problems.append(f"unattended runs: {error}")
+        return asked
+    memory = Memory(paths.state / "service.json", asked.problems.append)
+    steps: dict[str, Past | None] = {}
+    for job in jobs(found, paths):
+        steps |= {name: memory.past(name) for name in (f"backup {job.resource}", f"expire {job.resource}")}
+        steps |= {name: memory.past(name) for name in (f"verify {job.vault}", f"prune {job.vault}")}
+        last = steps[f"backup {job.resource}"]
+        if same_place(found.vaults[job.vault].place) == same_place(vault):
+            asked.expected.update(dict.fromkeys(job.histories, last.what if last else ""))
+    asked.problems.extend(
+        f"{step} failed on {format_time(past.finished)}: {past.what}"
+        for step, past in steps.items()
+        if past and past.what
+    )
+    return asked

@@ -6,7 +6,11 @@ import contextlib
 import json
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -261,3 +265,56 @@ def test_a_run_that_is_stopped_leaves_its_figures(program: Program, place: Path,
     assert "stopped" in program.run("service", "run", "--config", place, code=1).stderr
     figures = (tmp_path / "safehold.prom").read_text()
     assert 'safehold_last_run_code{step="backup",on="www",vault="main"} 0' in figures
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Keeps what it is sent, and answers as the server says."""
+
+    server: Listener
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
+        self.send_response(self.server.answer)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Listener(HTTPServer):
+    got: ClassVar[list[tuple[str, str, dict[str, object]]]] = []
+    answer = 204
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    server = Listener(("127.0.0.1", 0), Hook)
+    server.got.clear()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_web_address_is_told(program: Program, place: Path, tmp_path: Path, listener: Listener) -> None:
+    address = f"http://127.0.0.1:{listener.server_port}/told?by=safehold"
+    place.write_text(place.read_text().replace(f"{{command: {tmp_path}/tell}}", f"{{webhook: '{address}'}}"))
+    done = program.run("service", "run", "--config", place, code=2)
+    ((path, kind, document),) = listener.got
+    assert (path, kind) == ("/told?by=safehold", "application/json")
+    assert (document["step"], document["on"], document["vault"], document["code"]) == ("backup", "gone", "main", 2)
+    assert "no such file" in str(document["what"])
+    assert document["remedy"]
+    assert str(document["run"]) in done.stderr
+    # An address that refuses, and one where nobody listens, are warned of and end nothing.
+    listener.answer = 500
+    done = program.run("service", "run", "--config", place, "--all", code=2)
+    assert len(listener.got) == 2
+    assert "nobody could be told of the failure (HTTP Error 500" in done.stderr
+    place.write_text(place.read_text().replace(f":{listener.server_port}/", ":1/"))
+    done = program.run("service", "run", "--config", place, "--all", code=2)
+    assert "nobody could be told of the failure" in done.stderr
+    assert "ok      prune main" in done.stdout

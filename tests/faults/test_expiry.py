@@ -20,8 +20,13 @@ from safehold.model.progress import Silent
 from safehold.model.resource import ResourceRef
 from safehold.objects.memory import MemoryStore
 from safehold.policies.retention import KeepRules
-from safehold.vault.records import NoteBody
+from safehold.vault.envelope import encode
+from safehold.vault.names import commit_name
+from safehold.vault.records import NoteBody, Parameters, PointObject
+from safehold.vault.sealing import seal_body
+from safehold.vault.writers import WriterKey
 from tests.faults.clocks import FakeClock
+from tests.faults.test_stolen_writer import Thief
 from tests.worlds import BLOCK, BytesDisk, BytesSource, World
 
 DAY = 86400.0
@@ -123,3 +128,67 @@ def test_a_point_that_is_pinned_at_the_last_moment(world: World, clock: FakeCloc
     assert [p.id for p in expired] == [made[0], made[2]]
     assert left(world) == [made[1], made[3]]
     assert [line for line in told.warnings if made[1][:8] in line and "depends on this point" in line]
+
+
+@pytest.fixture
+def stolen(world: World, clock: FakeClock) -> WriterKey:
+    """The credential of a host that made five points of its own, a day apart; the owner has verified them."""
+    writer = world.new_writer("web")
+    for n in range(5):
+        clock.sleep(DAY)
+        world.back_up(b"%d" % n * BLOCK, "web", world.open_writer(writer))
+    plan_expiry(world.open(), [], KeepRules(last=5), UTC, world.ctx)
+    clock.sleep(DAY)
+    return WriterKey.load(writer.export("somewhere"), on="credential")
+
+
+def forge(world: World, writer: WriterKey, number: int, clock: FakeClock) -> None:
+    """Points whose structure is whole: they take the root of a true one."""
+    true = world.open().points()[0][-1]
+    for _ in range(number):
+        clock.sleep(3000 / number)
+        thief = Thief(world, writer)
+        name = commit_name(writer.wid, thief.sid)
+        sealed = seal_body(thief.secret.session_key, writer.vault, name, encode(true.body))
+        thief.put(name, encode(PointObject(thief.key, sealed, thief.certificate)))
+
+
+def test_a_flood_of_a_stolen_writer_pushes_nothing_out(
+    world: World, clock: FakeClock, stolen: WriterKey, tmp_path: Path
+) -> None:
+    """A thousand sound points within an hour take one place of those that the rule keeps."""
+    before = left(world)
+    assert len(before) == 5
+    forge(world, stolen, 1000, clock)
+    vault = world.open()
+    plan = plan_expiry(vault, [], KeepRules(last=5), UTC, world.ctx)
+    assert plan.damaged.found == []
+    assert len(plan.decisions) == 1005
+    assert sum(decision.point.sound for _, decision in plan.decisions) == 1005
+    apply_expiry(vault, plan.expiring, world.ctx)
+    assert set(before[1:]) <= set(left(world))
+    assert len(left(world)) == 5
+
+
+@pytest.mark.parametrize("wrong", [-10 * 365 * DAY, 10 * 365 * DAY])
+@pytest.mark.parametrize(
+    ("minimum_age", "rules", "expiring"),
+    [
+        # Four of the six lie in the window, and the fifth is the one before it.
+        (0, KeepRules(window=3.5 * DAY), 1),
+        (216_000, KeepRules(last=1), 3),
+    ],
+)
+def test_a_clients_clock_expires_nothing(
+    tmp_path: Path, clock: FakeClock, wrong: float, minimum_age: int, rules: KeepRules, expiring: int
+) -> None:
+    """Neither windows nor the minimum age go by the clock of the machine that applies the rules."""
+    world = World(tmp_path, MemoryStore(clock), Parameters(block_size=BLOCK, minimum_age=minimum_age))
+    writer = world.new_writer("web")
+    for n in range(6):
+        clock.sleep(DAY)
+        world.back_up(b"%d" % n * BLOCK, "web", world.open_writer(writer))
+    points = left(world)
+    world.ctx = Context(clock=FakeClock(clock.time + wrong))
+    plan = plan_expiry(world.open(), [], rules, UTC, world.ctx)
+    assert [p.id for p in plan.expiring] == points[:expiring]

@@ -183,7 +183,7 @@ plans:
     run("qemu-io", "-f", "raw", "-r", "-c", "read -P 3 0 1M", home / "back")
     # One that was started from a timer would end with it.
     program.run("volume", "stop")
-    absent = program.json("service", "run", "--all", "--config", place, code=2)["steps"][0]
+    absent = program.json("service", "run", "--all", "--config", place, code=1)["steps"][0]
     assert "nobody serves the volumes" in absent["what"]
     assert "safehold-volumes" in absent["remedy"]
 

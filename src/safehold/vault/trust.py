@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
@@ -34,6 +34,8 @@ class OwnerTrust:
 
     def __init__(self, keyring: Keyring | None, pinned: OwnerPublic | None) -> None:
         known = [keyring.get(g.number).public for g in keyring.generations] if keyring else []
+        self.held = known[-1].generation if known else 0
+        """The newest generation of which the private keys are at hand; 0, where every vault begins, for a writer."""
         if pinned:
             known.append(pinned)
         self._known = {public.generation: public for public in known}
@@ -64,6 +66,8 @@ class OwnerTrust:
 class Chain:
     """The newest record of the gc chain and the BLAKE3 of its stored bytes; `record` is None where the whole chain
     is gone, or (`broken`) where it cannot be followed to its newest record. `owner` are the keys in force as far as it was followed.
+
+    `behind` says that the owner holds newer keys than those: records are missing.
     """
 
     record: GcRecord | None = None
@@ -71,6 +75,7 @@ class Chain:
     problems: list[DamageError] = field(default_factory=list)
     broken: bool = False
     owner: OwnerPublic | None = None
+    behind: RollbackError | None = None
 
     @property
     def head(self) -> tuple[int, bytes] | None:
@@ -96,10 +101,12 @@ class Chain:
 
     def require(self, kind: str) -> None:
         """FormatError unless this program knows every feature on the `read` (`write`, `delete`) list; DamageError for anything but reading
-        where the newest record cannot be believed.
+        where the newest record cannot be believed, or is not the newest.
         """
         if self.broken and kind != "read":
             raise self.problems[0]
+        if self.behind and kind != "read":
+            raise self.behind
         unknown = set(getattr(self.features, kind)) - KNOWN_FEATURES
         if unknown:
             raise FormatError(
@@ -114,6 +121,20 @@ def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, b
     `seen` is the number and digest of the newest record that was followed to before: the walk starts there, and otherwise at the first
     record. A chain that ends before it, or holds another record under that number, is a RollbackError.
     """
+    chain = _follow(store, vault, trust, seen)
+    reached = chain.owner.generation if chain.owner else 0
+    if chain.broken or trust.held <= reached:
+        return chain
+    behind = RollbackError(
+        f"owner key {trust.held} is at hand, and the vault's records end with {reached} in force: newer ones are hidden or lost, or a rotation "
+        "was killed",
+        on="gc/",
+        remedy='backups and prunes are refused; restores work; see the runbook, "Damaged vault"',
+    )
+    return replace(chain, behind=behind, problems=[*chain.problems, behind])
+
+
+def _follow(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, bytes] | None) -> Chain:
     listed = [stamp for stamp in store.list(Kind.GC.prefix + "/") if kind_of(stamp.name) is Kind.GC]
     numbers = sorted(gc_number(stamp.name) for stamp in listed)
     if not numbers:

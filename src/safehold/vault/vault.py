@@ -14,7 +14,7 @@ from blake3 import blake3
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectNotFound, VaultKeyError
 from safehold.ports.store import Store
-from safehold.vault.access import Unlocked, document_owner
+from safehold.vault.access import Unlocked
 from safehold.vault.catalogue import CachedPoint, Catalogue, Point, Rejected
 from safehold.vault.disk import DiskTree, StoredDisk
 from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
@@ -90,7 +90,7 @@ class Vault:
         self.problems = [*self.chain.problems, *self._writers.problems, *gone]
         for problem in self.problems:
             ctx.progress.warn(f"{problem}" + (f" ({problem.remedy})" if problem.remedy else ""))
-        if self.chain.record:
+        if self.chain.record and not self.chain.behind:
             head = msgspec.structs.replace(
                 head,
                 gc=self.chain.record.number,
@@ -134,10 +134,14 @@ class Vault:
         """Block and pack sizes and the rest that is fixed for the vault's life."""
         return self.document.parameters
 
+    def newest_chain(self) -> Chain:
+        """The gc chain as it is by now."""
+        return read_chain(self.store, self.id, self.trust, self.chain.head)
+
     @property
     def owner(self) -> OwnerPublic:
-        """The owner's public keys in force: from the gc chain as far as it can be followed, else from the authenticated document."""
-        return self.chain.owner or document_owner(self.document)
+        """The owner's public keys in force: from the gc chain as far as it can be followed, else the newest that are believed without it."""
+        return self.chain.owner or self.trust.believed[-1]
 
     @property
     def owner_key(self) -> OwnerKey:
@@ -165,6 +169,7 @@ class Vault:
             if not certificate.exported:
                 secret = open_certificate(self.id, keyring, certificate)
                 return writer_from_secret(self.id, self.owner, certificate, secret)
+        self.chain.require("write")
         self.ctx.progress.warn(
             "the owner's own writer certificate is missing or damaged: a new one is made, and the next backups are full"
         )
@@ -336,7 +341,7 @@ class Vault:
         with session:
             session.announce()
             # The view is taken after the session is visible: whoever condemns a pack later than that waits for this session.
-            chain = read_chain(self.store, self.id, self.trust, self.chain.head)
+            chain = self.newest_chain()
             chain.require("write")
             view = locator.dedup_view(chain)
             session.use(view.index, view.runs)

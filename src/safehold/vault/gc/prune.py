@@ -30,7 +30,7 @@ from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
 from safehold.vault.names import Kind, kind_of, session_name
 from safehold.vault.records import BaseRun, GcRecord
-from safehold.vault.trust import Chain, read_chain
+from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
 
 __all__ = ["Prune", "PruneReport"]
@@ -141,7 +141,7 @@ class Prune:
         return {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/") if stamp.size}
 
     def _chain(self) -> Chain:
-        chain = read_chain(self._store, self._vault.id, self._vault.trust, self._vault.chain.head)
+        chain = self._vault.newest_chain()
         chain.require("delete")
         return chain
 

@@ -22,6 +22,7 @@ __all__ = ["Chain", "OwnerTrust", "Writers", "read_chain", "read_writers"]
 KNOWN_FEATURES: frozenset[str] = frozenset()
 """Names of optional features that this program implements. Version 1 of the format has none."""
 
+_NONE = Features()
 _BATCH = 64
 _AT_ONCE = 8
 """Records read at once by a machine that has to follow a long chain from its start."""
@@ -67,7 +68,7 @@ class Chain:
     """The newest record of the gc chain and the BLAKE3 of its stored bytes; `record` is None where the whole chain
     is gone, or (`broken`) where it cannot be followed to its newest record. `owner` are the keys in force as far as it was followed.
 
-    `behind` says that the owner holds newer keys than those: records are missing.
+    `behind` says that the owner holds newer keys than those: records are missing. `beginning` are the feature lists of the vault's document.
     """
 
     record: GcRecord | None = None
@@ -76,6 +77,7 @@ class Chain:
     broken: bool = False
     owner: OwnerPublic | None = None
     behind: RollbackError | None = None
+    beginning: Features = _NONE
 
     @property
     def head(self) -> tuple[int, bytes] | None:
@@ -84,8 +86,8 @@ class Chain:
 
     @property
     def features(self) -> Features:
-        """The feature lists in force."""
-        return self.record.features if self.record else Features()
+        """The feature lists in force; where no record tells them, those that the vault began with."""
+        return self.record.features if self.record else self.beginning
 
     @property
     def unusable_packs(self) -> frozenset[str]:
@@ -115,13 +117,16 @@ class Chain:
             )
 
 
-def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, bytes] | None = None) -> Chain:
+def read_chain(
+    store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, bytes] | None = None, beginning: Features = _NONE
+) -> Chain:
     """The newest gc record, reached link by link from where trust starts; `trust` learns the owner keys on the way.
 
     `seen` is the number and digest of the newest record that was followed to before: the walk starts there, and otherwise at the first
-    record. A chain that ends before it, or holds another record under that number, is a RollbackError.
+    record. A chain that ends before it, or holds another record under that number, is a RollbackError. `beginning` are the feature lists in
+    the vault's document.
     """
-    chain = _follow(store, vault, trust, seen)
+    chain = replace(_follow(store, vault, trust, seen), beginning=beginning)
     reached = chain.owner.generation if chain.owner else 0
     if chain.broken or trust.held <= reached:
         return chain

@@ -72,7 +72,7 @@ class Vault:
         for public in head.owners:
             self.trust.learn(public)
         seen = (head.gc, bytes.fromhex(head.digest)) if head.gc >= 0 else None
-        self.chain: Chain = read_chain(store, self.id, self.trust, seen)
+        self.chain: Chain = read_chain(store, self.id, self.trust, seen, document.features)
         self.chain.require("read")
         self._writers = read_writers(store, self.id, self.trust)
         lost = _lost_points(store, self.id, self.trust, head)
@@ -136,7 +136,7 @@ class Vault:
 
     def newest_chain(self) -> Chain:
         """The gc chain as it is by now."""
-        return read_chain(self.store, self.id, self.trust, self.chain.head)
+        return read_chain(self.store, self.id, self.trust, self.chain.head, self.document.features)
 
     @property
     def owner(self) -> OwnerPublic:

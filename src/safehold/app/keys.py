@@ -63,6 +63,7 @@ def _slot(slot: bytes, record: KeySlot) -> Slot:
 
 def add_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -> Slot:
     """One more way into the vault."""
+    vault.mend()
     slot = add_slot(vault.store, vault.id, _payload(vault, unlocked), wrapper, label, timestamp(vault.ctx))
     slots, _ = read_slots(vault.store)
     return _slot(slot, slots[slot])
@@ -220,6 +221,7 @@ def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -
     too), the record in the gc chain that puts the new key in force, and then the old slots go. Writer credentials
     made before keep working: the chain tells them.
     """
+    vault.mend()
     ctx, chain = vault.ctx, _in_force(vault, unlocked.keyring)
     record = chain.record
     if record is None:
@@ -276,6 +278,7 @@ def export_writer(vault: Vault, label: str, resources: tuple[str, ...]) -> Write
     own.
     """
     vault.chain.require("write")
+    vault.mend()
     writer = new_writer(vault.id, vault.owner, label, resources)
     vault.store.put(writer_name(writer.wid), [store_certificate(writer, vault.owner_key, exported=True)])
     return writer
@@ -290,5 +293,6 @@ def revoke_writer(vault: Vault, prefix: str) -> str:
     ]
     if len(fitting) != 1:
         raise UsageError("no single exported writer of that id", on=prefix, remedy="see them: safehold key list")
+    vault.mend()
     vault.notes().add(fitting[0], "revoked", {})
     return fitting[0].hex()

@@ -18,17 +18,17 @@ __all__ = ["preview"]
 
 
 def preview(vault: Vault, plan: RestorePlan, look: Callable[[str], TreeView], ctx: Context) -> Iterator[Change]:
-    """Each thing that the restore of a tree would write; in the mode DELTA only where what is there differs. Content is read at the target
-    and compared by its hash; none of it is fetched.
+    """Each thing that the restore of a tree would write; in the mode DELTA only where what is there differs, but for a single file. Content is
+    read at the target and compared by its hash; none of it is fetched.
     """
     tree, chunks = vault.tree(plan.point, member_of(plan.point, plan.resource)), vault.chunks(plan.point)
-    found = tree.find(plan.path) if plan.path else None
-    target, pages = plan.target, selected_pages(tree, Selection(plan.path, plan.include))
-    if found is not None and not found.entry.is_directory:
-        target, name = os.path.split(os.path.abspath(target))
-        pages = iter([[(os.fsencode(name), found)]])
-    there = look(target) if plan.mode is RestoreMode.DELTA else None
-    for page in pages:
+    if plan.single:
+        found = tree.find(plan.path)
+        assert found is not None
+        yield Change(os.fsencode(os.path.basename(os.path.abspath(plan.target))), Difference.MISSING, found.entry.size)
+        return
+    there = look(plan.target) if plan.mode is RestoreMode.DELTA else None
+    for page in selected_pages(tree, Selection(plan.path, plan.include)):
         for path, one in page:
             ctx.cancel.check()
             how = Difference.MISSING if there is None else difference(one, path, there, chunks)

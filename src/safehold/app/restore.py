@@ -43,7 +43,8 @@ TreeOpener = Callable[[str, RestoreMode], AbstractContextManager[TreeTarget]]
 class RestorePlan:
     """What a restore would do: which member of which point, its size in bytes, and how it meets the target.
 
-    `path` is what of a tree is meant, from its top; `include` takes paths below it.
+    `path` is what of a tree is meant, from its top; `include` takes paths below it. A `single` one is no directory: it goes to the place that
+    is named, whole, and not below it.
     """
 
     point: Point
@@ -54,6 +55,7 @@ class RestorePlan:
     mode: RestoreMode
     path: bytes = b""
     include: Callable[[bytes], bool] | None = None
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,15 @@ def plan_restore(
             remedy="restore all of it" + ("; then mount it" if member.kind == "volume" else ""),
         )
     path = tree_path(parsed.path)
-    if path and vault.tree(point, member).find(path) is None:
+    found = vault.tree(point, member).find(path) if path else None
+    if path and found is None:
         raise UsageError(
             "no such file or directory in this point",
             on=selector,
             remedy=f"see what there is: safehold ls {parsed.resource}@{parsed.when}",
         )
-    return RestorePlan(point, member.name, member.kind, member.size, target, mode, path, include)
+    single = found is not None and not found.entry.is_directory
+    return RestorePlan(point, member.name, member.kind, member.size, target, mode, path, include, single)
 
 
 def restore(

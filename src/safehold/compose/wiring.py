@@ -162,11 +162,11 @@ def open_target(path: str, size: int, mode: RestoreMode) -> AbstractContextManag
 
 def check_target(plan: RestorePlan) -> None:
     """TargetError where the plan's target would be refused as it is now; nothing is written."""
-    if plan.kind == "tree":
+    if plan.kind == "tree" and not plan.single:
         check_directory(plan.target, existing=plan.mode is not RestoreMode.NEW)
     elif plan.mode is RestoreMode.NEW:
         check_new(plan.target)
-    else:
+    elif not plan.single:
         check_existing(plan.target)
 
 

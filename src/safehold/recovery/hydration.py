@@ -97,13 +97,10 @@ class Hydrator:
             step = size // disk.block_size
             start = first * size
             view = buffer[: min(count * size, disk.size - start)]
-            read = disk.read_blocks(first * step, -(-len(view) // disk.block_size), view)
-            for one in read.lost:
+            missed = disk.read_whole(first * step, -(-len(view) // disk.block_size), view)
+            for one in missed:
                 self._failed(f"block {one.position} of the point cannot be read: {one.reason}")
-            lost = {one.position // step for one in read.lost}
-            for block in read.zeros:
-                place = view[block * disk.block_size - start : (block + 1) * disk.block_size - start]
-                place[:] = bytes(len(place))
+            lost = {one.position // step for one in missed}
             at = first
             for end in (*sorted(lost), first + count):
                 if at < end:

@@ -27,8 +27,8 @@ _MACHINES = {
     "x86_64": ["qemu-system-x86_64", "-M", "q35", "-cpu", "Westmere"],
     "aarch64": ["qemu-system-aarch64", "-M", "virt", "-cpu", "max,pauth=off"],
 }
-"""By `uname -m`. A processor without AVX, whose emulation is young and made programs in the guest crash, nor five-level page tables; emulated
-pointer authentication costs much. None of it tests anything here.
+"""By `uname -m`. No five-level page tables and no emulated pointer authentication, which cost much, and no AVX, the emulation of which is young.
+None of them tests anything here.
 """
 
 _CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}

@@ -306,6 +306,14 @@ class StoredDisk:
         zeros = [first + n for n, identity in enumerate(identities) if identity == ZERO_ID]
         return BlocksRead(sorted(data), zeros, lost)
 
+    def read_whole(self, first: int, count: int, buf: memoryview) -> list[Lost]:
+        """Like `read_blocks`, with zeros in their places too; gives what is lost."""
+        read = self.read_blocks(first, count, buf)
+        for block in read.zeros:
+            place = buf[(block - first) * self.block_size : (block - first + 1) * self.block_size]
+            place[:] = bytes(len(place))
+        return read.lost
+
     def check(self, identities: list[bytes]) -> Iterator[Lost]:
         """Read chunks only to see that they can be read; `position` of a lost one is its place in the list."""
         for result in self._fetcher.many(self.finder, identities, self.dedup_key):
@@ -324,13 +332,9 @@ class StoredDisk:
         size = min((last + 1) * self.block_size, self.size) - base
         # Blocks are read whole: straight into place where all that is asked for is whole blocks.
         whole = buf if size == len(buf) else memoryview(bytearray(size))
-        read = self.read_blocks(first, last - first + 1, whole)
-        for one in read.lost:
+        for one in self.read_whole(first, last - first + 1, whole):
             raise DamageError(
                 f"bytes from {one.position * self.block_size} cannot be read: {one.reason}", on=self.member.name
             )
-        for block in read.zeros:
-            place = whole[block * self.block_size - base : (block + 1) * self.block_size - base]
-            place[:] = bytes(len(place))
         if whole is not buf:
             buf[:] = whole[offset - base : end - base]

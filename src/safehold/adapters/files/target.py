@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
 from safehold.adapters.files.direct import DirectBuffer
-from safehold.adapters.files.walk import DirectoryFd, OpenFd, read_attributes
+from safehold.adapters.files.walk import DirectoryFd, file_below, read_attributes
 from safehold.model.errors import TargetError
 from safehold.model.files import Entry, printable
 from safehold.model.writing import write_all
@@ -126,13 +126,10 @@ class DirectoryTarget:
         """See `ports.tree.TreeTarget`."""
         try:
             parent, name, _keep = self._at(path)
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
-        try:
-            yield OpenFd(fd)
-        finally:
-            os.close(fd)
+        with file_below(parent, name) as opened:
+            yield opened
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ import os
 import stat
 from collections.abc import Iterator
 
-from safehold.adapters.files.walk import DirectoryFd, OpenFd, read_attributes
+from safehold.adapters.files.walk import DirectoryFd, file_below, read_attributes
 from safehold.model.errors import TargetError
+from safehold.model.files import printable
 from safehold.ports.tree import OpenFile, Unreadable
 
 __all__ = ["DirectoryView", "open_view"]
@@ -34,12 +35,13 @@ class DirectoryView:
         for name in path.split(b"/") if path else ():
             if at is None:
                 break
-            try:
-                at = DirectoryFd(os.open(name, _DIRECTORY, dir_fd=at.fd))
-            except OSError as error:
-                if error.errno not in _NOTHING:
-                    raise TargetError(f"cannot be looked into ({error.strerror})", on=os.fsdecode(path)) from error
-                at = None
+            with _looking_at(path):
+                try:
+                    at = DirectoryFd(os.open(name, _DIRECTORY, dir_fd=at.fd))
+                except OSError as error:
+                    if error.errno not in _NOTHING:
+                        raise
+                    at = None
         self._last = path, at
         return at
 
@@ -50,7 +52,7 @@ class DirectoryView:
     def state(self, path: bytes) -> os.stat_result | None:
         """See `ports.tree.TreeReader`."""
         above, name = self._at(path)
-        with contextlib.suppress(FileNotFoundError):
+        with _looking_at(path), contextlib.suppress(FileNotFoundError):
             return None if above is None else os.stat(name, dir_fd=above.fd, follow_symlinks=False)
         return None
 
@@ -60,14 +62,8 @@ class DirectoryView:
         above, name = self._at(path)
         if above is None:
             raise Unreadable("nothing is there")
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above.fd)
-        except OSError as error:
-            raise Unreadable(error.strerror or str(error)) from error
-        try:
-            yield OpenFd(fd)
-        finally:
-            os.close(fd)
+        with file_below(above.fd, name) as opened:
+            yield opened
 
     def leads_to(self, path: bytes) -> bytes:
         """See `ports.tree.TreeView`."""
@@ -75,12 +71,26 @@ class DirectoryView:
         now = self.state(path)
         if above is None or now is None or not stat.S_ISLNK(now.st_mode):
             return b""
-        return os.readlink(name, dir_fd=above.fd)
+        with _looking_at(path):
+            return os.readlink(name, dir_fd=above.fd)
 
     def attributes(self, path: bytes) -> dict[bytes, bytes]:
         """See `ports.tree.TreeView`."""
         above, name = self._at(path)
-        return {} if above is None else read_attributes(b"/proc/self/fd/%d/%s" % (above.fd, name), follow=False)
+        if above is None:
+            return {}
+        with _looking_at(path):
+            return read_attributes(b"/proc/self/fd/%d/%s" % (above.fd, name), follow=False)
+
+
+@contextlib.contextmanager
+def _looking_at(path: bytes) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TargetError(
+            f"what is there cannot be looked at ({error.strerror})", on=printable(path) or ".", remedy="run it as root"
+        ) from error
 
 
 def open_view(path: str) -> DirectoryView:

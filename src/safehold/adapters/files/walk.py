@@ -22,6 +22,7 @@ __all__ = [
     "FileTree",
     "OpenFd",
     "Rules",
+    "file_below",
     "file_extents",
     "open_below",
     "read_attributes",
@@ -149,6 +150,17 @@ def _reason(error: OSError) -> Unreadable:
     return Unreadable("vanished" if error.errno == errno.ENOENT else error.strerror or str(error))
 
 
+@contextlib.contextmanager
+def file_below(directory: int, name: bytes) -> Iterator[OpenFd]:
+    """A regular file of an open directory, to read; no link is followed. Unreadable."""
+    with _reasons():
+        fd = open_below(directory, name, _FLAGS | os.O_NONBLOCK)
+    try:
+        yield OpenFd(fd)
+    finally:
+        os.close(fd)
+
+
 class DirectoryListing:
     """See `ports.tree.Listing`."""
 
@@ -198,12 +210,8 @@ class DirectoryListing:
     @contextlib.contextmanager
     def open(self, position: int) -> Iterator[OpenFd]:
         """See `ports.tree.Listing`."""
-        with _reasons():
-            fd = open_below(self._directory.fd, self.names[position], _FLAGS | os.O_NONBLOCK)
-        try:
-            yield OpenFd(fd)
-        finally:
-            os.close(fd)
+        with file_below(self._directory.fd, self.names[position]) as opened:
+            yield opened
 
     def attributes(self, position: int) -> Attributes:
         """See `ports.tree.Listing`."""

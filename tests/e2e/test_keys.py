@@ -49,6 +49,29 @@ def test_a_lost_gc_chain_is_warned_of(program: Program, vault: Path, tmp_path: P
     same(disk, tmp_path / "back.img")
 
 
+def test_a_lost_document_is_put_back(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "ab")
+    program.run("backup", disk)
+    program.run("key", "writer", tmp_path / "writer.key", "--resource", "mine")
+    writer = Program(tmp_path / "other", {"SAFEHOLD_VAULT": str(vault)}, passphrase=False)
+    mine = ("backup", disk, "--name", "mine", "--writer", tmp_path / "writer.key")
+    document = vault / "vault.json"
+    before = document.read_bytes()
+    document.unlink()
+    assert "safehold vault prune" in writer.run(*mine, code=4).stderr
+    # Nobody vouches for what would go with a kit, and reading writes nothing.
+    program.run("backup", disk, "--kit", tmp_path / "kit.txt")
+    program.run("restore", "disk@latest", "--to", tmp_path / "back.img")
+    program.run("vault", "prune", "--dry-run")
+    assert not document.exists()
+    said = program.run("backup", disk).stderr
+    assert "vault.json was missing, and is put back" in said
+    assert document.read_bytes() == before
+    assert "vault.json" not in program.run("backup", disk).stderr
+    writer.run(*mine)
+    program.run("verify", "--stored")
+
+
 def test_a_kit_that_was_proved_is_remembered(program: Program, tmp_path: Path) -> None:
     program.run("vault", "init", tmp_path / "vault", "--kit-file", tmp_path / "kit.txt")
     rolling = ("verify", "--older-than", "30d")

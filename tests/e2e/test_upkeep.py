@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -157,6 +158,39 @@ def test_what_is_lost_is_stored_again(
     program.run("verify", "--older-than", "0s")
     program.run("verify", "--stored")
     assert program.json("backup", disk)["points"][0]["new"] == 0
+
+
+@pytest.mark.parametrize("kind", ["packs", "meta"])
+def test_a_pack_that_is_gone_is_relied_on_by_nobody(program: Program, vault: Path, tmp_path: Path, kind: str) -> None:
+    """No verification says so before: each backup, the owner's and a writer's, sees for itself what is there."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(random.Random(5).randbytes(5_000_000))
+    key = tmp_path / "writer.key"
+    program.run("key", "writer", key, "--resource", "copy")
+    writer = Program(
+        tmp_path / "writer-home", {"SAFEHOLD_VAULT": str(vault), "SAFEHOLD_WRITER": str(key)}, passphrase=False
+    )
+    backups = ((program, "disk"), (writer, "copy"))
+    first = {name: who.json("backup", disk, "--name", name)["points"][0]["point"] for who, name in backups}
+    for victim in [path for path in (vault / kind).rglob("*") if path.is_file()]:
+        victim.unlink()
+    for who, name in backups:
+        done = who.run("backup", disk, "--name", name, "--json")
+        assert json.loads(done.stdout)["points"][0]["stored"] > (5_000_000 if kind == "packs" else 500)
+        assert f"such as {kind}/" in done.stderr
+    for name, point in first.items():
+        for when in (point, "latest"):
+            program.run("restore", f"{name}@{when}", "--to", tmp_path / f"{name}-{when}")
+            subprocess.run(["cmp", disk, tmp_path / f"{name}-{when}"], check=True)
+    program.run("verify", "--data")
+    # The index speaks of the lost packs until a prune writes it anew.
+    program.run("verify", "--stored", code=4)
+    program.run("vault", "prune")
+    program.run("verify", "--stored")
+    for who, name in backups:
+        done = who.run("backup", disk, "--name", name, "--json")
+        assert json.loads(done.stdout)["points"][0]["new"] == 0
+        assert done.stderr == ""
 
 
 def test_a_backup_repairs_what_was_noted_as_damaged(program: Program, vault: Path, tmp_path: Path) -> None:

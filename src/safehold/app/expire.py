@@ -175,6 +175,7 @@ def apply_expiry(vault: Vault, points: Sequence[Point | Rejected], ctx: Context)
     What somebody holds or depends on since the plan was made is told of and stays.
     """
     expiry = vault.expiry()
+    vault.mend()
     facts = vault.notes().facts()
     expired = []
     for point in points:

@@ -16,6 +16,7 @@ from safehold.vault.kit import Kit, render_kit
 from safehold.vault.names import gc_name, key_name, writer_name
 from safehold.vault.records import Generation, KeyPayload, KeySlot
 from safehold.vault.slots import Wrapper
+from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate
 
@@ -62,6 +63,7 @@ def _slot(slot: bytes, record: KeySlot) -> Slot:
 
 def add_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -> Slot:
     """One more way into the vault."""
+    vault.mend()
     slot = add_slot(vault.store, vault.id, _payload(vault, unlocked), wrapper, label, timestamp(vault.ctx))
     slots, _ = read_slots(vault.store)
     return _slot(slot, slots[slot])
@@ -219,19 +221,21 @@ def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -
     too), the record in the gc chain that puts the new key in force, and then the old slots go. Writer credentials
     made before keep working: the chain tells them.
     """
-    ctx, record = vault.ctx, vault.chain.record
+    vault.mend()
+    ctx, chain = vault.ctx, _in_force(vault, unlocked.keyring)
+    record = chain.record
     if record is None:
         raise UsageError(
             "the gc chain is missing, and a rotation is recorded there", on="gc/", remedy="see runbook: damaged vault"
         )
-    old = vault.owner_key
+    old = unlocked.keyring.get(record.owner.generation)
     number = old.generation + 1
     fresh = OwnerKey(number, new_seed())
     kept = tuple(g for g in unlocked.payload.generations if g.number < number)
     payload = KeyPayload((*kept, Generation(number, fresh.seed)), _payload(vault, unlocked).document)
     before = list_keys(vault)
     slot = add_slot(vault.store, vault.id, payload, wrapper, label, timestamp(ctx))
-    if not add_link(vault.store, vault.id, old, record, vault.chain.digest, owner=fresh.public):
+    if not add_link(vault.store, vault.id, old, record, chain.digest, owner=fresh.public):
         vault.store.delete(key_name(slot))
         raise UsageError(
             "somebody else changed the vault at the same moment",
@@ -249,6 +253,20 @@ def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -
     )
 
 
+def _in_force(vault: Vault, keyring: Keyring) -> Chain:
+    """The chain once it puts the newest key at hand in force: the records of a rotation that was killed, or whose records are gone, are made
+    (again). What is sealed to a key must never become unreadable because the next rotation made another one of the same number.
+    """
+    chain = vault.chain
+    while chain.behind and chain.record:
+        number = chain.record.owner.generation
+        signer, following = keyring.get(number), keyring.get(number + 1)
+        # Lost to somebody else who makes one at this moment: then that is followed.
+        add_link(vault.store, vault.id, signer, chain.record, chain.digest, owner=following.public)
+        chain = vault.newest_chain()
+    return chain
+
+
 def paper_kit(vault: Vault, unlocked: Unlocked) -> str:
     """The recovery kit's text. That one was made says nothing of where it is: `check_key` notes that it is there, and works."""
     kit = Kit(vault.id, unlocked.keyring.generations)
@@ -259,6 +277,8 @@ def export_writer(vault: Vault, label: str, resources: tuple[str, ...]) -> Write
     """A new credential that may only add points of the resources that the patterns match, in a dedup domain of its
     own.
     """
+    vault.chain.require("write")
+    vault.mend()
     writer = new_writer(vault.id, vault.owner, label, resources)
     vault.store.put(writer_name(writer.wid), [store_certificate(writer, vault.owner_key, exported=True)])
     return writer
@@ -273,5 +293,6 @@ def revoke_writer(vault: Vault, prefix: str) -> str:
     ]
     if len(fitting) != 1:
         raise UsageError("no single exported writer of that id", on=prefix, remedy="see them: safehold key list")
+    vault.mend()
     vault.notes().add(fitting[0], "revoked", {})
     return fitting[0].hex()

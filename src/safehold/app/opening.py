@@ -45,7 +45,7 @@ def open_vault(stores: Stores, credentials: Credentials, places: Places, ctx: Co
             raise DamageError(
                 wrong,
                 on=stores.store.url,
-                remedy="a writer credential needs vault.json: have the owner repair the vault",
+                remedy="a writer credential needs vault.json: whatever the owner writes puts a missing one back, such as safehold vault prune",
             )
         return Vault.for_writer(stores.store, stores.direct, document, credentials.writer, places, ctx)
     return open_owner(stores, credentials, places, ctx)[0]

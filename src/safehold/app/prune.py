@@ -36,6 +36,7 @@ def prune_vault(vault: Vault, host: Host, patience: float, ctx: Context, *, dry_
     """Delete what no point needs and no running backup can rely on; `dry_run` only tells what that is, for now."""
     with tempfile.TemporaryDirectory(prefix="safehold-") as scratch:
         if not dry_run:
+            vault.mend()
             vault.expiry().collect(vault.store_time())
         prune = Prune(vault, Path(scratch), session_dead(host, patience), ctx)
         ctx.progress.start("prune", None)

@@ -156,10 +156,13 @@ def _member(
             ctx.cancel.check()
             with lock:
                 fresh = [identity for identity in dict.fromkeys(unit.ids) if identity not in seen]
-                if len(seen) < _SEEN:
-                    seen.update(fresh)
             for identity, reason in check(chunks, fresh):
                 bad[identity] = reason
+            with lock:
+                # Only now: whoever takes an id for seen has to find it among the bad ones, if it is.
+                fresh = [identity for identity in fresh if identity not in seen]
+                if len(seen) < _SEEN:
+                    seen.update(fresh)
             if bad:
                 # What is bad hurts every point that has it, not only the one in which it was found.
                 for identity in dict.fromkeys(unit.ids):

@@ -6,10 +6,18 @@ from __future__ import annotations
 
 import msgspec
 
-from safehold.model.errors import DamageError, FormatError, ObjectNotFound, SafeholdError, UsageError, VaultKeyError
+from safehold.model.errors import (
+    DamageError,
+    FormatError,
+    ObjectExists,
+    ObjectNotFound,
+    SafeholdError,
+    UsageError,
+    VaultKeyError,
+)
 from safehold.ports.store import Store
 from safehold.vault.bounds import check_size
-from safehold.vault.envelope import decode, open_object
+from safehold.vault.envelope import close, decode, open_object
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.kit import Kit
 from safehold.vault.names import Kind, key_name
@@ -22,6 +30,7 @@ __all__ = [
     "Unlocked",
     "document_owner",
     "parse_document",
+    "put_document_back",
     "read_document",
     "read_slots",
     "unlock",
@@ -35,6 +44,8 @@ _LARGEST_PACK = 1 << 30
 class Unlocked(msgspec.Struct, frozen=True):
     """An opened key: its generations, the document that goes with it, and the id of the slot (empty for a recovery kit).
 
+    `document_lost` is true where the store has no usable `vault.json` and the key slot's copy can take its place.
+
     `proven` is true where only somebody who knew the passphrase, or the kit, can have made what was opened. What opens with an identity,
     anybody who knows its public key can have made.
     """
@@ -44,6 +55,7 @@ class Unlocked(msgspec.Struct, frozen=True):
     slot: bytes
     warnings: tuple[str, ...] = ()
     proven: bool = True
+    document_lost: bool = False
 
     @property
     def keyring(self) -> Keyring:
@@ -95,6 +107,16 @@ def read_document(store: Store) -> tuple[VaultDocument | None, bytes, str]:
         return None, b"", "vault.json is missing"
     except DamageError as error:
         return None, b"", str(error)
+
+
+def put_document_back(store: Store, vault: bytes, document: bytes) -> bool:
+    """Create `vault.json` with the bytes that a key slot holds; false where an object of that name is there, be it a damaged one."""
+    name = Kind.VAULT.prefix
+    try:
+        store.put(name, [close(vault, name, document.removesuffix(b"\n"))])
+    except ObjectExists:
+        return False
+    return True
 
 
 def read_slots(store: Store) -> tuple[dict[bytes, KeySlot], list[DamageError]]:
@@ -152,7 +174,14 @@ def unlock(store: Store, unlocker: Unlocker) -> Unlocked:
             continue
         passed_over = tuple(f"a key slot is passed over: {error}" for error in (*unusable, *replaced))
         warnings = (f"{wrong}; the copy inside the key slot is used",) if wrong else ()
-        return Unlocked(payload, authentic, slot, (*passed_over, *warnings), proven=record.kdf is not None)
+        return Unlocked(
+            payload,
+            authentic,
+            slot,
+            (*passed_over, *warnings),
+            proven=record.kdf is not None,
+            document_lost=document is None,
+        )
     for told in (*replaced, *(one for one in unusable if isinstance(one, FormatError))):
         raise told
     if unusable:

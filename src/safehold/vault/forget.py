@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
 from safehold.ports.store import Store
@@ -20,7 +20,7 @@ from safehold.vault.names import Kind, commit_name, forget_name, kind_of, pin_na
 from safehold.vault.records import Forget, NoteBody, Pin
 from safehold.vault.trust import OwnerTrust
 
-__all__ = ["Expiry", "forgotten_points", "is_forgotten", "pinned_points"]
+__all__ = ["Expiry", "forgotten_points", "is_forgotten", "lost_points", "pinned_points"]
 
 
 def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> bool:
@@ -34,6 +34,20 @@ def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> b
     except (ObjectNotFound, DamageError):
         return False
     return record.point == wanted
+
+
+def lost_points(store: Store, vault: bytes, trust: OwnerTrust, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of these points that are gone, or fenced, without the owner having said that they are to be forgotten. Empty names are no points."""
+    lost = []
+    for name in dict.fromkeys(names):
+        try:
+            if not name or store.head(name).size:
+                continue
+        except ObjectNotFound:
+            pass
+        if not is_forgotten(store, vault, trust, name):
+            lost.append(name)
+    return tuple(lost)
 
 
 def forgotten_points(

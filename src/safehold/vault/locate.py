@@ -63,8 +63,8 @@ class Locator:
         self._listed: dict[str, Stamp] = {}
 
     def dedup_view(self, chain: Chain) -> DedupView:
-        """W2: what a writer may rely on: verified runs of sessions that are not fenced, without condemned and dead
-        packs.
+        """W2: what a writer may rely on: verified runs of sessions that are not fenced, without packs that are condemned, dead, damaged, or
+        simply not there; of these a warning tells.
 
         `chain` has been read before this call, and both after the session was announced.
         """
@@ -72,8 +72,24 @@ class Locator:
         fenced = {stamp.name.removeprefix("points/") for stamp in self.store.list("points/") if stamp.size == 0}
         names = [name for name in self._dedup_runs(chain) if name.split("/", 1)[1].rsplit("-", 1)[0] not in fenced]
         index = self._load(names)
-        index.exclude(chain.unusable_packs)
+        gone = self._gone(index, chain.unusable_packs)
+        index.exclude(chain.unusable_packs | gone)
         return DedupView(index, frozenset(names))
+
+    def _gone(self, index: ChunkIndex, unusable: frozenset[str]) -> frozenset[str]:
+        """Packs that the index tells of, that nothing else keeps from being relied on, and that are not in the store.
+
+        They are listed after the runs were: a pack is there before the run that tells of it, and a prune deletes only what this session's
+        chain calls condemned or dead. The names of millions of packs would take half a gigabyte, so only hashes of them are kept.
+        """
+        there = {hash(stamp.name) for kind in (Kind.META, Kind.PACK) for stamp in self.store.list(kind.prefix + "/")}
+        gone = frozenset(name for name in index.pack_names() if hash(name) not in there and name not in unusable)
+        if gone:
+            self._ctx.progress.warn(
+                f"{len(gone)} packs that the index tells of are gone from the vault, such as {min(gone)}: what this backup needs of them "
+                "is stored again; safehold verify tells which points lack them"
+            )
+        return gone
 
     def _dedup_runs(self, chain: Chain) -> Iterator[str]:
         """The base runs that the chain lists, and runs that were not made into one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
@@ -22,6 +22,7 @@ __all__ = ["Chain", "OwnerTrust", "Writers", "read_chain", "read_writers"]
 KNOWN_FEATURES: frozenset[str] = frozenset()
 """Names of optional features that this program implements. Version 1 of the format has none."""
 
+_NONE = Features()
 _BATCH = 64
 _AT_ONCE = 8
 """Records read at once by a machine that has to follow a long chain from its start."""
@@ -34,6 +35,8 @@ class OwnerTrust:
 
     def __init__(self, keyring: Keyring | None, pinned: OwnerPublic | None) -> None:
         known = [keyring.get(g.number).public for g in keyring.generations] if keyring else []
+        self.held = known[-1].generation if known else 0
+        """The newest generation of which the private keys are at hand; 0, where every vault begins, for a writer."""
         if pinned:
             known.append(pinned)
         self._known = {public.generation: public for public in known}
@@ -64,6 +67,8 @@ class OwnerTrust:
 class Chain:
     """The newest record of the gc chain and the BLAKE3 of its stored bytes; `record` is None where the whole chain
     is gone, or (`broken`) where it cannot be followed to its newest record. `owner` are the keys in force as far as it was followed.
+
+    `behind` says that the owner holds newer keys than those: records are missing. `beginning` are the feature lists of the vault's document.
     """
 
     record: GcRecord | None = None
@@ -71,6 +76,8 @@ class Chain:
     problems: list[DamageError] = field(default_factory=list)
     broken: bool = False
     owner: OwnerPublic | None = None
+    behind: RollbackError | None = None
+    beginning: Features = _NONE
 
     @property
     def head(self) -> tuple[int, bytes] | None:
@@ -79,8 +86,8 @@ class Chain:
 
     @property
     def features(self) -> Features:
-        """The feature lists in force."""
-        return self.record.features if self.record else Features()
+        """The feature lists in force; where no record tells them, those that the vault began with."""
+        return self.record.features if self.record else self.beginning
 
     @property
     def unusable_packs(self) -> frozenset[str]:
@@ -96,10 +103,12 @@ class Chain:
 
     def require(self, kind: str) -> None:
         """FormatError unless this program knows every feature on the `read` (`write`, `delete`) list; DamageError for anything but reading
-        where the newest record cannot be believed.
+        where the newest record cannot be believed, or is not the newest.
         """
         if self.broken and kind != "read":
             raise self.problems[0]
+        if self.behind and kind != "read":
+            raise self.behind
         unknown = set(getattr(self.features, kind)) - KNOWN_FEATURES
         if unknown:
             raise FormatError(
@@ -108,12 +117,29 @@ class Chain:
             )
 
 
-def read_chain(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, bytes] | None = None) -> Chain:
+def read_chain(
+    store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, bytes] | None = None, beginning: Features = _NONE
+) -> Chain:
     """The newest gc record, reached link by link from where trust starts; `trust` learns the owner keys on the way.
 
     `seen` is the number and digest of the newest record that was followed to before: the walk starts there, and otherwise at the first
-    record. A chain that ends before it, or holds another record under that number, is a RollbackError.
+    record. A chain that ends before it, or holds another record under that number, is a RollbackError. `beginning` are the feature lists in
+    the vault's document.
     """
+    chain = replace(_follow(store, vault, trust, seen), beginning=beginning)
+    reached = chain.owner.generation if chain.owner else 0
+    if chain.broken or trust.held <= reached:
+        return chain
+    behind = RollbackError(
+        f"owner key {trust.held} is at hand, and the vault's records end with {reached} in force: newer ones are hidden or lost, or a rotation "
+        "was killed",
+        on="gc/",
+        remedy='backups and prunes are refused; restores work; see the runbook, "Damaged vault"',
+    )
+    return replace(chain, behind=behind, problems=[*chain.problems, behind])
+
+
+def _follow(store: Store, vault: bytes, trust: OwnerTrust, seen: tuple[int, bytes] | None) -> Chain:
     listed = [stamp for stamp in store.list(Kind.GC.prefix + "/") if kind_of(stamp.name) is Kind.GC]
     numbers = sorted(gc_number(stamp.name) for stamp in listed)
     if not numbers:

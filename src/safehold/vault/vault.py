@@ -14,11 +14,11 @@ from blake3 import blake3
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectNotFound, VaultKeyError
 from safehold.ports.store import Store
-from safehold.vault.access import Unlocked, document_owner
+from safehold.vault.access import Unlocked, put_document_back
 from safehold.vault.catalogue import CachedPoint, Catalogue, Point, Rejected
 from safehold.vault.disk import DiskTree, StoredDisk
 from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
-from safehold.vault.forget import Expiry, forgotten_points, is_forgotten
+from safehold.vault.forget import Expiry, forgotten_points, lost_points
 from safehold.vault.heads import Head, Heads
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
@@ -72,10 +72,10 @@ class Vault:
         for public in head.owners:
             self.trust.learn(public)
         seen = (head.gc, bytes.fromhex(head.digest)) if head.gc >= 0 else None
-        self.chain: Chain = read_chain(store, self.id, self.trust, seen)
+        self.chain: Chain = read_chain(store, self.id, self.trust, seen, document.features)
         self.chain.require("read")
         self._writers = read_writers(store, self.id, self.trust)
-        lost = _lost_points(store, self.id, self.trust, head)
+        lost = lost_points(store, self.id, self.trust, (*head.missing, head.point))
         if lost != head.missing:
             head = msgspec.structs.replace(head, missing=lost)
             self._remember(head)
@@ -90,7 +90,7 @@ class Vault:
         self.problems = [*self.chain.problems, *self._writers.problems, *gone]
         for problem in self.problems:
             ctx.progress.warn(f"{problem}" + (f" ({problem.remedy})" if problem.remedy else ""))
-        if self.chain.record:
+        if self.chain.record and not self.chain.behind:
             head = msgspec.structs.replace(
                 head,
                 gc=self.chain.record.number,
@@ -99,6 +99,7 @@ class Vault:
             )
             self._remember(head)
         self._writer = writer
+        self._lost_document = b""
         self._secrets = SecretCache(self.id, keyring) if keyring else None
         self._fetcher = Fetcher(store, self.id, self._secrets) if self._secrets else None
         self._finders: dict[bytes, DomainFinder] = {}
@@ -108,7 +109,9 @@ class Vault:
         """Opened with an owner key; warnings of the unlocking are passed on."""
         for warning in unlocked.warnings:
             ctx.progress.warn(warning)
-        return cls(store, direct, unlocked.document, unlocked.keyring, None, places, ctx)
+        vault = cls(store, direct, unlocked.document, unlocked.keyring, None, places, ctx)
+        vault._lost_document = unlocked.payload.document if unlocked.document_lost else b""
+        return vault
 
     @classmethod
     def for_writer(
@@ -134,10 +137,14 @@ class Vault:
         """Block and pack sizes and the rest that is fixed for the vault's life."""
         return self.document.parameters
 
+    def newest_chain(self) -> Chain:
+        """The gc chain as it is by now."""
+        return read_chain(self.store, self.id, self.trust, self.chain.head, self.document.features)
+
     @property
     def owner(self) -> OwnerPublic:
-        """The owner's public keys in force: from the gc chain as far as it can be followed, else from the authenticated document."""
-        return self.chain.owner or document_owner(self.document)
+        """The owner's public keys in force: from the gc chain as far as it can be followed, else the newest that are believed without it."""
+        return self.chain.owner or self.trust.believed[-1]
 
     @property
     def owner_key(self) -> OwnerKey:
@@ -165,6 +172,7 @@ class Vault:
             if not certificate.exported:
                 secret = open_certificate(self.id, keyring, certificate)
                 return writer_from_secret(self.id, self.owner, certificate, secret)
+        self.chain.require("write")
         self.ctx.progress.warn(
             "the owner's own writer certificate is missing or damaged: a new one is made, and the next backups are full"
         )
@@ -317,10 +325,17 @@ class Vault:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
+    def mend(self) -> None:
+        """Put `vault.json` back where it is missing and the key slot that opened the vault holds it: no writer opens the vault without."""
+        document, self._lost_document = self._lost_document, b""
+        if document and put_document_back(self.store, self.id, document):
+            self.ctx.progress.warn("vault.json was missing, and is put back as the key slot holds it")
+
     @contextlib.contextmanager
     def session(self, info: SessionInfo, lanes: int) -> Iterator[Session]:
         """W1 and W2 of a backup: an announced session that deduplicates against everything this writer may rely on."""
         self.chain.require("write")
+        self.mend()
         writer = self.writer()
         locator = self._locator(writer.domain, writer.index_key)
         certificate = self._writers.stored.get(writer.wid)
@@ -336,7 +351,7 @@ class Vault:
         with session:
             session.announce()
             # The view is taken after the session is visible: whoever condemns a pack later than that waits for this session.
-            chain = read_chain(self.store, self.id, self.trust, self.chain.head)
+            chain = self.newest_chain()
             chain.require("write")
             view = locator.dedup_view(chain)
             session.use(view.index, view.runs)
@@ -370,17 +385,3 @@ class Vault:
     def certificate(self, wid: bytes) -> Certificate | None:
         """A writer's certificate."""
         return self.writers.get(wid)
-
-
-def _lost_points(store: Store, vault: bytes, trust: OwnerTrust, head: Head) -> tuple[str, ...]:
-    """Points that this machine made and that are gone, without the owner having said that they are to be forgotten."""
-    lost = []
-    for name in dict.fromkeys((*head.missing, head.point)):
-        try:
-            if not name or store.head(name).size:
-                continue
-        except ObjectNotFound:
-            pass
-        if not is_forgotten(store, vault, trust, name):
-            lost.append(name)
-    return tuple(lost)

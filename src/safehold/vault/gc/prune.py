@@ -30,7 +30,7 @@ from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
 from safehold.vault.names import Kind, kind_of, session_name
 from safehold.vault.records import BaseRun, GcRecord
-from safehold.vault.trust import Chain, read_chain
+from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
 
 __all__ = ["Prune", "PruneReport"]
@@ -127,10 +127,11 @@ class Prune:
         return True
 
     def _names_lost(self, record: GcRecord) -> bool:
-        """True where index runs speak of packs that a verification found to be lost: then they are written anew without them."""
-        lost = set(record.damaged) - self._packs().keys()
-        domains = {certificate.domain for certificate in self._vault.writers.values()} if lost else set()
-        return any(lost & self._vault.domain(domain)[0].reader_view().packs() for domain in domains)
+        """True where index runs speak of packs that are lost: then they are written anew without them."""
+        domains = {certificate.domain for certificate in self._vault.writers.values()}
+        named = {name for domain in domains for name in self._vault.domain(domain)[0].reader_view().pack_names()}
+        # The packs come after the runs: see `_finish`.
+        return not named.issubset(self._packs().keys() | set(record.dead))
 
     def _moved(self, chain: Chain) -> bool:
         """True where the chain or the points are no longer what this attempt began with."""
@@ -140,7 +141,7 @@ class Prune:
         return {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/") if stamp.size}
 
     def _chain(self) -> Chain:
-        chain = read_chain(self._store, self._vault.id, self._vault.trust, self._vault.chain.head)
+        chain = self._vault.newest_chain()
         chain.require("delete")
         return chain
 

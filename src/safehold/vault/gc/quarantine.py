@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from safehold.model.errors import StoreError
 from safehold.vault.gc.link import add_link
-from safehold.vault.trust import read_chain
 from safehold.vault.vault import Vault
 
 __all__ = ["note_packs"]
@@ -30,9 +29,9 @@ def note_packs(vault: Vault, right: Iterable[str], wrong: Iterable[str]) -> None
 
 def _tell_writers(vault: Vault, right: frozenset[str], wrong: frozenset[str]) -> None:
     for _ in range(_MOST_RACES):
-        chain = read_chain(vault.store, vault.id, vault.trust)
-        if chain.record is None:
-            # A verification says that by itself.
+        chain = vault.newest_chain()
+        if chain.record is None or chain.behind:
+            # A verification says that by itself. A record after one that is not the newest would stand where another is hidden.
             return
         known = frozenset(chain.record.damaged)
         damaged = (known | (wrong - frozenset(chain.record.dead))) - right

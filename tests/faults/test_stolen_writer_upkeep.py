@@ -15,7 +15,7 @@ from safehold.app.verify import Depth, verify_next, verify_points
 from safehold.model.errors import DamageError, UsageError
 from safehold.vault.envelope import encode
 from safehold.vault.gc.prune import Prune, PruneReport
-from safehold.vault.gc.sessions import open_sessions
+from safehold.vault.gc.sessions import Sessions
 from safehold.vault.names import Kind, commit_name, log_name, run_name, session_name
 from safehold.vault.node import Node, encode_node
 from safehold.vault.pack import PackRow
@@ -222,7 +222,7 @@ def test_the_owner_goes_on(world: World, stolen: WriterKey, attack: Attack) -> N
     attack(Thief(world, stolen))
     world.back_up(os.urandom(3 * BLOCK), "victim", world.fresh())
     garbage = expire_oldest(world, "victim")
-    assert all(session.wid == stolen.wid for session in open_sessions(world.fresh()))
+    assert all(session.wid == stolen.wid for session in Sessions(world.fresh()).open())
     for _ in range(2):
         Prune(world.fresh(), world.root, lambda session, now: True, world.ctx).run()
     assert garbage

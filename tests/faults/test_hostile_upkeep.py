@@ -119,7 +119,7 @@ def test_another_writer_under_the_same_session_id(world: World, stolen: WriterKe
     twin = next(p for p in vault.points()[0] if p.sid == victim.sid and p.wid == stolen.wid)
     hold(vault, f"mine@{twin.id}", "attack")
     assert not vault.notes().facts().get(victim.subject)
-    plan = plan_expiry(vault, [], KeepRules(last=1), UTC, world.ctx)
+    plan = plan_expiry(vault, [], KeepRules(last=1), vault.store_time(), UTC, world.ctx)
     assert victim.name not in {p.name for p in plan.expiring}
     apply_expiry(vault, [p for p in vault.points()[0] if p.wid == stolen.wid and p.name != twin.name], world.ctx)
     prune(world)

@@ -12,6 +12,7 @@ from safehold.app.service import Job, Memory, Plan, Result, from_source, run_due
 from safehold.app.verify import Depth, verify_points
 from safehold.model.context import Context
 from safehold.model.resource import ResourceRef
+from safehold.objects.check import broken_order
 from safehold.objects.memory import MemoryStore
 from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import parse_schedule
@@ -58,7 +59,7 @@ def test_a_month(tmp_path: Path) -> None:
 
         with contextlib.suppress(Killed):
             try:
-                run_due(jobs, opened, host, Memory(tmp_path / "memory", print), UTC, results.append, ctx)
+                run_due(jobs, opened, host, Memory(tmp_path / "memory", print), UTC, results.append, broken_order, ctx)
             except Killed:
                 killed += 1
                 raise

@@ -21,6 +21,7 @@ from safehold.recovery.disk import Losses, write_disk
 from safehold.testing.fault_store import Killed
 from safehold.testing.interleave import InterleavedStore
 from safehold.vault.gc import prune, runs
+from safehold.vault.gc.preview import Preview
 from safehold.vault.gc.prune import Prune
 from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.names import Kind, kind_of
@@ -187,7 +188,7 @@ class History:
         left = [s.name for s in self.world.store.list("packs/")]
         if not needed and left:
             self.wrong.append(f"{len(left)} packs are left that nothing needs")
-        report = Prune(vault, self.folder, lambda session, now: True, self.world.ctx).preview()
+        report = Preview(vault, self.folder, lambda session, now: True, self.world.ctx).run()
         if report.condemned_packs:
             self.wrong.append(f"{report.condemned_packs} packs are left that nothing needs: {report}")
         if list(self.world.store.list("sessions/")):

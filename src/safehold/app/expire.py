@@ -16,7 +16,17 @@ from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.notes import Facts
 from safehold.vault.vault import Vault
 
-__all__ = ["ExpiryPlan", "apply_expiry", "check_left", "hold", "plan_expiry", "plan_single", "release", "tag"]
+__all__ = [
+    "ExpiryPlan",
+    "apply_expiry",
+    "check_left",
+    "hold",
+    "note_verified",
+    "plan_expiry",
+    "plan_single",
+    "release",
+    "tag",
+]
 
 
 _DIGITS = 8
@@ -24,11 +34,14 @@ _DIGITS = 8
 
 @dataclass(frozen=True)
 class ExpiryPlan:
-    """What would happen to each point, by the store's time `now`, and points whose structure had to be looked at and is not whole."""
+    """What would happen to each point, by the store's time `now`; of points whose structure had to be looked at, what is wrong, and those that
+    are whole.
+    """
 
     now: float
     decisions: list[tuple[Point, Decision]]
     damaged: Findings
+    verified: list[Point]
 
     @property
     def expiring(self) -> list[Point]:
@@ -70,13 +83,13 @@ def _candidates(
 
 
 def plan_expiry(
-    vault: Vault, patterns: Sequence[str], rules: KeepRules, zone: tzinfo | None, ctx: Context
+    vault: Vault, patterns: Sequence[str], rules: KeepRules, now: float, zone: tzinfo | None, ctx: Context
 ) -> ExpiryPlan:
-    """Apply the rules to the resources that fit one of the shell patterns (none: all). Days are those of `zone`, or of this machine (None).
-    UsageError for rules that keep nothing.
+    """Apply the rules at the store's time `now` to the resources that fit one of the shell patterns (none: all). Days are those of `zone`, or
+    of this machine (None). Nothing is written. UsageError for rules that keep nothing.
 
     A point that holds other resources too is in the plan, and stays: nobody said how long theirs are kept.
-    Points of exported writers whose structure nobody verified yet are verified first; those found whole are noted as such.
+    Points of exported writers whose structure nobody verified yet are verified first.
     """
     if rules.empty:
         raise UsageError(
@@ -87,35 +100,34 @@ def plan_expiry(
         return not patterns or any(fnmatchcase(name, one) for one in patterns)
 
     points = [p for p in vault.points()[0] if any(covered(name) for name in p.resources)]
-    damaged = _verify_new(vault, points, ctx)
-    # By the store's clock: this machine's may be years ahead.
-    now = vault.store_time()
+    facts = vault.notes().facts()
+    verified, damaged = _verify_new(vault, points, facts, ctx)
+    for point in verified:
+        facts.setdefault(point.subject, Facts()).structure = now
     decisions = decide(
-        _candidates(vault, points, covered, vault.notes().facts()),
+        _candidates(vault, points, covered, facts),
         rules,
         now,
         minimum_age=vault.parameters.minimum_age,
         zone=zone,
     )
     by_name = {point.name: point for point in points}
-    return ExpiryPlan(now, [(by_name[decision.point.id], decision) for decision in decisions], damaged)
+    return ExpiryPlan(now, [(by_name[decision.point.id], decision) for decision in decisions], damaged, verified)
 
 
-def _verify_new(vault: Vault, points: Sequence[Point], ctx: Context) -> Findings:
-    notes = vault.notes()
-    facts = notes.facts()
+def _verify_new(
+    vault: Vault, points: Sequence[Point], facts: dict[bytes, Facts], ctx: Context
+) -> tuple[list[Point], Findings]:
+    """Points of exported writers that were not verified before and are whole, and what is wrong with the others."""
     foreign = {wid for wid, certificate in vault.writers.items() if certificate.exported}
     fresh = [p for p in points if p.wid in foreign and not facts.get(p.subject, Facts()).structure]
     if not fresh:
-        return Findings()
+        return [], Findings()
     ctx.progress.start("verify new points", None)
     findings = verify_structure(vault, fresh, ctx)
     ctx.progress.done()
     bad = {finding.point for finding in findings.found}
-    for point in fresh:
-        if point.id not in bad:
-            notes.add(point.subject, "verified", {"depth": "structure"})
-    return findings
+    return [point for point in fresh if point.id not in bad], findings
 
 
 def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point | Rejected]:
@@ -167,6 +179,13 @@ def check_left(vault: Vault, expiring: Sequence[Point]) -> None:
                 on=f"{resource}@{proved[-1].id[:8]}",
                 remedy="verify one that stays (safehold verify POINT --data), or let it go all the same: --even-last",
             )
+
+
+def note_verified(vault: Vault, plan: ExpiryPlan) -> None:
+    """Note the points that the plan found whole, so that the next one need not look again."""
+    notes = vault.notes()
+    for point in plan.verified:
+        notes.add(point.subject, "verified", {"depth": "structure"})
 
 
 def apply_expiry(vault: Vault, points: Sequence[Point | Rejected], ctx: Context) -> list[Point | Rejected]:

@@ -15,8 +15,8 @@ from typing import Protocol
 import msgspec
 
 from safehold.app.backup import BackupOptions, BackupOutcome, Host, back_up
-from safehold.app.expire import apply_expiry, plan_expiry
-from safehold.app.prune import prune_vault
+from safehold.app.expire import apply_expiry, note_verified, plan_expiry
+from safehold.app.prune import Trial, prune_vault
 from safehold.app.verify import verify_next
 from safehold.model.context import Context
 from safehold.model.errors import CancelledError, PartialError, SafeholdError
@@ -178,11 +178,12 @@ def run_due(
     memory: Memory,
     zone: tzinfo | None,
     tell: Tell,
+    trial: Trial,
     ctx: Context,
     *,
     everything: bool = False,
 ) -> None:
-    """Run what is due now (or, with `everything`, all of it) and return. `tell` is told of each step.
+    """Run what is due now (or, with `everything`, all of it) and return. `tell` is told of each step; `trial` is for prunes.
 
     Verification and expiry follow the backups of their vault, or are begun anew where they were cut; prunes have times of their own. Times
     of day are those of `zone`, or of this machine (None).
@@ -222,7 +223,7 @@ def run_due(
                 step("expire", job.resource, vault, _expire(job, open_vault, zone, ctx))
         spans = [job.plan.pruning for job in mine if job.plan.pruning]
         if spans and due(f"prune {vault}", Schedule(every=min(spans))):
-            step("prune", vault, vault, _prune(vault, open_vault, host, ctx))
+            step("prune", vault, vault, _prune(vault, open_vault, host, trial, ctx))
 
 
 def _backup(job: Job, open_vault: Callable[[str], Vault], host: Host, ctx: Context) -> Callable[[Result], None]:
@@ -244,7 +245,9 @@ def _expire(
     def act(result: Result) -> None:
         vault = open_vault(job.vault)
         assert job.plan.rules is not None
-        plan = plan_expiry(vault, [escape(name) for name in job.histories], job.plan.rules, zone, ctx)
+        names = [escape(name) for name in job.histories]
+        plan = plan_expiry(vault, names, job.plan.rules, vault.store_time(), zone, ctx)
+        note_verified(vault, plan)
         expired = apply_expiry(vault, plan.expiring, ctx)
         result.figures = {"expired": len(expired), "points": len(plan.decisions) - len(expired)}
         plan.damaged.fail(vault.store.url)
@@ -269,9 +272,11 @@ def _verify(
     return act
 
 
-def _prune(name: str, open_vault: Callable[[str], Vault], host: Host, ctx: Context) -> Callable[[Result], None]:
+def _prune(
+    name: str, open_vault: Callable[[str], Vault], host: Host, trial: Trial, ctx: Context
+) -> Callable[[Result], None]:
     def act(result: Result) -> None:
-        report = prune_vault(open_vault(name), host, PATIENCE, ctx, dry_run=False)
+        report = prune_vault(open_vault(name), host, PATIENCE, trial, ctx)
         result.figures = {"deleted_bytes": report.deleted, "live_bytes": report.live, "waiting": len(report.waiting)}
 
     return act

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from safehold.app.expire import apply_expiry, check_left, plan_expiry, plan_single
+from safehold.app.expire import apply_expiry, check_left, note_verified, plan_expiry, plan_single
 from safehold.app.expire import hold as keep
 from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
@@ -294,11 +294,15 @@ def expire(
                 check_left(opened, [p for p in expiring if isinstance(p, Point)])
             told: list[tuple[Point | Rejected, tuple[str, ...]]] = [(p, ()) for p in expiring]
         else:
-            plan = plan_expiry(opened, resources, rules, None, run.ctx)
+            # By the store's clock: this machine's may be years ahead.
+            now = opened.listed_time() if dry_run else opened.store_time()
+            plan = plan_expiry(opened, resources, rules, now, None, run.ctx)
             if resources and not plan.decisions:
                 raise UsageError(
                     "no points of these resources", on=" ".join(resources), remedy="see what there is: safehold points"
                 )
+            if not dry_run:
+                note_verified(opened, plan)
             expiring = plan.expiring
             told = [(p, d.reasons) for p, d in plan.decisions]
             for finding in plan.damaged.found:

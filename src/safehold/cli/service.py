@@ -17,6 +17,7 @@ from safehold.compose.configuration import Configuration, load_configuration
 from safehold.compose.unattended import Opener, jobs, notify, variables, write_metrics
 from safehold.model.errors import UsageError
 from safehold.model.units import format_duration, format_size
+from safehold.objects.check import broken_order
 
 __all__ = ["config", "service"]
 
@@ -219,6 +220,7 @@ def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> li
             memory,
             None,
             tell,
+            broken_order,
             run.ctx,
             everything=everything,
         )

@@ -9,14 +9,14 @@ import click
 
 from safehold.app.backup import this_host
 from safehold.app.making import make_vault
-from safehold.app.prune import prune_vault
+from safehold.app.prune import preview_prune, prune_vault
 from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, print_json, vault_options
 from safehold.compose.credentials import find_passphrase
 from safehold.compose.wiring import open_stores, places, record_default_vault
 from safehold.model.errors import StoreError, UsageError
 from safehold.model.files import printable
 from safehold.model.units import format_size, format_time, parse_size, parse_span
-from safehold.objects.check import check_store
+from safehold.objects.check import broken_order, check_store
 from safehold.vault.gc.prune import PruneReport
 from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.records import Parameters
@@ -135,9 +135,14 @@ def info(access: Access, as_json: bool) -> None:
     show_default=True,
     help="End sessions that gave no sign of life for so long.",
 )
+@click.option(
+    "--exclusive",
+    is_flag=True,
+    help="No backup and no other prune of this vault is at work anywhere, and none begins: prune although the store cannot tell who came first.",
+)
 @vault_options
 @json_option
-def prune(dry_run: bool, stale: str, access: Access, as_json: bool) -> None:
+def prune(dry_run: bool, stale: str, exclusive: bool, access: Access, as_json: bool) -> None:
     """Give back the space of expired points and of runs that were interrupted. Backups go on meanwhile, and none waits.
 
     What nothing needs is condemned first, and deleted once no running backup can rely on it: by this run where none is at work, else by a
@@ -148,7 +153,11 @@ def prune(dry_run: bool, stale: str, access: Access, as_json: bool) -> None:
     except ValueError as error:
         raise UsageError(str(error), on="--stale") from error
     with Run.begin() as run:
-        report = prune_vault(run.open(access), this_host(run.paths.state), patience, run.ctx, dry_run=dry_run)
+        opened, host = run.open(access), this_host(run.paths.state)
+        if dry_run:
+            report = preview_prune(opened, host, patience, run.ctx)
+        else:
+            report = prune_vault(opened, host, patience, None if exclusive else broken_order, run.ctx)
     if as_json:
         print_json(_prune_document(report))
         return
@@ -160,15 +169,19 @@ def prune(dry_run: bool, stale: str, access: Access, as_json: bool) -> None:
             f"{'would condemn' if dry_run else 'condemned':<16} {format_size(report.condemned)} in {report.condemned_packs} packs"
         )
     if report.moved:
-        print(f"moved            {format_size(report.moved)} out of packs that were mostly garbage")
+        print(
+            f"{'would move' if dry_run else 'moved':<16} {format_size(report.moved)} out of packs that are mostly garbage"
+        )
     for reason in report.spared.values():
         print(printable(f"left whole       a writer's packs: {reason} → {reason.remedy}"))
     for session in report.fenced:
-        print(f"ended for good   {_session(session)}")
+        print(f"{'would end' if dry_run else 'ended for good':<16} {_session(session)}")
     for session in report.waiting:
         print(f"waiting for      {_session(session)}")
     if report.waiting:
         print("What is condemned is deleted by the next prune after these backups have ended.")
+    elif dry_run:
+        print("Its space would be free at once." if report.condemned_packs else "nothing to delete")
     elif not dry_run and not report.deleted_packs:
         print("nothing to delete")
 

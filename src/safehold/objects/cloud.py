@@ -91,7 +91,7 @@ class CloudStore:
     def __init__(self, bucket: ObjectStore, url: str) -> None:
         self._bucket = bucket
         self.url = url
-        self.caps = Capabilities(atomic_create=True, consistent=True, parallel=_PARALLEL)
+        self.caps = Capabilities(parallel=_PARALLEL)
 
     def put(self, name: str, parts: Sequence[Buffer], *, create_only: bool = True) -> Stamp:
         """See `ports.store.Store`. One request, never a multipart upload: its creation is what is atomic."""

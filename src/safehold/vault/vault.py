@@ -22,7 +22,7 @@ from safehold.vault.forget import Expiry, forgotten_points, lost_points
 from safehold.vault.heads import Head, Heads
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
-from safehold.vault.names import run_name, writer_name
+from safehold.vault.names import Kind, run_name, writer_name
 from safehold.vault.notes import FoundNote, Notes
 from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SealedKey, SessionInfo, VaultDocument
 from safehold.vault.sealed_cache import SealedCache
@@ -311,6 +311,19 @@ class Vault:
         """Where this machine keeps when it read which pack."""
         return self._places.state / "reads" / self.id.hex()
 
+    @property
+    def tried_stores(self) -> Path:
+        """Where this machine keeps when it tried whether the vault's stores keep order."""
+        return self._places.state / "tried" / f"{self.id.hex()}.json"
+
+    def scratch(self) -> Path:
+        """A directory on this machine with room for what is too large for memory: not the system's one for temporary files, which often is
+        memory itself.
+        """
+        path = self._places.cache / self.id.hex()
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path
+
     def tree_cache(self, resource: str) -> Path:
         """Where this machine remembers the last backup of a tree."""
         return self._places.cache / self.id.hex() / "trees" / blake3(resource.encode()).hexdigest()[:32]
@@ -322,6 +335,13 @@ class Vault:
             return self.store.head(name).time
         finally:
             self.store.delete(name)
+
+    def listed_time(self) -> float:
+        """The store's clock as far as it can be told without writing: the time of the newest object that a backup or an owner makes. Long ago
+        where nobody did anything for long.
+        """
+        kinds = (Kind.GC, Kind.SESSION, Kind.POINT, Kind.NOTE, Kind.FORGET)
+        return max((stamp.time for kind in kinds for stamp in self.store.list(kind.prefix + "/")), default=0.0)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -82,11 +82,6 @@ class Prune:
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
-    def preview(self) -> PruneReport:
-        """P1 and P2 only: nothing is changed."""
-        self._condemned(self._chain(), move=False)
-        return self.report
-
     def run(self) -> PruneReport:
         """As far as it goes now. DamageError where the owner's points cannot all be walked: nothing is deleted then."""
         for _ in range(_MOST_RACES):
@@ -110,7 +105,7 @@ class Prune:
             if not condemned and not self._names_lost(record):
                 self._sessions_ended(None)
                 self.report.waiting = []
-                self._clean(chain)
+                self._delete(record)
                 return True
             if not self._create(chain, condemned=condemned, awaited=None, base=(*record.base, *self._moved_base)):
                 return False
@@ -158,15 +153,19 @@ class Prune:
         listed = [*self._store.list(Kind.PACK.prefix + "/"), *self._store.list(Kind.META.prefix + "/")]
         return {stamp.name: stamp.size for stamp in listed if kind_of(stamp.name) in (Kind.PACK, Kind.META)}
 
-    def _condemned(self, chain: Chain, *, move: bool = True) -> tuple[str, ...]:
+    def _now(self) -> float:
+        """The store's time."""
+        return self._vault.store_time()
+
+    def _condemned(self, chain: Chain) -> tuple[str, ...]:
         """P2. The listing of packs comes first: a pack that a session uploads later is none of this prune's business.
 
-        With `move` packs that are mostly garbage are emptied into new ones, which `base` then tells of.
+        Packs that are mostly garbage are emptied into new ones, which `base` then tells of.
         """
         packs = self._packs()
         dead = frozenset(self._record(chain).dead)
         self._moved_base, self._emptied = (), set()
-        chosen = self._mark(frozenset(), dead, packs if move else {})
+        chosen = self._mark(frozenset(), dead, packs)
         condemned = tuple(sorted((packs.keys() - chosen.packs.keys()) | self._emptied))
         for name in chosen.packs:
             if packs.get(name, 0) > largest_pack(self._vault.parameters):
@@ -186,9 +185,12 @@ class Prune:
         sizes) that may be emptied into others.
         """
         chosen, spared = Chosen(), Spared(self._vault)
-        for domain, points in self._points_by_domain(spared).items():
-            finder = self._vault.fresh_finder(points[0].wid)
-            present = {name: size for name, size in self._packs().items() if name not in dead}
+        found = [
+            (domain, points, self._vault.fresh_finder(points[0].wid))
+            for domain, points in self._points_by_domain(spared).items()
+        ]
+        present = {name: size for name, size in self._packs().items() if name not in dead}
+        for domain, points, finder in found:
             with IdSorter(self._scratch) as live:
                 spared.add(domain, walk(points, self._vault.chunks, live, self._ctx))
                 choose(live, finder.rows(), present, avoid, self._vault.chunks(points[0]).holds, chosen)
@@ -249,7 +251,7 @@ class Prune:
 
     def _points_by_domain(self, spared: Spared) -> dict[bytes, list[Point]]:
         self._seen = self._point_names()
-        recycled = self._vault.store_time() - self._vault.parameters.recycle
+        recycled = self._now() - self._vault.parameters.recycle
         # What was expired longer ago is gone, even where a put that came late has brought its object back.
         points, rejected = self._vault.points(fresh=True, expired_before=recycled)
         spared.reject(rejected)
@@ -270,16 +272,22 @@ class Prune:
 
     def _sessions_ended(self, awaited: tuple[str, ...] | None) -> bool:
         """P4: fence the dead ones; true where none is left that may rely on what is condemned: of `awaited`, or of all while nobody listed them."""
-        now = self._vault.store_time()
+        dead, self.report.waiting = self._sessions_by_life(awaited)
+        self.report.fenced += [session for session in dead if self._sessions.fence(session)]
+        return not self.report.waiting
+
+    def _sessions_by_life(self, awaited: tuple[str, ...] | None) -> tuple[list[OpenSession], list[OpenSession]]:
+        """Open sessions that are dead or of a revoked writer, and those that are waited for."""
+        now = self._now()
         revoked = self._vault.notes().revocations()
-        self.report.waiting = []
+        dead: list[OpenSession] = []
+        waiting: list[OpenSession] = []
         for session in self._sessions.open():
             if session.wid in revoked or self._dead(session, now):
-                if self._sessions.fence(session):
-                    self.report.fenced.append(session)
+                dead.append(session)
             elif awaited is None or session_name(session.wid, session.sid) in awaited:
-                self.report.waiting.append(session)
-        return not self.report.waiting
+                waiting.append(session)
+        return dead, waiting
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -329,7 +337,7 @@ class Prune:
 
     def _long_listed(self, record: GcRecord) -> tuple[set[str], set[str]]:
         """Names listed as dead or absorbed for long enough, whose objects are gone: a run that an interrupted prune left would count again."""
-        now = self._vault.store_time()
+        now = self._now()
         for stamp in reversed(list(self._store.list(Kind.GC.prefix + "/"))):
             if stamp.time < now - LISTED:
                 old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
@@ -339,17 +347,10 @@ class Prune:
         return set(), set()
 
     def _delete(self, record: GcRecord) -> None:
-        """P7. Everything that the record calls dead and absorbed, so that what another prune left undone is done too."""
-        for name in (*record.dead, *record.absorbed):
+        """P7. What is there of everything that the record calls dead and absorbed, so that what another prune left undone is done too."""
+        dead = self._packs().keys() & set(record.dead)
+        absorbed = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")} & set(record.absorbed)
+        for name in (*sorted(dead), *sorted(absorbed)):
             self._ctx.cancel.check()
-            self._store.delete(name)
-        self._sessions.clean()
-
-    def _clean(self, chain: Chain) -> None:
-        """P7 of prunes that were interrupted, where there is nothing else to do."""
-        record = self._record(chain)
-        there = self._packs().keys()
-        runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
-        for name in sorted((set(record.dead) & there) | (set(record.absorbed) & runs)):
             self._store.delete(name)
         self._sessions.clean()

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["BlockMap", "SectorMap"]
+__all__ = ["BlockMap", "Maps", "SectorMap"]
 
 _PIECE = 1 << 20
 _FLAGS = bytes((0,)) + bytes((1,)) * 255
@@ -131,6 +131,22 @@ def _check_length(descriptor: int, path: Path, length: int) -> None:
     there = os.fstat(descriptor).st_size
     if there < length:
         raise OSError(errno.EIO, f"the map has {there} bytes, and {length} belong to it", str(path))
+
+
+class Maps:
+    """What is known of the blocks of a volume and of the sectors of partial ones."""
+
+    def __init__(self, states: BlockMap, sectors: SectorMap, per_block: int, valid_sectors: int) -> None:
+        """`per_block` sectors make a block; `valid_sectors` is where the volume ends."""
+        self.states = states
+        self.sectors = sectors
+        self.per_block = per_block
+        self.valid_sectors = valid_sectors
+
+    def span(self, block: int) -> tuple[int, int]:
+        """The sectors of a block that lie within the volume."""
+        low = block * self.per_block
+        return low, min(low + self.per_block, self.valid_sectors)
 
 
 def runs_of(cells: bytes) -> Iterator[tuple[int, int]]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
+from safehold.blocks.checkpoint import ChangeKind, CheckpointLog
 from safehold.blocks.epochs import Epochs, LiveHeader, Prepared
 from safehold.blocks.ids import write_ids
-from safehold.blocks.layers import PARTIAL, PRESENT, DataFile, Overlay, Phase
+from safehold.blocks.layers import PRESENT, DataFile, Overlay, Phase
 from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, sync_directory, write_record
-from safehold.blocks.maps import BlockMap, SectorMap
-from safehold.blocks.volume import LiveVolume, Maps
+from safehold.blocks.maps import BlockMap, Maps, SectorMap
+from safehold.blocks.summary import block_states, everything
+from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
 
 __all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume"]
@@ -64,7 +64,7 @@ def create_volume(
         states.sync()
         SectorMap.create(files.sectors, record.sectors).sync()
         BlockMap.create(files.dirty(1), record.blocks).sync()
-        CheckpointLog.write_new(files.checkpoint, _states(states))
+        CheckpointLog.write_new(files.checkpoint, block_states(states))
         write_ids(files.ids, ids)
         LiveHeader(files.live).write(clean=True, epoch=1, boot="")
         write_record(files, record)
@@ -259,9 +259,10 @@ def _assemble(
             # The kernel says so once.
             header.fail()
             raise
-        log = CheckpointLog.write_new(files.checkpoint, _everything(maps, phase, sealed))
+        log = CheckpointLog.write_new(files.checkpoint, everything(maps, phase, sealed))
     volume = LiveVolume(record.size, record.block, data, maps, phase, log, report, header.fail)
     volume.read_only = header.failed
+    volume.settled.update(sealed)
     return volume, Epochs(volume, files, record, header, sealed)
 
 
@@ -298,30 +299,3 @@ def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:
 def _remove(files: VolumeFiles, epoch: int) -> None:
     for path in (files.dirty(epoch), files.overlay(epoch), files.overlay_sectors(epoch)):
         path.unlink(missing_ok=True)
-
-
-def _states(states: BlockMap) -> Iterator[Change]:
-    at = 0
-    for value, run in itertools.groupby(states.cells[: states.length]):
-        count = sum(1 for _ in run)
-        yield Change(ChangeKind.STATE, 0, at, count, value)
-        at += count
-
-
-def _everything(maps: Maps, phase: Phase, sealed: dict[int, BlockMap]) -> Iterator[Change]:
-    at = 0
-    for change in _states(maps.states):
-        yield change
-        if change.value == PARTIAL:
-            for block in range(change.start, change.start + change.cells):
-                low, high = maps.span(block)
-                for start, end in maps.sectors.runs(low, high):
-                    yield Change(ChangeKind.SECTOR, 0, start, end - start, 1)
-        at += change.cells
-    for overlay in phase.overlays:
-        # An overlay that has nothing is named too: it is in force.
-        yield Change(ChangeKind.OVERLAY, overlay.epoch, 0, 0, 0)
-        for start, end in overlay.sectors.runs():
-            yield Change(ChangeKind.OVERLAY, overlay.epoch, start, end - start, 1)
-    for epoch in sealed:
-        yield Change(ChangeKind.SEALED, epoch, 0, 0, 1)

@@ -483,7 +483,7 @@ def test_a_volume_that_could_not_be_made_larger_keeps_its_point(site: Site, monk
 def test_a_list_has_the_last_snapshot_of_each_volume(site: Site) -> None:
     site.service.create("data", SIZE, "vault")
     taken = [site.finish(site.snapshot("data")) for _ in range(3)]
-    orders = Orders(site.service, lambda: None)
+    orders = Orders(site.service, lambda name: set(), lambda: None)
     told: Any = orders.answer({"verb": "list"})["result"]
     assert [one["id"] for one in told["volumes"][0]["snapshots"]] == [taken[-1].id]
     told = orders.answer({"verb": "show", "name": "data"})["result"]

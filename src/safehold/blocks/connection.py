@@ -15,6 +15,7 @@ from safehold.wire import nbd_protocol as nbd
 from safehold.wire.nbd_handshake import Agreed, Handshake, HangUp
 from safehold.wire.nbd_outlet import Outlet
 from safehold.wire.nbd_replies import CAPACITY, Replies
+from safehold.wire.peer import peer_process
 
 __all__ = ["Connection"]
 
@@ -49,6 +50,10 @@ class Connection:
         self._progress = progress
         self._stopping = False
         self._gone = False
+        self.export = ""
+        """The name of what it uses, or nothing before that is settled."""
+        self.process = peer_process(client)
+        """The client's process."""
 
     def serve(self) -> None:
         """Return when the client has left, broken the protocol or been stopped, and nothing of it is under way."""
@@ -56,6 +61,7 @@ class Connection:
             agreed = self._negotiate()
             if agreed is None:
                 return
+            self.export = agreed.name
             try:
                 self._transmit(agreed)
             finally:

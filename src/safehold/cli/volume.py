@@ -222,7 +222,7 @@ def snapshot(
             client,
             wanted,
             Consistency.parse(require) if require else None,
-            lambda devices, vaults: find_brackets(brackets, devices, vaults, run.paths, run.ctx),
+            lambda served: find_brackets(brackets, served, run.paths, run.ctx),
             dict(parse_tags(tags)),
             run.ctx,
         )

@@ -155,7 +155,7 @@ def _of_volumes(name: str, resource: ResourceSettings, settings: VaultSettings, 
             client,
             resource.volumes,
             _required(resource),
-            lambda devices, vaults: find_brackets(resource.brackets, devices, vaults, paths, ctx),
+            lambda served: find_brackets(resource.brackets, served, paths, ctx),
             resource.tags,
             ctx,
         )

@@ -51,7 +51,8 @@ def serve_volumes(
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)
     exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
-    control = ControlServer(paths.volume_control, Orders(service, ctx.cancel.cancel).answer, _log)
+    orders = Orders(service, exports.processes, ctx.cancel.cancel)
+    control = ControlServer(paths.volume_control, orders.answer, _log)
     try:
         service.start()
         ready()
@@ -74,9 +75,10 @@ def _on_device(blocks: Blocks) -> Topology:
 class Orders:
     """Carries out what the command line asks the service for."""
 
-    def __init__(self, service: VolumeService, stop: Callable[[], None]) -> None:
-        """`stop` asks the process to end."""
+    def __init__(self, service: VolumeService, processes: Callable[[str], set[int]], stop: Callable[[], None]) -> None:
+        """`processes` gives the clients of a volume, `stop` asks the process to end."""
         self._service = service
+        self._processes = processes
         self._stop = stop
         self._verbs: dict[str, Callable[[Mapping[str, object]], object]] = {
             "ping": lambda order: {"pid": os.getpid()},
@@ -154,6 +156,7 @@ class Orders:
             **_record(record),
             "missing": min(held.missing * record.block, record.size),
             "clients": held.clients,
+            "processes": sorted(self._processes(held.name)),
             "read_only": held.volume.read_only,
             "problem": self._service.problem(held),
             "directory": str(held.files.directory),

@@ -103,10 +103,7 @@ def never_wrong(world: World, store: MemoryStore) -> int:
             restored = read_back(vault, point)
         except SafeholdError:
             losses = Losses(True)
-            try:
-                salvaged = read_back(vault, point, losses)
-            except SafeholdError:
-                continue
+            salvaged = read_back(vault, point, losses)
             assert losses.ranges, "a failed restore names what is lost"
             lost = {n for start, end in losses.ranges for n in range(start // BLOCK, -(-end // BLOCK))}
             whole = world.expected[point.id]

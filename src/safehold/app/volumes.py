@@ -334,6 +334,11 @@ def _of_point(record: VolumeRecord, vault: Vault, point: Point, member: Member, 
     certificate = vault.certificate(point.wid)
     domain = certificate.domain.hex() if certificate else ""
     ours = domain == vault.writer().domain.hex() and disk.block_size == vault.parameters.block_size
+    lost = next((run for run in disk.tree.runs() if run.lost), None)
+    if lost is not None:
+        start, end = disk.span(lost.first, lost.count)
+        vault.ctx.progress.warn(f"reading bytes {start}-{end - 1} of {record.name} will fail: {lost.lost}")
+    suspect = "it was made of another writer's point" if not ours else "its point is damaged" if lost else ""
     return VolumeRecord(
         record.name,
         record.uuid,
@@ -342,8 +347,8 @@ def _of_point(record: VolumeRecord, vault: Vault, point: Point, member: Member, 
         record.vault,
         record.created,
         origin=f"{member.name}@{point.id}",
-        lineage=Lineage(vault.id.hex(), point.id, member.size, domain) if ours else None,
-        suspect="" if ours else "it was made of another writer's point: the first snapshot reads everything",
+        lineage=None if suspect else Lineage(vault.id.hex(), point.id, member.size, domain),
+        suspect=f"{suspect}: the first snapshot reads everything" if suspect else "",
     )
 
 
@@ -355,6 +360,7 @@ def _missing(disk: StoredDisk, block: int) -> Iterator[tuple[int, int]]:
 
 
 def _ids(disk: StoredDisk) -> Iterator[tuple[int, bytes]]:
-    for start, count, data in disk.tree.runs():
-        for first in range(start, start + count, _IDS_AT_ONCE) if data else ():
-            yield first, b"".join(disk.tree.block_ids(first, min(_IDS_AT_ONCE, start + count - first)))
+    for run in disk.tree.runs():
+        end = run.first + run.count
+        for first in range(run.first, end, _IDS_AT_ONCE) if run.data else ():
+            yield first, b"".join(disk.tree.block_ids(first, min(_IDS_AT_ONCE, end - first)))

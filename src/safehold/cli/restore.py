@@ -103,7 +103,9 @@ def restore(
         )
     if plan.kind != "volume" and outcome.reasons:
         raise PartialError(
-            f"{len(outcome.reasons)} files could not be read whole", on=target, remedy="take them from another point"
+            f"{len(outcome.reasons)} files or parts of the tree could not be read whole",
+            on=target,
+            remedy="take them from another point",
         )
     if outcome.lost:
         raise PartialError(

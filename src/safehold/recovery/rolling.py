@@ -15,10 +15,13 @@ from safehold.model.context import Context
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, VaultKeyError
 from safehold.model.spread import spread
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
+from safehold.recovery.hurt import hurt_by
 from safehold.recovery.units import units
 from safehold.recovery.verify import Finding, Findings
 from safehold.vault.bounds import largest_pack
 from safehold.vault.catalogue import Point
+from safehold.vault.disk_tree import PagesSeen
+from safehold.vault.fetch import ChunkReader
 from safehold.vault.gc.quarantine import note_packs
 from safehold.vault.pack import open_table, parse_header, table_span
 from safehold.vault.sealing import ChunkOpener
@@ -28,6 +31,8 @@ __all__ = ["ReadLog", "Rolled", "verify_rolling"]
 
 _SAVE_EVERY = 16
 _BATCH = 1024
+_MOST_LOST = 1000
+"""Chunks of a member that are found missing before the rest of it is left alone."""
 
 
 class ReadLog:
@@ -84,7 +89,7 @@ def verify_rolling(
         for point in points:
             if point not in due:
                 _needs(vault, point, sizes, rolled.findings, ctx)
-    wanted = {name for packs in needs.values() if packs is not None for name in packs}
+    wanted = {name for one in needs.values() for name in one.packs}
     stale = sorted(
         (name for name in wanted if log.times.get(name, 0.0) < now - older_than),
         key=lambda n: (log.times.get(n, 0.0), n),
@@ -102,11 +107,11 @@ def verify_rolling(
     log.save(sizes)
     note_packs(vault, set(chosen) - bad.keys(), bad.keys() | rolled.findings.packs | vault.fetcher.failed)
     for name, reason in bad.items():
-        hurt = [p for p in due if name in (needs[p.name] or ())]
+        hurt = [p for p in due if name in needs[p.name].packs]
         rolled.findings.add(Finding(reason, name, hurt[0].id if hurt else ""))
     for point in due:
-        packs = needs[point.name]
-        if packs is None or any(name in bad for name in packs):
+        packs = needs[point.name].packs
+        if not needs[point.name].whole or any(name in bad for name in packs):
             continue
         oldest = min((log.times.get(name, 0.0) for name in packs), default=now)
         if oldest >= now - older_than:
@@ -126,35 +131,58 @@ def _gone(vault: Vault, points: Sequence[Point], sizes: dict[str, int], log: Rea
     return bool((named | log.times.keys()) - sizes.keys() - dead)
 
 
-def _needs(
-    vault: Vault, point: Point, sizes: dict[str, int], findings: Findings, ctx: Context
-) -> frozenset[str] | None:
-    """The packs that hold a point's data; None where that cannot be told, with the reason among the findings."""
-    packs: set[str] = set()
+@dataclass
+class _Needs:
+    """The packs that hold a point's data, as far as that can be told; `whole` where all of it can."""
+
+    packs: set[str] = field(default_factory=set)
+    whole: bool = True
+
+
+def _needs(vault: Vault, point: Point, sizes: dict[str, int], findings: Findings, ctx: Context) -> _Needs:
+    """What a point needs. What nobody can tell, or is gone, is among the findings."""
+    needs, seen = _Needs(), PagesSeen()
     try:
-        chunks = vault.chunks(point)
         for member in point.body.members:
-            for unit in units(vault, point, member):
+            gone: dict[bytes, str] = {}
+            missed = 0
+            for unit in units(vault, point, member, seen):
                 ctx.cancel.check()
-                for at in range(0, len(unit.ids), _BATCH):
-                    ids = unit.ids[at : at + _BATCH]
-                    for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
-                        place = location if location and location.pack in sizes else None
-                        others = [] if place else chunks.finder.locations(identity)
-                        for other in others:
-                            place = other if other.pack in sizes else place
-                        if place is None:
-                            gone = {other.pack for other in others}
-                            findings.packs |= gone
-                            raise DamageError(
-                                f"chunk {identity.hex()[:16]} is gone with {', '.join(sorted(gone)) or 'the pack that held it'}",
-                                on=member.name,
-                            )
-                        packs.add(place.pack)
+                missed += bool(unit.lost)
+                if missed + len(gone) > _MOST_LOST:
+                    break
+                _places(vault.chunks(point), unit.ids, sizes, needs.packs, gone, findings)
+            if missed or gone:
+                needs.whole = False
+                for what in hurt_by(vault, point, member, gone, PagesSeen()).told():
+                    findings.add(Finding(what, member.name, point.id))
     except DamageError as error:
         findings.add(Finding(f"{error.what} ({error.on})", ", ".join(point.resources), point.id))
-        return None
-    return frozenset(packs)
+        needs.whole = False
+    return needs
+
+
+def _places(
+    chunks: ChunkReader,
+    ids: list[bytes],
+    sizes: dict[str, int],
+    packs: set[str],
+    gone: dict[bytes, str],
+    findings: Findings,
+) -> None:
+    for at in range(0, len(ids), _BATCH):
+        some = ids[at : at + _BATCH]
+        for identity, location in zip(some, chunks.finder.find_many(some), strict=True):
+            place = location if location and location.pack in sizes else None
+            others = [] if place else chunks.finder.locations(identity)
+            for other in others:
+                place = other if other.pack in sizes else place
+            if place is None:
+                lost = {other.pack for other in others}
+                findings.packs |= lost
+                gone[identity] = ", ".join(f"{pack} is gone" for pack in sorted(lost)) or "no pack holds it"
+            else:
+                packs.add(place.pack)
 
 
 def _read(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,14 +15,16 @@ from safehold.model.errors import DamageError, ObjectNotFound, ShortRead
 from safehold.model.spread import spread
 from safehold.ports.store import Stamp, Store
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
-from safehold.recovery.units import Hurt, Unit, units
+from safehold.recovery.hurt import hurt_by
+from safehold.recovery.units import Unit, units
 from safehold.vault.bounds import check_size
 from safehold.vault.catalogue import Point
+from safehold.vault.disk_tree import PagesSeen
 from safehold.vault.envelope import StoredCheck, decode, open_object
 from safehold.vault.fetch import ChunkReader, Lost
 from safehold.vault.index.rows import Location
 from safehold.vault.names import Kind, gc_name, kind_of
-from safehold.vault.records import GcRecord, RunPack
+from safehold.vault.records import GcRecord, Member, RunPack
 from safehold.vault.run import read_run
 from safehold.vault.vault import Vault
 
@@ -31,6 +34,12 @@ _PIECE = 32 * 1024 * 1024
 """Bytes read at once where a whole object need not be in memory; a usual pack is one piece."""
 _SEEN = 1_000_000
 """Ids remembered so that shared blocks are read once: about 100 MB at most, after which some are read again."""
+
+_PAGES = 1_000_000
+"""Pages of disks remembered from point to point, about 130 MB, so that what points share is walked once."""
+
+_MOST_LOST = 1000
+"""Metadata chunks of a dedup domain that are missed before a member is given up at the next one."""
 
 
 @dataclass(frozen=True)
@@ -122,21 +131,51 @@ def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings
     return _verify(vault, points, check, ctx, findings)
 
 
+class _Domain:
+    """What a verification knows of a dedup domain: pages of disks that it has walked, and how much metadata it could not read."""
+
+    def __init__(self) -> None:
+        self.walked = PagesSeen()
+        self.lost = 0
+
+
 def _verify(vault: Vault, points: Iterable[Point], check: Check, ctx: Context, findings: Findings) -> Findings:
+    """Look at everything first, and then for what is hurt by what was found: one bad block may hurt many points, at many places."""
     seen: set[bytes] = set()
     bad: dict[bytes, str] = {}
-    for point in points:
-        for member in point.body.members:
-            hurt = Hurt()
-            try:
-                chunks = vault.chunks(point)
-                _member(units(vault, point, member), chunks, check, seen, bad, hurt, findings, ctx)
-            except DamageError as error:
-                findings.add(Finding(f"{error.what} ({error.on})", member.name, point.id))
-            for what in hurt.told():
-                findings.add(Finding(what, member.name, point.id))
+    domains: dict[bytes, _Domain] = defaultdict(_Domain)
+    members = [(point, member) for point in points for member in point.body.members]
+    for point, member in members:
+        domain = domains[point.dedup_key]
+        if domain.walked.count > _PAGES:
+            domain.walked = PagesSeen()
+        try:
+            chunks = vault.chunks(point)
+            work = _bounded(units(vault, point, member, domain.walked), domain, member)
+            _member(work, chunks, check, seen, bad, findings, ctx)
+        except DamageError as error:
+            findings.add(Finding(f"{error.what} ({error.on})", member.name, point.id))
+    if bad or any(domain.lost for domain in domains.values()):
+        clean: dict[bytes, PagesSeen] = defaultdict(PagesSeen)
+        for point, member in members:
+            # What ended the look at a member is among the findings already.
+            with contextlib.suppress(DamageError):
+                for what in hurt_by(vault, point, member, bad, clean[point.dedup_key]).told():
+                    findings.add(Finding(what, member.name, point.id))
     findings.packs |= vault.fetcher.failed
     return findings
+
+
+def _bounded(all_units: Iterator[Unit], domain: _Domain, member: Member) -> Iterator[Unit]:
+    """Units of a member. Each page that cannot be read costs some looking for, and a hostile writer can name any number that never were."""
+    for unit in all_units:
+        if unit.lost:
+            domain.lost += 1
+            if domain.lost > _MOST_LOST:
+                raise DamageError(
+                    f"more than {_MOST_LOST} metadata chunks cannot be read, the last: {unit.lost}", on=member.name
+                )
+        yield unit
 
 
 def _member(
@@ -145,7 +184,6 @@ def _member(
     check: Check,
     seen: set[bytes],
     bad: dict[bytes, str],
-    hurt: Hurt,
     findings: Findings,
     ctx: Context,
 ) -> None:
@@ -156,18 +194,10 @@ def _member(
             ctx.cancel.check()
             with lock:
                 fresh = [identity for identity in dict.fromkeys(unit.ids) if identity not in seen]
-            for identity, reason in check(chunks, fresh):
-                bad[identity] = reason
-            with lock:
-                # Only now: whoever takes an id for seen has to find it among the bad ones, if it is.
-                fresh = [identity for identity in fresh if identity not in seen]
                 if len(seen) < _SEEN:
                     seen.update(fresh)
-            if bad:
-                # What is bad hurts every point that has it, not only the one in which it was found.
-                for identity in dict.fromkeys(unit.ids):
-                    if identity in bad:
-                        unit.tell(identity, bad[identity], hurt)
+            for identity, reason in check(chunks, fresh):
+                bad[identity] = reason
             findings.count(len(fresh), unit.logical, 0)
             ctx.progress.advance(unit.logical)
 

@@ -16,7 +16,8 @@ from safehold.model.errors import DamageError, ObjectNotFound, VaultKeyError
 from safehold.ports.store import Store
 from safehold.vault.access import Unlocked, put_document_back
 from safehold.vault.catalogue import CachedPoint, Catalogue, Point, Rejected
-from safehold.vault.disk import DiskTree, StoredDisk
+from safehold.vault.disk import StoredDisk
+from safehold.vault.disk_tree import DiskTree
 from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
 from safehold.vault.forget import Expiry, forgotten_points, lost_points
 from safehold.vault.heads import Head, Heads

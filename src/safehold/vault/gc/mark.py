@@ -79,11 +79,13 @@ def walk(
     seen: set[bytes] = {ZERO_ID}
     for point in points:
         chunks = reader(point)
-        frontier = [identity for identity in point.body.nodes if identity not in seen]
+        frontier = [identity for identity in dict.fromkeys(point.body.nodes) if identity not in seen]
+        seen.update(frontier)
         while frontier:
             ctx.cancel.check()
-            batch, frontier = frontier[:_BATCH], frontier[_BATCH:]
-            seen.update(batch)
+            # From the end: depth first keeps the frontier short, and takes nothing twice from a list that may be long.
+            batch = frontier[-_BATCH:]
+            del frontier[-_BATCH:]
             live.add(batch)
             for result in chunks.many(batch):
                 chunk = f"metadata chunk {batch[result.position].hex()[:16]}"
@@ -101,8 +103,9 @@ def walk(
                     )
                     continue
                 live.add(split_ids(node.chunks))
-                frontier += [identity for identity in dict.fromkeys(split_ids(node.nodes)) if identity not in seen]
-            frontier = list(dict.fromkeys(frontier))
+                fresh = [identity for identity in dict.fromkeys(split_ids(node.nodes)) if identity not in seen]
+                seen.update(fresh)
+                frontier += fresh
     return lost
 
 

@@ -105,9 +105,9 @@ def test_status_knows_what_should_be_there(program: Program, place: Path, tmp_pa
     assert [line.split()[:2] for line in lines[4:]] == [["missing", "gone"], ["failed", "disk"], ["ok", "www"]]
     assert "1 of 3 resources" in done.stderr
     assert "gone" in done.stderr
-    assert "no such file" in program.json("status", "disk", "--max-age", "26h")["resources"]["disk"]["failure"]
+    assert "no such file" in program.json("status", "disk", "--max-age", "26h", code=1)["resources"]["disk"]["failure"]
     (program.home / "config/safehold.yaml").write_text("version: 7")
-    assert "PROBLEM  unattended runs: version" in program.run("status").stdout
+    assert "PROBLEM  unattended runs: version" in program.run("status", code=1).stdout
     (program.home / "config/safehold.yaml").unlink()
     assert set(program.json("status")["resources"]) == {"www", "disk"}
 

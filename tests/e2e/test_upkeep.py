@@ -59,7 +59,7 @@ def test_rot_is_found_by_a_later_run(program: Program, vault: Path, tmp_path: Pa
         if found:
             break
     assert victim.name in found[0]["on"]
-    first = program.run("status").stdout.splitlines()[0]
+    first = program.run("status", code=4).stdout.splitlines()[0]
     assert first.startswith("PROBLEM  damaged data was found")
     assert victim.name in first
     data[len(data) // 2] ^= 1

@@ -128,7 +128,7 @@ def test_a_switch_that_is_killed_anywhere_can_be_finished_or_taken_back(host: Ho
                 time.sleep(0.005)
             time.sleep(moment * 0.05)
             killed.kill()
-        said = host.program.run("status").stdout
+        said = host.program.run("status", code=None).stdout
         half_done += "is under way or was killed" in said
         if "is under way or was killed" in said and moment % 3 == 2:
             # Taken back instead.
@@ -436,7 +436,7 @@ def test_past_the_limit_requests_fail_and_status_says_why(host: Host) -> None:
     )
     assert waiting.returncode != 0
     assert "Input/output error" in waiting.stderr
-    assert f"volume data is {disk}, and nobody serves it" in host.program.run("status").stdout
+    assert f"volume data is {disk}, and nobody serves it" in host.program.run("status", code=1).stdout
     host.program.run("volume", "list")
     host.program.run("volume", "detach", "data")
     disk = device(host, "data")
@@ -462,6 +462,28 @@ def test_what_is_attached_is_not_deleted_while_it_waits_for_the_service(host: Ho
     host.program.run("volume", "delete", "data", "--yes")
 
 
+def test_a_device_that_hangs_holds_up_nobody_else(host: Host, tmp_path: Path) -> None:
+    """Backups look for who has a disk open. They do not ask a file system that does not answer: who does, waits in the kernel."""
+    host.program.run("volume", "create", "data", "--size", "16M")
+    device(host, "data")
+    daemon = json.loads((host.home / "run/attached/data.json").read_text())["pid"]
+    image = tmp_path / "other.img"
+    image.write_bytes(b"other" * 10_000)
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        # What the kernel knows of the export's file it believes for a second.
+        time.sleep(1.5)
+        # Who has it open is looked for where somebody has.
+        with image.open("r+b"), host.program.start("backup", image, "--require", "none") as done:
+            try:
+                assert done.wait(timeout=60) == 0
+            finally:
+                os.kill(daemon, signal.SIGCONT)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    host.program.run("volume", "detach", "data")
+
+
 def test_a_device_whose_daemon_was_killed_is_told_and_let_go_of(host: Host, tmp_path: Path) -> None:
     """Also while something is open on it; what was acknowledged is there when it is attached again."""
     place = tmp_path / "mnt"
@@ -475,7 +497,7 @@ def test_a_device_whose_daemon_was_killed_is_told_and_let_go_of(host: Host, tmp_
     os.kill(json.loads((host.home / "run/attached/data.json").read_text())["pid"], signal.SIGKILL)
     with (place / "written").open():
         told = f"{disk} on {place} gives errors, for its storage daemon is gone"
-        assert told in host.program.run("status", code=None).stdout
+        assert told in host.program.run("status", code=1).stdout
         assert told in host.program.run("volume", "list").stdout
         assert told in host.program.run("volume", "show", "data").stdout
         assert "storage daemon is gone" in host.program.run("volume", "attach", "data", code=2).stderr

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from safehold.model.errors import UsageError, VaultKeyError
+from safehold.model.errors import StoreError, UsageError, VaultKeyError
 from safehold.vault.access import Unlocked, document_owner, read_slots
 from safehold.vault.create import add_slot, timestamp
 from safehold.vault.gc.link import add_link
@@ -156,7 +156,11 @@ def check_key(vault: Vault, *, by_kit: bool) -> Checked:
         )
     owner = vault.owner_key
     if by_kit:
-        vault.notes().remember_kit()
+        try:
+            vault.notes().remember_kit()
+        except StoreError as error:
+            # The kit is as good as ever: a rescue may well have no more than a copy that it can only read.
+            vault.ctx.progress.warn(f"the vault cannot be written to, and so does not remember this: {error}")
     return Checked(
         vault.document.id, f"owner, key generation {owner.generation}", "reads everything, adds points, manages keys"
     )

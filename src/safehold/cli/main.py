@@ -13,6 +13,7 @@ import click
 
 import safehold
 from safehold.model.errors import SafeholdError
+from safehold.model.files import printable
 from safehold.model.unforeseen import explain
 
 __all__ = ["LazyGroup", "cli", "main", "run"]
@@ -114,17 +115,30 @@ def _report(error: SafeholdError, arguments: Sequence[str]) -> None:
             "code": error.exit_code,
         }
         print(json.dumps({"error": body}))
-    print(f"safehold: {error}", file=sys.stderr)
+    print(f"safehold: {printable(str(error))}", file=sys.stderr)
     if error.remedy:
-        print(f"  → {error.remedy}", file=sys.stderr)
+        print(f"  → {printable(error.remedy)}", file=sys.stderr)
+
+
+class _Shown(io.TextIOWrapper):
+    """Standard output on which a name cannot command the terminal: what is not printable is escaped, line by line."""
+
+    def write(self, text: str) -> int:
+        if not text.isprintable():
+            text = "\n".join(printable(line) for line in text.split("\n"))
+        return super().write(text)
 
 
 def main() -> None:
     """The console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A name or an arrow that the terminal's encoding lacks is escaped; it must not end the run.
-            stream.reconfigure(errors="backslashreplace")
+    # A name or an arrow that the terminal's encoding lacks is escaped; it must not end the run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        old = sys.stdout
+        sys.stdout = _Shown(
+            old.detach(), encoding=old.encoding, errors="backslashreplace", line_buffering=old.line_buffering
+        )
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -60,6 +60,12 @@ def restore(
     """
     if overwrite and delta:
         raise UsageError("--overwrite and --delta exclude each other", remedy="give one of them")
+    if target == "-":
+        raise UsageError(
+            "a restore goes to a place, not to standard output",
+            on="--to -",
+            remedy=f"safehold cat {selector}, or ./- for a file of that name",
+        )
     if target.startswith(_VOLUME):
         if overwrite or delta or include or salvage:
             raise UsageError(

@@ -162,7 +162,7 @@ class Run:
 
 def print_json(document: object) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(document, indent=1, ensure_ascii=False))
+    print(json.dumps(document, indent=1))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

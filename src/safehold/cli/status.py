@@ -12,7 +12,7 @@ from safehold.cli.running import Access, Run, json_option, print_json, print_tab
 from safehold.compose.asked import asked_for
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
-from safehold.model.errors import OverdueError, UsageError
+from safehold.model.errors import DamageError, FailedError, OverdueError, UsageError
 from safehold.model.units import format_duration, format_size, format_time, parse_span
 
 __all__ = ["status"]
@@ -34,7 +34,8 @@ __all__ = ["status"]
 def status(resource: str | None, max_age: str | None, path: Path | None, access: Access, as_json: bool) -> int:
     """Each resource with its newest point; problems first.
 
-    Resources that unattended runs are to back up are shown even where no backup of them succeeded. Ages are by the store's clock.
+    Resources that unattended runs are to back up are shown even where no backup of them succeeded. Ages are by the store's clock. Ends with 8
+    where a resource is overdue, else with 4 where damage is known, and with 1 where there is another problem.
     """
     try:
         limit = parse_span(max_age) if max_age else None
@@ -44,7 +45,8 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
         opened = run.open(access)
         asked = asked_for(path or run.paths.config / "safehold.yaml", run.paths, opened.store.url)
         found = standings(opened, run.ctx, limit, asked.expected)
-        problems = [str(problem) for problem in opened.problems] + _damage(damaged_packs(opened)) + asked.problems
+        damage = [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened))]
+        problems = [*damage, *asked.problems]
         problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
         problems += switch_problems(run.paths.volume_switch)
     if resource is not None:
@@ -53,10 +55,11 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
             raise OverdueError("no points of this resource", on=resource, remedy="see what there is: safehold status")
     overdue = [one for one in found if one.overdue]
     empty = limit is not None and not found
+    code = DamageError.exit_code if damage else FailedError.exit_code if problems else 0
     if as_json:
         resources = {one.resource: _document(one) for one in found}
         print_json({"vault": opened.store.url, "problems": problems, "resources": resources})
-        return OverdueError.exit_code if overdue or empty else 0
+        return OverdueError.exit_code if overdue or empty else code
     for problem in problems:
         print(f"PROBLEM  {problem}")
     print(f"vault {opened.store.url}")
@@ -84,7 +87,7 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
             on=", ".join(one.resource for one in overdue),
             remedy="look at the last run's messages, and back up: safehold backup",
         )
-    return 0
+    return code
 
 
 def _damage(packs: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ import yaml
 
 from safehold.compose.wiring import path_matcher
 from safehold.model.errors import UsageError
+from safehold.model.resource import can_be_chosen
 from safehold.model.units import parse_size, parse_span
 from safehold.objects.location import local_place
 from safehold.policies.retention import KeepRules
@@ -216,6 +217,8 @@ def _check(plain: Any) -> Configuration:
             if way != "passphrase_command":
                 _whole(("vaults", name, way), os.path.expanduser(getattr(vault, way)))
     for name, resource in found.resources.items():
+        if not can_be_chosen(name):
+            raise _Fault(("resources", name), "a name is of printable characters other than @")
         _known(("resources", name, "plan"), resource.plan, found.plans)
         if resource.vault or len(found.vaults) > 1:
             _known(("resources", name, "vault"), resource.vault, found.vaults)

@@ -30,7 +30,7 @@ class CancelToken:
     def check(self) -> None:
         """Raise CancelledError once `cancel` was called."""
         if self._event.is_set():
-            raise CancelledError("the run was stopped", remedy="start it again: a backup reuses what it had uploaded")
+            raise CancelledError("the run was stopped", remedy="start it again")
 
 
 @dataclass(frozen=True)

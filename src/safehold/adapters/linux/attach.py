@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from safehold.adapters.linux.mounts import mounts
 from safehold.model.errors import FailedError, UsageError
 
 __all__ = ["Attachment", "attach", "attachments", "dead", "detach", "mount", "unmount"]
@@ -241,7 +241,7 @@ def _end_stale(file: Path, pidfile: Path, turn: int) -> None:
 
 def _unmount_file(file: Path, turn: int) -> None:
     """A daemon that was killed leaves its file as a mount."""
-    if any(place == str(file) for _, place in _mounts()):
+    if any(mounted.path == str(file) for mounted in mounts()):
         _run(["umount", "--lazy", str(file)], str(file), turn)
 
 
@@ -276,15 +276,7 @@ def _run(command: Sequence[str], on: str, *keep: int) -> str:
 def _mounted(device: str) -> list[str]:
     number = os.stat(device).st_rdev
     wanted = f"{os.major(number)}:{os.minor(number)}"
-    return [place for where, place in _mounts() if where == wanted]
-
-
-def _mounts() -> Iterator[tuple[str, str]]:
-    """(device number, place) of all that is mounted."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        _, _, number, _, place, *_ = line.split()
-        # proc_pid_mountinfo(5): blanks and backslashes are octal there.
-        yield number, re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place)
+    return [mounted.path for mounted in mounts() if mounted.device == wanted]
 
 
 def _backing(device: str) -> str:

@@ -26,9 +26,10 @@ from safehold.testing.program import Program
 from safehold.vault.create import create_vault
 from safehold.vault.envelope import close, encode
 from safehold.vault.names import session_name
+from safehold.vault.places import Places
 from safehold.vault.records import Heartbeat, NoteBody, Parameters
 from safehold.vault.slots import Passphrase
-from safehold.vault.vault import Places, Vault
+from safehold.vault.vault import Vault
 from tests.compat.contents import DATABASE, GROUP, STREAM, tree
 from tests.compat.make_fixture import HERE, anonymous
 from tests.worlds import BytesDisk, BytesSource

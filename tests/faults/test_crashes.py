@@ -21,8 +21,9 @@ from safehold.compose.wiring import open_stores
 from safehold.model.context import Context
 from safehold.recovery.verify import verify_stored
 from safehold.testing.program import Program
+from safehold.vault.places import Places
 from safehold.vault.slots import Passphrase
-from safehold.vault.vault import Places, Vault
+from safehold.vault.vault import Vault
 from tests.disks import make_disk, same
 from tests.struck import Struck
 from tests.worlds import read_back

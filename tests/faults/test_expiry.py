@@ -14,7 +14,7 @@ import pytest
 from safehold.adapters.files.source import FilesSource, MountMemory
 from safehold.adapters.files.walk import Rules
 from safehold.app.backup import BackupOptions, Host, back_up, back_up_together
-from safehold.app.expire import ExpiryPlan, apply_expiry, plan_expiry
+from safehold.app.expire import ExpiryPlan, apply_expiry, note_verified, plan_expiry
 from safehold.model.context import Context
 from safehold.model.progress import Silent
 from safehold.model.resource import ResourceRef
@@ -24,6 +24,7 @@ from safehold.vault.envelope import encode
 from safehold.vault.names import commit_name
 from safehold.vault.records import NoteBody, Parameters, PointObject
 from safehold.vault.sealing import seal_body
+from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey
 from tests.faults.clocks import FakeClock
 from tests.faults.test_stolen_writer import Thief
@@ -52,6 +53,12 @@ def world(tmp_path: Path, clock: FakeClock) -> World:
     return World(tmp_path / "world", MemoryStore(clock), ctx=Context(clock=clock))
 
 
+def planned(vault: Vault, patterns: Sequence[str], rules: KeepRules, ctx: Context) -> ExpiryPlan:
+    plan = plan_expiry(vault, patterns, rules, vault.store_time(), UTC, ctx)
+    note_verified(vault, plan)
+    return plan
+
+
 def left(world: World) -> list[str]:
     return [point.id for point in world.fresh().points()[0]]
 
@@ -69,13 +76,13 @@ def test_a_point_of_several_resources_expires_only_where_all_of_them_do(world: W
     groups = [together("data", "log") for _ in range(3)]
     alone = [together("data") for _ in range(3)]
     vault = world.open()
-    plan = plan_expiry(vault, ["data"], KeepRules(last=1), UTC, world.ctx)
+    plan = planned(vault, ["data"], KeepRules(last=1), world.ctx)
     assert [p.id for p in plan.expiring] == alone[:2]
     assert all("belongs to others too" in why(plan)[one] for one in groups)
     apply_expiry(vault, plan.expiring, world.ctx)
     assert left(world) == [*groups, alone[2]]
     # Who speaks for both lets them go.
-    plan = plan_expiry(world.open(), ["data", "l*"], KeepRules(last=1), UTC, world.ctx)
+    plan = planned(world.open(), ["data", "l*"], KeepRules(last=1), world.ctx)
     assert [p.id for p in plan.expiring] == groups[:2]
 
 
@@ -106,7 +113,7 @@ def test_a_disk_that_begins_to_fail(
         outcome = back_up(vault, source, ref, HOST, BackupOptions(), world.ctx)
         assert bool(outcome.partial) == (day >= 3)
         whole = whole if outcome.partial else outcome.point
-        plan = plan_expiry(vault, [], KeepRules(last=7), UTC, world.ctx)
+        plan = planned(vault, [], KeepRules(last=7), world.ctx)
         apply_expiry(vault, plan.expiring, world.ctx)
     assert whole in left(world)
     # Three complete ones, of which none was pushed out, and the newest seven.
@@ -121,7 +128,7 @@ def test_a_point_that_is_pinned_at_the_last_moment(world: World, clock: FakeCloc
         made.append(world.back_up(b"%d" % n * BLOCK).point)
     told = Told()
     vault = world.open()
-    plan = plan_expiry(vault, [], KeepRules(last=1), UTC, world.ctx)
+    plan = planned(vault, [], KeepRules(last=1), world.ctx)
     pinned = next(p for p in plan.expiring if p.id == made[1])
     vault.expiry().pin(pinned.wid, pinned.sid, NoteBody("pin", 0.0, {}))
     expired = apply_expiry(vault, plan.expiring, replace(world.ctx, progress=told))
@@ -137,7 +144,7 @@ def stolen(world: World, clock: FakeClock) -> WriterKey:
     for n in range(5):
         clock.sleep(DAY)
         world.back_up(b"%d" % n * BLOCK, "web", world.open_writer(writer))
-    plan_expiry(world.open(), [], KeepRules(last=5), UTC, world.ctx)
+    planned(world.open(), [], KeepRules(last=5), world.ctx)
     clock.sleep(DAY)
     return WriterKey.load(writer.export("somewhere"), on="credential")
 
@@ -161,7 +168,7 @@ def test_a_flood_of_a_stolen_writer_pushes_nothing_out(
     assert len(before) == 5
     forge(world, stolen, 1000, clock)
     vault = world.open()
-    plan = plan_expiry(vault, [], KeepRules(last=5), UTC, world.ctx)
+    plan = planned(vault, [], KeepRules(last=5), world.ctx)
     assert plan.damaged.found == []
     assert len(plan.decisions) == 1005
     assert sum(decision.point.sound for _, decision in plan.decisions) == 1005
@@ -190,5 +197,5 @@ def test_a_clients_clock_expires_nothing(
         world.back_up(b"%d" % n * BLOCK, "web", world.open_writer(writer))
     points = left(world)
     world.ctx = Context(clock=FakeClock(clock.time + wrong))
-    plan = plan_expiry(world.open(), [], rules, UTC, world.ctx)
+    plan = planned(world.open(), [], rules, world.ctx)
     assert [p.id for p in plan.expiring] == points[:expiring]

@@ -10,7 +10,7 @@ import pytest
 from safehold.app.backup import Host
 from safehold.app.expire import apply_expiry
 from safehold.app.keys import add_key, export_writer, list_writers, revoke_writer, rotate_key
-from safehold.app.prune import prune_vault
+from safehold.app.prune import preview_prune, prune_vault
 from safehold.app.verify import Depth, verify_points
 from safehold.model.errors import ObjectNotFound
 from safehold.vault.slots import Recipient
@@ -32,7 +32,7 @@ HOST = Host("host", "id", "boot")
 WRITES: dict[str, Callable[[World], object]] = {
     "backup": lambda world: world.back_up(DATA),
     "expire": lambda world: apply_expiry(world.open(), [], world.ctx),
-    "prune": lambda world: prune_vault(world.open(), HOST, 60.0, world.ctx, dry_run=False),
+    "prune": lambda world: prune_vault(world.open(), HOST, 60.0, None, world.ctx),
     "key add": lambda world: add_key(world.open(), world.unlock(), recipient(world), "second"),
     "key rotate": lambda world: rotate_key(world.open(), world.unlock(), recipient(world), "next"),
     "key writer": lambda world: export_writer(world.open(), "late", ("late",)),
@@ -41,7 +41,7 @@ WRITES: dict[str, Callable[[World], object]] = {
 READS: dict[str, Callable[[World], object]] = {
     "points": lambda world: world.open().points(),
     "verify": lambda world: verify_points(world.open(), None, Depth.DATA, [], world.ctx),
-    "prune --dry-run": lambda world: prune_vault(world.open(), HOST, 60.0, world.ctx, dry_run=True),
+    "prune --dry-run": lambda world: preview_prune(world.open(), HOST, 60.0, world.ctx),
 }
 
 

@@ -111,7 +111,7 @@ def test_a_good_store_is_tried_once_a_month(tmp_path: Path) -> None:
         counts.append(store.calls["put"])
         assert not [stamp.name for stamp in store.list("check-")]
     assert counts[0] > counts[1] + 15
-    known = world.open().tried_stores
+    known = world.open().places.tried_stores
     known.write_text('{"counting://": 1.0}')
     store.calls.clear()
     prune(world.open(), world.ctx)
@@ -133,7 +133,7 @@ def test_an_unattended_prune_that_is_refused_is_a_failed_step(tmp_path: Path) ->
     plan = Plan(parse_schedule("02:00"), KeepRules(last=1), None, pruning=DAY)
     job = Job("disk", "main", plan, from_source(find), ("disk",))
     told: list[Result] = []
-    memory = Memory(tmp_path / "memory")
+    memory = Memory(tmp_path / "memory", print)
     run_due([job], lambda name: world.open(), HOST, memory, UTC, told.append, broken_order, world.ctx, everything=True)
     codes = {result.step: result.code for result in told}
     assert codes == {"backup": 0, "expire": 0, "prune": StoreError.exit_code}
@@ -295,4 +295,4 @@ def test_sorting_takes_place_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     vault = world.open()
     assert preview_prune(vault, HOST, 1e9, world.ctx).condemned
     assert prune(vault, world.ctx).deleted
-    assert [path.name for path in vault.scratch().iterdir() if path.name.startswith("prune-")] == []
+    assert [path.name for path in vault.places.scratch().iterdir() if path.name.startswith("prune-")] == []

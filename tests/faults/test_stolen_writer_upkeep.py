@@ -53,13 +53,19 @@ def prune(world: World) -> PruneReport:
     return report
 
 
+class Unmoving(Prune):
+    """Condemns only what is wholly garbage."""
+
+    def _move(self, *arguments: object) -> None: ...
+
+
 def expire_oldest(world: World, resource: str) -> frozenset[str]:
     """Let the first point of a resource go; the packs that it alone needed."""
     vault = world.fresh()
-    before = Prune(vault, world.root, lambda session, now: False, world.ctx)
-    condemned = frozenset(before._condemned(vault.chain, move=False))
+    before = Unmoving(vault, world.root, lambda session, now: False, world.ctx)
+    condemned = frozenset(before._condemned(vault.chain))
     apply_expiry(vault, [next(p for p in vault.points()[0] if resource in p.resources)], world.ctx)
-    return frozenset(before._condemned(vault.chain, move=False)) - condemned
+    return frozenset(before._condemned(vault.chain)) - condemned
 
 
 def packs(world: World) -> frozenset[str]:

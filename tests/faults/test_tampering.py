@@ -13,7 +13,8 @@ from safehold.recovery.verify import verify_stored
 from safehold.vault.access import unlock_with_kit
 from safehold.vault.envelope import close, open_object
 from safehold.vault.names import Kind, gc_name
-from safehold.vault.vault import Places, Vault
+from safehold.vault.places import Places
+from safehold.vault.vault import Vault
 from tests.faults.everything import LISTED, TABLE, Listed, copy, disk, everything, names, never_wrong, random_disk
 from tests.faults.regions import regions
 from tests.worlds import BLOCK, World, read_back

@@ -59,6 +59,7 @@ class Unattended:
             memory,
             UTC,
             results.append,
+            lambda store: "",
             self.ctx,
             everything=everything,
         )

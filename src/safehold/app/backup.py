@@ -20,9 +20,9 @@ from safehold.backup.tree_cache import TreeCache
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, UsageError, VaultKeyError
-from safehold.model.files import printable
 from safehold.model.quiet import Quieted
 from safehold.model.resource import ResourceRef
+from safehold.model.shown import printable
 from safehold.ports.blocks import Blocks
 from safehold.ports.source import Capture, Source
 from safehold.ports.tree import ByteStream, Tree
@@ -300,7 +300,7 @@ def _reading(
 def _store(vault: Vault, session: Session, capture: Capture, dedup_key: bytes, ctx: Context) -> StoredContent:
     content, name = capture.content, capture.resource.name
     if isinstance(content, Tree):
-        cache = TreeCache(vault.tree_cache(name), vault.id, dedup_key, name, ctx)
+        cache = TreeCache(vault.places.tree(name), vault.id, dedup_key, name, ctx)
         if cache.cold:
             ctx.progress.note(f"{name}: nothing is remembered of an earlier backup on this machine: every file is read")
         ctx.progress.start(f"backup {name}", None)

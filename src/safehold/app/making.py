@@ -9,9 +9,9 @@ from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.vault.create import create_vault, timestamp
 from safehold.vault.kit import render_kit
+from safehold.vault.places import Places
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Wrapper
-from safehold.vault.vault import Places
 
 __all__ = ["MadeVault", "make_vault"]
 

@@ -10,8 +10,9 @@ from safehold.ports.store import Store
 from safehold.vault.access import Unlocked, read_document, unlock, unlock_with_kit
 from safehold.vault.addresses import Addresses
 from safehold.vault.kit import Kit
+from safehold.vault.places import Places
 from safehold.vault.slots import Unlocker
-from safehold.vault.vault import Places, Vault
+from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey
 
 __all__ = ["Credentials", "Stores", "known_at", "open_owner", "open_vault"]

@@ -47,7 +47,7 @@ def session_dead(host: Host, patience: float) -> Callable[[OpenSession, float], 
 
 def preview_prune(vault: Vault, host: Host, patience: float, ctx: Context) -> PruneReport:
     """What a prune would do now. Nothing is written to the store."""
-    with tempfile.TemporaryDirectory(prefix="prune-", dir=vault.scratch()) as scratch:
+    with tempfile.TemporaryDirectory(prefix="prune-", dir=vault.places.scratch()) as scratch:
         ctx.progress.start("prune", None)
         report = Preview(vault, Path(scratch), session_dead(host, patience), ctx).run()
         ctx.progress.done()
@@ -62,7 +62,7 @@ def prune_vault(vault: Vault, host: Host, patience: float, trial: Trial | None, 
     """
     if trial is not None:
         _demand_order(vault, trial, ctx.clock.now())
-    with tempfile.TemporaryDirectory(prefix="prune-", dir=vault.scratch()) as scratch:
+    with tempfile.TemporaryDirectory(prefix="prune-", dir=vault.places.scratch()) as scratch:
         vault.mend()
         vault.expiry().collect(vault.store_time())
         ctx.progress.start("prune", None)
@@ -73,7 +73,7 @@ def prune_vault(vault: Vault, host: Host, patience: float, trial: Trial | None, 
 
 def _demand_order(vault: Vault, trial: Trial, now: float) -> None:
     """StoreError unless the store was seen to keep order, now or not long ago. What it failed is tried again each time."""
-    known = vault.tried_stores
+    known = vault.places.tried_stores
     try:
         times = msgspec.json.decode(known.read_bytes(), type=dict[str, float])
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):

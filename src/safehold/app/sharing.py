@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safehold.model.context import Context
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.vault.catalogue import Point
 
 __all__ = ["SharedName", "shared_names", "warn_of_shared_names"]

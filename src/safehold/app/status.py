@@ -92,7 +92,7 @@ def _now(vault: Vault, points: Sequence[Point], ctx: Context) -> float:
 def damaged_packs(vault: Vault) -> list[str]:
     """Packs that were found damaged, have not been right since, and are still there."""
     there = []
-    for name in sorted(vault.notes().damaged()):
+    for name in vault.chain.record.damaged if vault.chain.record else ():
         try:
             vault.store.head(name)
         except ObjectNotFound:

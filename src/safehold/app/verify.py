@@ -75,7 +75,7 @@ def verify_points(
     ctx.progress.start("verify", sum(member.size for point in chosen for member in point.body.members))
     findings = (verify_data if depth is Depth.DATA else verify_structure)(vault, chosen, ctx)
     ctx.progress.done()
-    note_packs(vault, (), findings.packs)
+    note_packs(vault, (), (), findings.packs)
     if depth is Depth.DATA:
         _note_proofs(vault, chosen, findings)
     if selector is None:
@@ -126,7 +126,7 @@ def _note_proofs(vault: Vault, points: Sequence[Point], findings: Findings) -> N
 def verify_next(vault: Vault, older_than: float, budget: int, ctx: Context) -> Rolled:
     """One run of a verification that goes on from run to run; see `recovery.rolling`."""
     points, rejected = vault.points(fresh=True)
-    rolled = verify_rolling(vault, points, older_than, budget, ReadLog(vault.read_log), ctx)
+    rolled = verify_rolling(vault, points, older_than, budget, ReadLog(vault.places.read_log), ctx)
     for one in rejected:
         if not one.void:
             rolled.findings.add(Finding(one.reason, one.name))

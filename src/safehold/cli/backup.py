@@ -15,8 +15,8 @@ from safehold.compose.quiet import find_downtime
 from safehold.compose.wiring import Sources, TreeOptions
 from safehold.model.consistency import Consistency
 from safehold.model.errors import PartialError, SafeholdError, UsageError
-from safehold.model.files import printable
 from safehold.model.resource import ResourceRef, can_be_chosen
+from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size, parse_span
 from safehold.ports.source import Source
 

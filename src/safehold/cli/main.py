@@ -13,7 +13,7 @@ import click
 
 import safehold
 from safehold.model.errors import SafeholdError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.model.unforeseen import explain
 
 __all__ = ["LazyGroup", "cli", "main", "run"]
@@ -22,7 +22,7 @@ _VERBS = {
     "backup": "safehold.cli.backup:backup",
     "cat": "safehold.cli.files:cat",
     "config": "safehold.cli.service:config",
-    "diff": "safehold.cli.points:diff",
+    "diff": "safehold.cli.diff:diff",
     "find": "safehold.cli.files:find",
     "key": "safehold.cli.key:key",
     "ls": "safehold.cli.files:ls",

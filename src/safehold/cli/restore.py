@@ -13,7 +13,7 @@ from safehold.cli.running import Access, Run, json_option, print_json, vault_opt
 from safehold.cli.volume import restore_to_volume
 from safehold.compose.wiring import check_target, look_below, open_target, open_tree_target, path_matcher
 from safehold.model.errors import PartialError, UsageError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size, format_time
 from safehold.recovery.comparing import Change, Difference
 

@@ -24,7 +24,7 @@ from safehold.compose.wiring import open_stores, places, vault_address
 from safehold.model.clock import SystemClock
 from safehold.model.context import Context
 from safehold.model.errors import UsageError, VaultKeyError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.vault.access import Unlocked
 from safehold.vault.vault import Vault
 

@@ -9,7 +9,7 @@ import threading
 from typing import TextIO
 
 from safehold.model.clock import Clock
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size
 
 __all__ = ["LineProgress"]

@@ -14,7 +14,7 @@ from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, p
 from safehold.compose.credentials import find_passphrase
 from safehold.compose.wiring import open_stores, places, record_default_vault
 from safehold.model.errors import StoreError, UsageError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.model.units import format_size, format_time, parse_size, parse_span
 from safehold.objects.check import broken_order, check_store
 from safehold.vault.gc.prune import PruneReport

@@ -29,7 +29,7 @@ from safehold.objects.retry import RetryStore
 from safehold.ports.blocks import MutableBlocks
 from safehold.ports.source import Source
 from safehold.ports.tree import TreeTarget, TreeView
-from safehold.vault.vault import Places
+from safehold.vault.places import Places
 
 __all__ = [
     "Sources",

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from safehold.model.errors import DamageError
-from safehold.model.files import Form, printable
+from safehold.model.files import Form
+from safehold.model.shown import printable
 from safehold.vault.catalogue import Point
 from safehold.vault.content import LostParts, parts_or_lost
 from safehold.vault.disk import StoredDisk

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError
-from safehold.model.files import Entry, Form, path_key, printable
+from safehold.model.files import Entry, Form, path_key
+from safehold.model.shown import printable
 from safehold.model.spread import spread
 from safehold.ports.tree import Piece, TreeTarget
 from safehold.recovery.comparing import content_is_right

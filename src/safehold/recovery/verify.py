@@ -16,13 +16,13 @@ from safehold.model.spread import spread
 from safehold.ports.store import Stamp, Store
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.recovery.hurt import hurt_by
+from safehold.recovery.packs import Packs
 from safehold.recovery.units import Unit, units
 from safehold.vault.bounds import check_size
 from safehold.vault.catalogue import Point
 from safehold.vault.disk_tree import PagesSeen
 from safehold.vault.envelope import StoredCheck, decode, open_object
 from safehold.vault.fetch import ChunkReader, Lost
-from safehold.vault.index.rows import Location
 from safehold.vault.names import Kind, gc_name, kind_of
 from safehold.vault.records import GcRecord, Member, RunPack
 from safehold.vault.run import read_run
@@ -62,7 +62,7 @@ class Findings:
     stored: int = 0
     found: list[Finding] = field(default_factory=list)
     packs: set[str] = field(default_factory=set)
-    """Packs that are missing or bad."""
+    """Packs that may be missing or bad: they were looked in for what was not found."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, finding: Finding) -> None:
@@ -96,23 +96,15 @@ def verify_structure(vault: Vault, points: Iterable[Point], ctx: Context) -> Fin
     """Everything that the points need is named by an index run or a pack and lies in the store with the size it
     should have.
     """
-    sizes = {s.name: s.size for prefix in (Kind.PACK, Kind.META) for s in vault.store.list(prefix.prefix + "/")}
-    findings = Findings()
+    packs, findings = Packs(vault.store), Findings()
 
     def check(chunks: ChunkReader, ids: list[bytes]) -> Iterator[tuple[bytes, str]]:
-        for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
-            if location is not None and _present(location, sizes):
-                continue
-            places = chunks.finder.locations(identity)
-            if not any(_present(place, sizes) for place in places):
-                findings.packs.update(place.pack for place in places)
-                yield identity, ", ".join(sorted({f"{place.pack} is gone" for place in places})) or "no pack holds it"
+        for identity, (place, others) in zip(ids, packs.places(chunks, ids), strict=True):
+            if place is None:
+                findings.packs.update(other.pack for other in others)
+                yield identity, ", ".join(sorted({f"{other.pack} is gone" for other in others})) or "no pack holds it"
 
-    return _verify(vault, points, check, ctx, findings)
-
-
-def _present(location: Location, sizes: dict[str, int]) -> bool:
-    return sizes.get(location.pack, -1) >= location.offset + location.stored
+    return _verify(vault, points, check, packs.renew, ctx, findings)
 
 
 def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings:
@@ -128,40 +120,55 @@ def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings
                 read += len(result.data)
         findings.count(0, 0, read)
 
-    return _verify(vault, points, check, ctx, findings)
+    # Reading looks for moved chunks by itself.
+    return _verify(vault, points, check, lambda chunks: None, ctx, findings)
 
 
 class _Domain:
-    """What a verification knows of a dedup domain: pages of disks that it has walked, and how much metadata it could not read."""
+    """What a verification knows of the points of one dedup key: what it has looked at, what was bad, how much metadata it could not read."""
 
-    def __init__(self) -> None:
+    def __init__(self, chunks: ChunkReader) -> None:
+        self.chunks = chunks
         self.walked = PagesSeen()
+        self.seen: set[bytes] = set()
+        self.bad: dict[bytes, str] = {}
         self.lost = 0
 
 
-def _verify(vault: Vault, points: Iterable[Point], check: Check, ctx: Context, findings: Findings) -> Findings:
-    """Look at everything first, and then for what is hurt by what was found: one bad block may hurt many points, at many places."""
-    seen: set[bytes] = set()
-    bad: dict[bytes, str] = {}
-    domains: dict[bytes, _Domain] = defaultdict(_Domain)
+def _verify(
+    vault: Vault,
+    points: Iterable[Point],
+    check: Check,
+    renew: Callable[[ChunkReader], None],
+    ctx: Context,
+    findings: Findings,
+) -> Findings:
+    """Look at everything first, at what was bad once more after `renew`, and then for what is hurt by what is: one bad block may hurt many
+    points, at many places.
+    """
+    domains: dict[bytes, _Domain] = {}
     members = [(point, member) for point in points for member in point.body.members]
     for point, member in members:
-        domain = domains[point.dedup_key]
-        if domain.walked.count > _PAGES:
-            domain.walked = PagesSeen()
         try:
-            chunks = vault.chunks(point)
-            work = _bounded(units(vault, point, member, domain.walked), domain, member)
-            _member(work, chunks, check, seen, bad, findings, ctx)
+            domain = domains.setdefault(point.dedup_key, _Domain(vault.chunks(point)))
+            if domain.walked.count > _PAGES:
+                domain.walked = PagesSeen()
+            _member(_bounded(units(vault, point, member, domain.walked), domain, member), check, domain, findings, ctx)
         except DamageError as error:
             findings.add(Finding(f"{error.what} ({error.on})", member.name, point.id))
-    if bad or any(domain.lost for domain in domains.values()):
-        clean: dict[bytes, PagesSeen] = defaultdict(PagesSeen)
-        for point, member in members:
-            # What ended the look at a member is among the findings already.
-            with contextlib.suppress(DamageError):
-                for what in hurt_by(vault, point, member, bad, clean[point.dedup_key]).told():
-                    findings.add(Finding(what, member.name, point.id))
+    for domain in domains.values():
+        if domain.bad:
+            renew(domain.chunks)
+            domain.bad = dict(check(domain.chunks, list(domain.bad)))
+    clean: dict[bytes, PagesSeen] = defaultdict(PagesSeen)
+    for point, member in members:
+        at_hand = domains.get(point.dedup_key)
+        if at_hand is None or not (at_hand.bad or at_hand.lost):
+            continue
+        # What ended the look at a member is among the findings already.
+        with contextlib.suppress(DamageError):
+            for what in hurt_by(vault, point, member, at_hand.bad, clean[point.dedup_key]).told():
+                findings.add(Finding(what, member.name, point.id))
     findings.packs |= vault.fetcher.failed
     return findings
 
@@ -178,30 +185,22 @@ def _bounded(all_units: Iterator[Unit], domain: _Domain, member: Member) -> Iter
         yield unit
 
 
-def _member(
-    work_units: Iterator[Unit],
-    chunks: ChunkReader,
-    check: Check,
-    seen: set[bytes],
-    bad: dict[bytes, str],
-    findings: Findings,
-    ctx: Context,
-) -> None:
+def _member(work_units: Iterator[Unit], check: Check, domain: _Domain, findings: Findings, ctx: Context) -> None:
     lock = threading.Lock()
 
     def work(share: Iterator[Unit]) -> None:
         for unit in share:
             ctx.cancel.check()
             with lock:
-                fresh = [identity for identity in dict.fromkeys(unit.ids) if identity not in seen]
-                if len(seen) < _SEEN:
-                    seen.update(fresh)
-            for identity, reason in check(chunks, fresh):
-                bad[identity] = reason
+                fresh = [identity for identity in dict.fromkeys(unit.ids) if identity not in domain.seen]
+                if len(domain.seen) < _SEEN:
+                    domain.seen.update(fresh)
+            for identity, reason in check(domain.chunks, fresh):
+                domain.bad[identity] = reason
             findings.count(len(fresh), unit.logical, 0)
             ctx.progress.advance(unit.logical)
 
-    spread(work_units, work, THREADS_REMOTE if chunks.remote else THREADS_LOCAL)
+    spread(work_units, work, THREADS_REMOTE if domain.chunks.remote else THREADS_LOCAL)
 
 
 def verify_stored(store: Store, ctx: Context) -> Findings:

@@ -20,7 +20,7 @@ from safehold.vault.index.cache import IndexCache
 from safehold.vault.index.rows import Location
 from safehold.vault.index.view import ChunkIndex
 from safehold.vault.names import Kind, kind_of
-from safehold.vault.pack import PackRow, open_table, table_span
+from safehold.vault.pack import PackHeader, PackRow, open_table, table_span
 from safehold.vault.records import Certificate, RunObject
 from safehold.vault.run import open_run_rows, read_run
 from safehold.vault.trust import Chain, OwnerTrust
@@ -210,16 +210,20 @@ class DomainFinder:
         return known + [location for location in more if (location.pack, location.offset) not in seen]
 
     def _read_tables(self) -> dict[bytes, list[Location]]:
-        """Chunks of the packs outside of every readable index run."""
+        """Chunks of the packs outside of every readable index run, but for those of writers of other domains alone."""
         store = self._locator.store
         listed = self.packs()
+        strangers = {wid for wid, one in self._locator.writers.items() if one.domain != self._locator.domain}
         out: dict[bytes, list[Location]] = {}
         for prefix in (Kind.META.prefix, Kind.PACK.prefix):
             for stamp in store.list(prefix + "/"):
                 if stamp.name in listed or kind_of(stamp.name) is None:
                     continue
                 try:
-                    rows = self.read_table(stamp.name, stamp.size)
+                    header = self._fetcher.read_header(stamp.name)
+                    if all(key.wid in strangers for key in header.sessions):
+                        continue
+                    rows = self.read_table(stamp.name, stamp.size, header)
                 except (DamageError, ObjectNotFound, ShortRead, FormatError, VaultKeyError):
                     continue
                 for row in rows:
@@ -228,10 +232,9 @@ class DomainFinder:
                     )
         return out
 
-    def read_table(self, name: str, size: int) -> list[PackRow]:
+    def read_table(self, name: str, size: int, header: PackHeader) -> list[PackRow]:
         """A pack's own table of contents."""
         store = self._locator.store
-        header = self._fetcher.read_header(name)
         tail = bytearray(4)
         store.read_into(name, size - 4, memoryview(tail))
         start, length = table_span(size, bytes(tail), name)

@@ -37,7 +37,6 @@ __all__ = [
     "PackHeader",
     "PackRow",
     "assemble",
-    "header_length",
     "open_table",
     "parse_header",
     "table_span",
@@ -120,11 +119,6 @@ def parse_header(data: memoryview | bytes, vault: bytes, name: str) -> PackHeade
         sessions.append(SealedKey(wid, sid, generation, suite, bytes(data[at : at + length])))
         at += length
     return PackHeader(at, kinds[code], tuple(sessions))
-
-
-def header_length(key: SealedKey) -> int:
-    """Bytes of the header of a pack with that one session."""
-    return _HEADER.size + _ENTRY.size + len(key.sealed)
 
 
 def _table_cipher(session_key: bytes) -> AESGCM:

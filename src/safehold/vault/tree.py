@@ -19,7 +19,8 @@ from typing import NamedTuple
 import msgspec
 
 from safehold.model.errors import DamageError
-from safehold.model.files import Entry, Form, path_key, printable
+from safehold.model.files import Entry, Form, path_key
+from safehold.model.shown import printable
 from safehold.vault.content import LostParts, Part, parts_or_lost
 from safehold.vault.names import ZERO_ID
 from safehold.vault.node import decode_node, read_ids

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -25,6 +23,7 @@ from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
 from safehold.vault.names import Kind, run_name, writer_name
 from safehold.vault.notes import FoundNote, Notes
+from safehold.vault.places import Places
 from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SealedKey, SessionInfo, VaultDocument
 from safehold.vault.sealed_cache import SealedCache
 from safehold.vault.sealing import SessionSecret
@@ -33,18 +32,10 @@ from safehold.vault.tree import StoredTree
 from safehold.vault.trust import Chain, OwnerTrust, read_chain, read_writers
 from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate, writer_from_secret
 
-__all__ = ["Places", "Vault"]
+__all__ = ["Vault"]
 
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where this machine keeps what it remembers (`state`) and what it could compute again (`cache`)."""
-
-    state: Path
-    cache: Path
 
 
 class Vault:
@@ -66,7 +57,7 @@ class Vault:
         self.id = bytes.fromhex(document.id)
         self.keyring = keyring
         self.ctx = ctx
-        self._places = places
+        self.places = places.of(self.id)
         self._heads = Heads(places.state / "heads")
         head = self._heads.load(self.id)
         self.trust = OwnerTrust(keyring, writer.owner if writer else None)
@@ -212,7 +203,7 @@ class Vault:
     def _sealed_cache(self, name: str, type_: type[_T]) -> SealedCache[_T]:
         oldest = self._require_keyring().generations[0]
         key = blake3(oldest.seed, derive_key_context="safehold 1 point cache").digest()
-        return SealedCache(self._places.cache / self.id.hex() / name, self.id, key, type_)
+        return SealedCache(self.places.cache / name, self.id, key, type_)
 
     def points(
         self, *, fresh: bool = False, expired_before: float = float("inf")
@@ -284,7 +275,7 @@ class Vault:
             domain,
             index_key,
             self.chain,
-            self._places.cache / self.id.hex() / f"index-{domain.hex()}",
+            self.places.cache / f"index-{domain.hex()}",
             self.ctx,
         )
 
@@ -306,28 +297,6 @@ class Vault:
     def chunks(self, point: Point) -> ChunkReader:
         """Reads the chunks that a point refers to."""
         return ChunkReader(self.fetcher, self.finder(point.wid), point.dedup_key)
-
-    @property
-    def read_log(self) -> Path:
-        """Where this machine keeps when it read which pack."""
-        return self._places.state / "reads" / self.id.hex()
-
-    @property
-    def tried_stores(self) -> Path:
-        """Where this machine keeps when it tried whether the vault's stores keep order."""
-        return self._places.state / "tried" / f"{self.id.hex()}.json"
-
-    def scratch(self) -> Path:
-        """A directory on this machine with room for what is too large for memory: not the system's one for temporary files, which often is
-        memory itself.
-        """
-        path = self._places.cache / self.id.hex()
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return path
-
-    def tree_cache(self, resource: str) -> Path:
-        """Where this machine remembers the last backup of a tree."""
-        return self._places.cache / self.id.hex() / "trees" / blake3(resource.encode()).hexdigest()[:32]
 
     def store_time(self) -> float:
         """The store's clock, to the moment: the time that it gives to a note, which then goes again."""

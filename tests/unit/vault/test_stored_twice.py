@@ -41,8 +41,9 @@ def rows_by_session(world: World) -> dict[str, list[PackRow]]:
     found: dict[str, list[PackRow]] = {}
     for stamp in world.store.list(""):
         if kind_of(stamp.name) in (Kind.PACK, Kind.META):
-            sid = vault.fetcher.read_header(stamp.name).sessions[0].sid.hex()
-            found.setdefault(sid, []).extend(finder.read_table(stamp.name, stamp.size))
+            header = vault.fetcher.read_header(stamp.name)
+            sid = header.sessions[0].sid.hex()
+            found.setdefault(sid, []).extend(finder.read_table(stamp.name, stamp.size, header))
     return found
 
 

@@ -111,7 +111,7 @@ def walk(
 
 @dataclass
 class Chosen:
-    """Bytes of live chunks by the pack that is to keep them, and live chunks that no pack holds."""
+    """Bytes of live chunks by the pack that is to keep them, and live chunks that no pack is known to hold."""
 
     packs: dict[str, int] = field(default_factory=dict)
     missing: list[bytes] = field(default_factory=list)
@@ -126,14 +126,16 @@ def choose(
     rows: Iterable[tuple[bytes, Location]],
     present: dict[str, int],
     avoid: frozenset[str],
+    suspect: frozenset[str],
     good: Callable[[bytes, Location], bool],
     into: Chosen,
 ) -> None:
     """For each live chunk choose one place among `rows`, which ascend by id: in a pack that is there, and outside of `avoid` where there is
     such a one. Packs that are used already are used on.
 
-    Where there are several places, only one that `good` has read and found right lets the others go: a row may lie, and a copy may have
-    rotted.
+    Where there are several places, or only one in a `suspect` pack, nothing but one that `good` has read and found right lets the others go: a
+    row may lie, and a copy may have rotted. Without such a one all are kept, and the chunk counts as missing too: a better copy may lie where no
+    row tells.
     """
     source = iter(rows)
     row = next(source, None)
@@ -150,6 +152,11 @@ def choose(
             into.missing.append(identity)
             continue
         places.sort(key=lambda at: (at.pack in avoid, at.pack not in into.packs, at.pack))
-        first = places[0] if len(places) == 1 else next((at for at in places if good(identity, at)), None)
+        if len(places) == 1 and places[0].pack not in suspect:
+            into.keep(places[0])
+            continue
+        first = next((at for at in places if good(identity, at)), None)
         for kept in places if first is None else [first]:
             into.keep(kept)
+        if first is None:
+            into.missing.append(identity)

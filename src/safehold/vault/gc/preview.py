@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from safehold.vault.catalogue import Point
 from safehold.vault.gc.mark import IdSorter
-from safehold.vault.gc.prune import Prune, PruneReport
+from safehold.vault.gc.prune import Prune
 from safehold.vault.gc.repack import live_in
 from safehold.vault.locate import DomainFinder
+from safehold.vault.trust import Chain
 
 __all__ = ["Preview"]
 
@@ -16,14 +17,12 @@ class Preview(Prune):
     ended, and `moved` are the bytes that would be copied.
     """
 
-    def run(self) -> PruneReport:
-        """See `Prune.run`."""
-        chain = self._chain()
+    def _attempt(self, chain: Chain) -> bool:
         record = self._record(chain)
         if record.condemned:
             # Somebody began, and the next prune does no more than finish that.
             packs = self._packs()
-            chosen = self._mark(frozenset(record.condemned), frozenset(record.dead))
+            chosen = self._mark(chain, frozenset(record.condemned))
             going = packs.keys() & set(record.condemned) - chosen.packs.keys()
             self.report.stored, self.report.live = sum(packs.values()), sum(chosen.packs.values())
             self.report.condemned, self.report.condemned_packs = sum(packs[name] for name in going), len(going)
@@ -31,12 +30,12 @@ class Preview(Prune):
             self._condemned(chain)
         self.report.fenced, waiting = self._sessions_by_life(record.awaited)
         self.report.waiting = waiting if self.report.condemned_packs else []
-        return self.report
+        return True
 
     def _now(self) -> float:
         return self._vault.listed_time()
 
     def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder) -> None:
-        found = live_in(packs, live, finder.rows()) if packs else {}
+        found = live_in(packs, live, finder.rows())
         self._emptied |= found.keys()
         self.report.moved += sum(location.stored for rows in found.values() for _, location in rows)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectNotFound, UsageError
-from safehold.vault.bounds import largest_pack
+from safehold.model.errors import DamageError, ObjectNotFound, StoreFull, UsageError
+from safehold.vault.bounds import check_size, largest_pack
 from safehold.vault.catalogue import Point
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.gc.link import add_link
@@ -78,6 +78,7 @@ class Prune:
         self._counted: tuple[str, ...] = ()
         self._moved_base: tuple[BaseRun, ...] = ()
         self._emptied: set[str] = set()
+        self._full = False
         self.report = PruneReport()
 
     # -- the steps ---------------------------------------------------------------------------------------------------
@@ -102,16 +103,19 @@ class Prune:
         record = self._record(chain)
         if not record.condemned:
             condemned = self._condemned(chain)
-            if not condemned and not self._names_lost(record):
-                self._sessions_ended(None)
-                self.report.waiting = []
+            if condemned:
+                if not self._create(chain, condemned=condemned, awaited=None, base=(*record.base, *self._moved_base)):
+                    return False
+                chain = self._chain()
+                record = self._record(chain)
+        ended = self._sessions_ended(record.awaited)
+        if not record.condemned:
+            # Nobody can rely on what is not condemned, so nobody is waited for.
+            self.report.waiting = []
+            if not self._names_lost(record):
                 self._delete(record)
                 return True
-            if not self._create(chain, condemned=condemned, awaited=None, base=(*record.base, *self._moved_base)):
-                return False
-            chain = self._chain()
-            record = self._record(chain)
-        if not self._sessions_ended(record.awaited):
+        elif not ended:
             # What begins from here on cannot rely on what is condemned, so that no stream of backups holds a prune up for ever.
             names = tuple(sorted(session_name(one.wid, one.sid) for one in self.report.waiting))
             return record.awaited is not None or self._create(chain, awaited=names)
@@ -164,9 +168,11 @@ class Prune:
         """
         packs = self._packs()
         dead = frozenset(self._record(chain).dead)
-        self._moved_base, self._emptied = (), set()
-        chosen = self._mark(frozenset(), dead, packs)
-        condemned = tuple(sorted((packs.keys() - chosen.packs.keys()) | self._emptied))
+        self._moved_base, self._emptied, self._full = (), set(), False
+        self.report.moved = 0
+        chosen = self._mark(chain, frozenset(), packs)
+        # What is dead already nobody can rely on: it is deleted without waiting.
+        condemned = tuple(sorted(((packs.keys() - chosen.packs.keys()) | self._emptied) - dead))
         for name in chosen.packs:
             if packs.get(name, 0) > largest_pack(self._vault.parameters):
                 self._ctx.progress.warn(
@@ -178,12 +184,14 @@ class Prune:
         self.report.condemned_packs = len(condemned)
         return condemned
 
-    def _mark(self, avoid: frozenset[str], dead: frozenset[str], movable: dict[str, int] | None = None) -> Chosen:
+    def _mark(self, chain: Chain, avoid: frozenset[str], movable: dict[str, int] | None = None) -> Chosen:
         """One place for each chunk that any point needs. Every run counts, whoever wrote it and whether the session ended or not.
 
         Points are listed before runs, and runs before packs: what a point that is seen needs is then seen too. `movable` are packs (with
         sizes) that may be emptied into others.
         """
+        record = self._record(chain)
+        dead, suspect = frozenset(record.dead), frozenset(record.damaged)
         chosen, spared = Chosen(), Spared(self._vault)
         found = [
             (domain, points, self._vault.fresh_finder(points[0].wid))
@@ -193,24 +201,34 @@ class Prune:
         for domain, points, finder in found:
             with IdSorter(self._scratch) as live:
                 spared.add(domain, walk(points, self._vault.chunks, live, self._ctx))
-                choose(live, finder.rows(), present, avoid, self._vault.chunks(points[0]).holds, chosen)
-                spared.add(domain, self._look_in_packs(finder, present, avoid, chosen))
+                good = self._vault.chunks(points[0]).holds
+                choose(live, finder.rows(), present, avoid, suspect, good, chosen)
+                spared.add(domain, self._look_in_packs(finder, present, avoid, good, chosen))
                 if domain not in spared.reasons:
-                    few = worth_moving(movable or {}, chosen.packs, self._vault.parameters)
-                    self._move(points[0], few, live, finder)
-        self._spare(spared, {name: size for name, size in self._packs().items() if name not in dead}, chosen)
+                    for few in worth_moving(movable or {}, chosen.packs, self._vault.parameters):
+                        self._move(points[0], few, live, finder)
+        self._spare(spared, present, chosen)
         return chosen
 
     def _look_in_packs(
-        self, finder: DomainFinder, present: dict[str, int], avoid: frozenset[str], chosen: Chosen
+        self,
+        finder: DomainFinder,
+        present: dict[str, int],
+        avoid: frozenset[str],
+        good: Callable[[bytes, Location], bool],
+        chosen: Chosen,
     ) -> list[DamageError]:
-        """Choose places of chunks that no run tells of: a run may be lost, and then the packs themselves tell. Returns what is nowhere."""
+        """Choose places of chunks that no run tells of, or none that is right: a run may be lost, and then the packs themselves tell. Returns what
+        is nowhere.
+        """
         gone = []
         for identity in chosen.missing:
             places = [at for at in finder.locations(identity) if present.get(at.pack, -1) >= at.offset + at.stored]
             if places:
-                best = min(places, key=lambda at: (at.pack in avoid, at.pack))
-                chosen.keep(best)
+                places.sort(key=lambda at: (at.pack in avoid, at.pack))
+                best = places[0] if len(places) == 1 else next((at for at in places if good(identity, at)), None)
+                for at in places if best is None else [best]:
+                    chosen.keep(at)
                 continue
             gone.append(
                 DamageError(
@@ -231,7 +249,9 @@ class Prune:
 
     def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder) -> None:
         """Empty packs of the domain of a point."""
-        found = live_in(packs, live, finder.rows()) if packs else {}
+        if self._full:
+            return
+        found = live_in(packs, live, finder.rows())
         if not found:
             return
         certificate = self._vault.certificate(point.wid)
@@ -244,9 +264,16 @@ class Prune:
             for row in found_there
         )
         sizes = {pack.name: pack.size for pack, _ in moved.packs}
+        self._full = moved.full
+        try:
+            base = write_base(locator, rows, sizes, self._owner, index_key, self._scratch)
+        except StoreFull:
+            # Nothing tells where they are: they are garbage, and what is garbage already is what makes room.
+            self._full = True
+            return
+        self._moved_base += base
         # The same bytes may give the same pack again, and that one is not to go.
         self._emptied |= moved.emptied - sizes.keys()
-        self._moved_base += write_base(locator, rows, sizes, self._owner, index_key, self._scratch)
         self.report.moved += sum(sizes.values())
 
     def _points_by_domain(self, spared: Spared) -> dict[bytes, list[Point]]:
@@ -295,18 +322,18 @@ class Prune:
         """P5 and P6; None where somebody else went on with the chain."""
         packs = self._packs()
         condemned = frozenset(record.condemned)
-        chosen = self._mark(condemned, frozenset(record.dead))
+        chosen = self._mark(chain, condemned)
         dead = condemned - chosen.packs.keys()
         self.report.live = sum(chosen.packs.values())
         self.report.stored = sum(packs.values())
         base, absorbed = list(record.base), list(record.absorbed)
         domains = {certificate.domain for certificate in self._vault.writers.values()}
         runs = {domain: self._vault.domain(domain) for domain in domains}
+        open_now = {(wid.hex(), sid.hex()) for wid, sid in self._sessions.open_ids()}
         # The packs come after the runs: one that a listed run names and that is not there was deleted, and is not merely younger.
         # What an earlier prune deleted is not there either, whoever names it again.
         alive = frozenset(self._packs().keys() - dead - set(record.dead))
         for domain, (locator, index_key, listed) in runs.items():
-            open_now = {(wid.hex(), sid.hex()) for wid, sid in self._sessions.open_ids()}
             known = {run.name for run in base}
             ended = [
                 name
@@ -339,8 +366,13 @@ class Prune:
         """Names listed as dead or absorbed for long enough, whose objects are gone: a run that an interrupted prune left would count again."""
         now = self._now()
         for stamp in reversed(list(self._store.list(Kind.GC.prefix + "/"))):
-            if stamp.time < now - LISTED:
-                old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
+            if kind_of(stamp.name) is Kind.GC and stamp.time < now - LISTED:
+                try:
+                    check_size(stamp)
+                    old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
+                except (DamageError, ObjectNotFound):
+                    # An older one does as well: what it lists has been listed for longer.
+                    continue
                 runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
                 dead = (set(old.dead) & set(record.dead)) - self._packs().keys()
                 return dead, (set(old.absorbed) & set(record.absorbed)) - runs

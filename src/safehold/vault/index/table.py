@@ -56,10 +56,6 @@ def _bits_for(rows: int) -> int:
     return max(4, min(_MAX_BITS, (rows // _BUCKET).bit_length()))
 
 
-def _bucket_of(identity: bytes, bits: int) -> int:
-    return int.from_bytes(identity[:4], "big") >> (_PREFIX_BITS - bits)
-
-
 class SortedTable:
     """An open table. Thread-safe: it only reads, each time at an explicit offset."""
 

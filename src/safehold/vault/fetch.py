@@ -97,7 +97,7 @@ class Fetcher:
         self._secrets = secrets
         self._headers: dict[str, PackHeader] = {}
         self.failed: set[str] = set()
-        """Packs that did not give a chunk which no other place gave either."""
+        """Packs that did not give a chunk that they were said to hold."""
         self._local = threading.local()
 
     @property
@@ -205,7 +205,9 @@ class Fetcher:
                     header = self._header(location.pack, None)
                     record = self._scratch(location.stored)
                     self._store.read_into(location.pack, location.offset, record)
-                    return Found(position, self._open(header, record, location, identity, dedup_key, out))
+                    found = Found(position, self._open(header, record, location, identity, dedup_key, out))
+                    self.failed.update(pack for pack, _ in tried if pack != location.pack)
+                    return found
                 except NOT_THERE as error:
                     reasons.append(f"{location.pack}: {error}" if location.pack not in str(error) else str(error))
             before, look = look, finder.renew(look)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from safehold.vault.catalogue import Point
 from safehold.vault.gc.mark import IdSorter
 from safehold.vault.gc.prune import Prune
@@ -31,6 +34,10 @@ class Preview(Prune):
         self.report.fenced, waiting = self._sessions_by_life(record.awaited)
         self.report.waiting = waiting if self.report.condemned_packs else []
         return True
+
+    @contextlib.contextmanager
+    def _room(self, packs: dict[str, int]) -> Iterator[dict[str, int]]:
+        yield packs
 
     def _now(self) -> float:
         return self._vault.listed_time()

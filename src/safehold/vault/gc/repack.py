@@ -6,7 +6,7 @@ carried along. Nothing is condemned here; until a gc record says so, the old pac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -57,21 +57,29 @@ def worth_moving(packs: dict[str, int], used: dict[str, int], parameters: Parame
 
 
 def live_in(
-    packs: frozenset[str], live: Iterable[bytes], rows: Iterable[tuple[bytes, Location]]
+    packs: frozenset[str],
+    live: Iterable[bytes],
+    rows: Iterable[tuple[bytes, Location]],
+    kept: Callable[[bytes, Location], bool],
 ) -> dict[str, list[tuple[bytes, Location]]]:
-    """The live chunks in these packs. Both inputs ascend by id."""
+    """The live chunks that have to be moved out of each of these packs to empty it: not those that are `kept` at a place outside of them. The inputs
+    ascend by id.
+    """
     found: dict[str, list[tuple[bytes, Location]]] = {}
     source = iter(rows)
     row = next(source, None)
     for identity in live:
         while row is not None and row[0] < identity:
             row = next(source, None)
-        taken = False
+        inside: list[Location] = []
+        outside: list[Location] = []
         while row is not None and row[0] == identity:
-            if row[1].pack in packs and not taken:
-                found.setdefault(row[1].pack, []).append(row)
-                taken = True
+            (inside if row[1].pack in packs else outside).append(row[1])
             row = next(source, None)
+        for at in inside:
+            found.setdefault(at.pack, [])
+        if inside and not any(kept(identity, at) for at in outside):
+            found[inside[0].pack].append((identity, inside[0]))
     return found
 
 
@@ -122,6 +130,9 @@ def _repack_kind(
     mine = [(pack, rows) for pack, rows in sorted(found.items()) if pack.startswith(kind.prefix + "/")]
     for pack, rows in mine:
         ctx.cancel.check()
+        if not rows:
+            moved.emptied.add(pack)
+            continue
         try:
             records = list(_records(vault, pack, rows, chunks, opener))
         except NOT_THERE as error:

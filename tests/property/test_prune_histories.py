@@ -237,8 +237,8 @@ def _no_waiting(patch: pytest.MonkeyPatch) -> None:
 def _no_second_look(patch: pytest.MonkeyPatch) -> None:
     right = Prune._mark
 
-    def mark(self: Prune, avoid: frozenset[str], dead: frozenset[str], movable: dict[str, int] | None = None) -> object:
-        chosen = right(self, avoid, dead, movable)
+    def mark(self: Prune, chain: Chain, avoid: frozenset[str], movable: dict[str, int] | None = None) -> object:
+        chosen = right(self, chain, avoid, movable)
         chosen.packs = {name: size for name, size in chosen.packs.items() if name not in avoid}
         return chosen
 

@@ -160,20 +160,22 @@ def fio(place: Path, seconds: int) -> subprocess.Popen[str]:
 
 
 def test_a_killed_service_is_not_noticed_on_the_file_system(host: Host, tmp_path: Path) -> None:
-    """kill -9 while a file system is written, twice, and once while a snapshot is on its way; fio checks what it wrote."""
+    """kill -9 while a file system is written, once while a snapshot is on its way, and nine seconds without a service; fio checks what it wrote,
+    and all of it is read again from the volume, past the page cache of before.
+    """
     place = tmp_path / "mnt"
     place.mkdir()
     host.program.run("volume", "create", "data", "--size", "128M")
     run("mkfs.ext4", "-q", device(host, "data"))
     host.program.run("volume", "detach", "data")
     host.program.run("volume", "attach", "data", "--mount", place)
-    writer = fio(place, 9)
+    writer = fio(place, 18)
     time.sleep(1.5)
-    for snapshot in (False, True):
+    for snapshot, outage in ((False, 1.5), (True, 9.0)):
         if snapshot:
             host.program.run("volume", "snapshot", "data")
         os.kill(host.pid(), signal.SIGKILL)
-        time.sleep(1.5)
+        time.sleep(outage)
         host.program.run("volume", "list")
         time.sleep(1.5)
     told, _ = writer.communicate(timeout=120)
@@ -184,8 +186,15 @@ def test_a_killed_service_is_not_noticed_on_the_file_system(host: Host, tmp_path
     host.program.run("volume", "snapshot", "data", "--wait")
     snapshots = host.show("data")["snapshots"]
     assert [one["state"] for one in snapshots] == ["completed", "completed"]  # type: ignore[attr-defined, union-attr]
-    run("umount", place)
-    run("e2fsck", "-fn", host.show("data")["device"])
+    sums = tmp_path / "sums"
+    sums.write_text(run("sh", "-c", f"cd {place} && sha256sum w.*"))
+    assert len(sums.read_text().splitlines()) == 2
+    host.program.run("volume", "detach", "data")
+    run("e2fsck", "-fn", device(host, "data"))
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "attach", "data", "--mount", place)
+    run("sh", "-c", f"cd {place} && sha256sum -c {sums}")
+    host.program.run("volume", "detach", "data")
 
 
 def test_a_service_stopped_in_order_is_not_noticed_by_a_busy_client(host: Host) -> None:
@@ -587,3 +596,25 @@ def test_what_is_deleted_or_resized_stays_open_nowhere(host: Host) -> None:
         counts.append(len(list(Path(f"/proc/{host.pid()}/fd").iterdir())))
     # A connection may be about to be closed; a volume has more than three files.
     assert max(counts) - min(counts) < 4, counts
+
+
+def test_a_group_that_the_configuration_names(host: Host) -> None:
+    for name in ("db-data", "db-log"):
+        host.program.run("volume", "create", name, "--size", "1M")
+    (host.home / "config").mkdir(exist_ok=True)
+    (host.home / "config/safehold.yaml").write_text(f"""\
+version: 1
+vaults:
+  main: {{place: {host.home}/vault, kit: {host.home}/kit.txt}}
+resources:
+  db: {{volumes: [db-data, db-log], plan: hourly}}
+plans:
+  hourly: {{every: 1h}}
+""")
+    made = host.program.json("volume", "snapshot", "--group", "db", "--wait")
+    members = host.program.json("point", "show", f"db-log@{made['point']}")["members"]
+    assert [member["name"] for member in members] == ["db-data", "db-log"]
+    assert host.program.json("volume", "resize", "db-log", "--size", "2M")["size"] == 2 << 20
+    assert host.program.json("volume", "delete", "db-log", "--yes") == {"volume": "db-log", "deleted": True}
+    assert host.program.json("volume", "delete", "db-log", "--undo")["deleted"] is False
+    assert host.program.json("volume", "stop") == {"running": False, "attached": []}

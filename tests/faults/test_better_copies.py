@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from safehold.app.verify import Depth, verify_points
-from safehold.vault.gc.prune import Prune, PruneReport
+from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.names import Kind
 from tests.faults.test_prune_among_others import INFO, contents, packs
 from tests.worlds import BLOCK, World, read_back

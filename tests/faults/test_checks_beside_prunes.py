@@ -13,7 +13,8 @@ from safehold.objects.memory import MemoryStore
 from safehold.ports.store import Stamp
 from safehold.vault.gc import prune as steps
 from safehold.vault.gc.link import add_link
-from safehold.vault.gc.prune import Prune, PruneReport
+from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.node import Node, encode_node
 from safehold.vault.pack import PackRow
 from safehold.vault.records import Features, RunPack

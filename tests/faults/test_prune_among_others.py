@@ -17,7 +17,8 @@ from safehold.testing.interleave import InterleavedStore
 from safehold.vault.catalogue import Point
 from safehold.vault.gc import prune as steps
 from safehold.vault.gc import runs
-from safehold.vault.gc.prune import Prune, PruneReport
+from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.names import commit_name
 from safehold.vault.records import PointBody, SessionInfo

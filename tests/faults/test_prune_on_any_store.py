@@ -25,7 +25,7 @@ from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import parse_schedule
 from safehold.ports.source import Source
 from safehold.ports.store import Stamp, Store
-from safehold.vault.gc.prune import PruneReport
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.records import SessionInfo
 from safehold.vault.vault import Vault
 from tests.faults.test_request_counts import CountingStore

@@ -18,7 +18,7 @@ from safehold.model.context import Context
 from safehold.model.errors import FencedError
 from safehold.objects.memory import MemoryStore
 from safehold.vault import session as sessions
-from safehold.vault.gc.prune import PruneReport
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession, Sessions
 from safehold.vault.records import PointBody, SessionInfo
 from safehold.vault.session import Session

@@ -14,7 +14,8 @@ from safehold.app.keys import revoke_writer
 from safehold.app.verify import Depth, verify_next, verify_points
 from safehold.model.errors import DamageError, UsageError
 from safehold.vault.envelope import encode
-from safehold.vault.gc.prune import Prune, PruneReport
+from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import Sessions
 from safehold.vault.names import Kind, commit_name, log_name, run_name, session_name
 from safehold.vault.node import Node, encode_node

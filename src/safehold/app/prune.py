@@ -15,7 +15,8 @@ from safehold.model.context import Context
 from safehold.model.errors import StoreError
 from safehold.ports.store import Store
 from safehold.vault.gc.preview import Preview
-from safehold.vault.gc.prune import Prune, PruneReport
+from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.vault import Vault
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -12,11 +11,12 @@ from collections.abc import Sequence
 import click
 
 import safehold
+from safehold.cli.lazy import LazyGroup
 from safehold.model.errors import SafeholdError
 from safehold.model.shown import printable
 from safehold.model.unforeseen import explain
 
-__all__ = ["LazyGroup", "cli", "main", "run"]
+__all__ = ["cli", "main", "run"]
 
 _VERBS = {
     "backup": "safehold.cli.backup:backup",
@@ -35,27 +35,6 @@ _VERBS = {
     "verify": "safehold.cli.verify:verify",
     "volume": "safehold.cli.volume:volume",
 }
-
-
-class LazyGroup(click.Group):
-    """A group that imports a verb's module when the verb is looked up."""
-
-    def __init__(self, *args: object, verbs: dict[str, str] | None = None, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self._verbs = verbs or {}
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all verbs."""
-        return sorted({*super().list_commands(ctx), *self._verbs})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb, imported now."""
-        target = self._verbs.get(cmd_name)
-        if target is None:
-            return super().get_command(ctx, cmd_name)
-        module, _, name = target.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
 
 
 @click.group(

@@ -17,7 +17,7 @@ from safehold.model.errors import StoreError, UsageError
 from safehold.model.shown import printable
 from safehold.model.units import format_size, format_time, parse_size, parse_span
 from safehold.objects.check import broken_order, check_store
-from safehold.vault.gc.prune import PruneReport
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Passphrase

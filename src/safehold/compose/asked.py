@@ -13,7 +13,7 @@ from safehold.compose.unattended import jobs, same_place
 from safehold.model.errors import UsageError
 from safehold.model.units import format_time
 
-__all__ = ["Asked", "asked_for"]
+__all__ = ["Asked", "asked_for", "volume_groups"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,10 @@ def asked_for(path: Path, paths: Paths, vault: str) -> Asked:
         if past and past.what
     )
     return asked
+
+
+def volume_groups(path: Path) -> dict[str, list[str]]:
+    """The volumes of each resource that has some in the configuration at `path`; none where there is no such file. UsageError for a wrong one."""
+    if not os.path.isfile(path):
+        return {}
+    return {name: one.volumes for name, one in load_configuration(path).resources.items() if one.volumes}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from safehold.model.context import Context
@@ -24,6 +23,7 @@ from safehold.vault.envelope import decode, open_object
 from safehold.vault.gc.link import add_link
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.runs import absorb, write_base
 from safehold.vault.gc.sessions import OpenSession, Sessions
 from safehold.vault.gc.spared import Spared
@@ -34,7 +34,7 @@ from safehold.vault.records import BaseRun, GcRecord
 from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
 
-__all__ = ["Prune", "PruneReport"]
+__all__ = ["Prune"]
 
 _Good = Callable[[bytes, Location], bool]
 """Whether a chunk can be had at a place."""
@@ -46,28 +46,6 @@ _MOST_RACES = 10
 
 _MOST_ROOM = 32 * 1024 * 1024
 """Bytes that are kept free for the records of a prune at most: a note must not be much larger."""
-
-
-@dataclass
-class PruneReport:
-    """What a prune found and did; sizes in bytes.
-
-    `live` is needed by points, `condemned` is not and goes once no session can rely on it; `deleted` is gone; `moved` was copied out of packs
-    that were mostly garbage. `waiting` are the sessions
-    that have to end first, `fenced` those that were found dead. `spared` are the dedup domains of writers that were left whole, with the reason.
-    """
-
-    live: int = 0
-    stored: int = 0
-    condemned: int = 0
-    condemned_packs: int = 0
-    deleted: int = 0
-    deleted_packs: int = 0
-    absorbed: int = 0
-    moved: int = 0
-    waiting: list[OpenSession] = field(default_factory=list)
-    fenced: list[OpenSession] = field(default_factory=list)
-    spared: dict[bytes, DamageError] = field(default_factory=dict)
 
 
 class Prune:

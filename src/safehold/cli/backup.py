@@ -9,10 +9,10 @@ import click
 
 from safehold.app.backup import BackupOptions, BackupOutcome, back_up, this_host
 from safehold.app.downtime import announcement
-from safehold.cli.points import parse_tags
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
+from safehold.cli.tags import parse_tags
 from safehold.compose.quiet import find_downtime
-from safehold.compose.wiring import Sources, TreeOptions
+from safehold.compose.sources import Sources, TreeOptions
 from safehold.model.consistency import Consistency
 from safehold.model.errors import PartialError, SafeholdError, UsageError
 from safehold.model.resource import ResourceRef, can_be_chosen

@@ -14,6 +14,7 @@ from safehold.app.expire import tag as set_tags
 from safehold.app.points import select
 from safehold.app.sharing import warn_of_shared_names
 from safehold.cli.running import Access, Run, confirm, json_option, print_json, print_table, vault_options
+from safehold.cli.tags import parse_tags
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
 from safehold.model.shown import printable
@@ -24,7 +25,7 @@ from safehold.vault.notes import Facts
 from safehold.vault.records import Member
 from safehold.vault.vault import Vault
 
-__all__ = ["parse_tags", "point", "point_document", "points", "read_points"]
+__all__ = ["point", "point_document", "points", "read_points"]
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -334,14 +335,3 @@ def _span(text: str | None) -> float:
         return parse_span(text)
     except ValueError as error:
         raise UsageError(str(error), on="--window") from error
-
-
-def parse_tags(pairs: Sequence[str]) -> dict[str, str]:
-    """`K=V` pairs. UsageError."""
-    tags = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise UsageError("not a tag", on=pair, remedy="write KEY=VALUE")
-        tags[key] = value
-    return tags

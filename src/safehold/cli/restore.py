@@ -11,7 +11,8 @@ from safehold.app.restore import RestoreMode, RestoreOutcome, RestorePlan, plan_
 from safehold.app.restore import restore as carry_out
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.cli.volume import restore_to_volume
-from safehold.compose.wiring import check_target, look_below, open_target, open_tree_target, path_matcher
+from safehold.compose.patterns import path_matcher
+from safehold.compose.targets import check_target, look_below, open_target, open_tree_target
 from safehold.model.errors import PartialError, UsageError
 from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size, format_time

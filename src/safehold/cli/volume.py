@@ -10,7 +10,6 @@ import click
 
 from safehold.app.points import diff_points, parse_selector
 from safehold.cli.lazy import LazyGroup
-from safehold.cli.points import parse_tags
 from safehold.cli.running import (
     Access,
     Run,
@@ -19,6 +18,7 @@ from safehold.cli.running import (
     print_table,
     vault_options,
 )
+from safehold.cli.tags import parse_tags
 from safehold.cli.volume_service import size_of, volume_client
 from safehold.compose.asked import volume_groups
 from safehold.compose.credentials import find_credentials

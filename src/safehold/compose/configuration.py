@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from safehold.compose.wiring import path_matcher
+from safehold.compose.patterns import path_matcher
 from safehold.model.errors import UsageError
 from safehold.model.resource import can_be_chosen
 from safehold.model.units import parse_size, parse_span

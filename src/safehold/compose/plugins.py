@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 
 from safehold.model.errors import UsageError
 from safehold.ports.source import Source
@@ -16,6 +15,9 @@ SOURCES = "safehold.sources"
 
 def installed_sources() -> Iterator[Source]:
     """Each of them, by name, loaded when it is its turn. UsageError for one that cannot be loaded."""
+    # Costs more than all of a small backup, and only whoever has such a package needs it.
+    from importlib.metadata import entry_points
+
     for point in sorted(entry_points(group=SOURCES), key=lambda point: point.name):
         try:
             source: Source = point.load()()

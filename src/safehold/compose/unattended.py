@@ -20,9 +20,10 @@ from safehold.compose.configuration import Configuration, ResourceSettings, Vaul
 from safehold.compose.credentials import find_credentials
 from safehold.compose.paths import Paths
 from safehold.compose.quiet import find_brackets, find_downtime
+from safehold.compose.sources import Sources, TreeOptions
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_snapshot import take_snapshot, wait_for_snapshot
-from safehold.compose.wiring import Sources, TreeOptions, open_stores, places
+from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, UsageError, VaultKeyError

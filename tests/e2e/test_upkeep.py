@@ -211,3 +211,68 @@ def test_a_backup_repairs_what_was_noted_as_damaged(program: Program, vault: Pat
     program.run("vault", "prune")
     program.run("verify", "--data")
     assert program.json("backup", disk)["points"][0]["new"] == 0
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_bad_pack_is_healed_and_goes(program: Program, vault: Path, tmp_path: Path, which: int) -> None:
+    """The runbook's way: verify, back up, prune; whichever of the packs it is, and whatever its name. What was stored again stays."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(os.urandom(24 << 20))
+    program.run("backup", disk)
+    with disk.open("r+b") as changed:
+        changed.write(os.urandom(1 << 20))
+    program.run("backup", disk)
+    bad = sorted((p for p in vault.glob("packs/hot/*/*")), key=lambda p: p.name)[which]
+    with bad.open("r+b") as pack:
+        pack.seek(bad.stat().st_size // 2)
+        pack.write(b"rot")
+    program.run("verify", "--data", code=4)
+    assert "verify found on" in program.run("status", code=4).stdout
+    assert program.json("backup", disk)["points"][0]["stored"] > 0
+    program.run("vault", "prune")
+    program.run("vault", "prune")
+    assert not bad.exists()
+    program.run("verify", "--data")
+    program.run("verify", "--stored")
+    assert program.json("status")["problems"] == []
+    assert program.json("backup", disk)["points"][0]["new"] == 0
+    for point in program.json("points")["points"]:
+        program.run("restore", f"disk@{point['id']}", "--to", tmp_path / point["id"])
+    assert (tmp_path / point["id"]).read_bytes() == disk.read_bytes()
+
+
+def test_what_is_missing_is_known_until_a_verify_finds_nothing(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(os.urandom(1 << 20))
+    program.run("backup", disk)
+    pack = next(vault.glob("packs/hot/*/*"))
+    kept = pack.read_bytes()
+    pack.unlink()
+    program.run("verify", code=4)
+    assert pack.name in program.run("status", code=4).stdout
+    pack.write_bytes(kept)
+    program.run("verify")
+    assert program.json("status")["problems"] == []
+
+
+def test_a_vault_that_is_not_mounted_is_not_made_anew(program: Program, vault: Path, tmp_path: Path) -> None:
+    vault.rename(tmp_path / "elsewhere")
+    assert "is it mounted" in program.run("points", code=2).stderr
+    assert "see whether its disk is mounted" in program.run("vault", "init", vault, code=2).stderr
+    program.run("vault", "init", vault, "--another", "--kit-file", tmp_path / "kit2.txt")
+
+
+def test_status_by_the_configuration_alone(program: Program, vault: Path, tmp_path: Path) -> None:
+    (tmp_path / "pass").write_text("correct horse\n")
+    (tmp_path / "pass").chmod(0o600)
+    (tmp_path / "one.yaml").write_text(
+        f"version: 1\nvaults:\n  main: {{place: {vault}, passphrase_file: {tmp_path}/pass}}\n"
+        f"resources:\n  www: {{paths: [{tmp_path}], plan: daily}}\nplans:\n  daily: {{every: 1d}}\n"
+    )
+    two = (tmp_path / "one.yaml").read_text().replace("  main:", f"  other: {{place: {tmp_path}/o, kit: /k}}\n  main:")
+    (tmp_path / "two.yaml").write_text(two.replace("plan: daily", "vault: main, plan: daily"))
+    assert f"not looked at: vault {tmp_path}/o" in program.run("status", "--config", tmp_path / "two.yaml").stdout
+    (program.home / "config/default-vault").unlink()
+    program.passphrase = False
+    assert "missing" in program.run("status", "--config", tmp_path / "one.yaml").stdout
+    assert "which vault?" in program.run("status", "--config", tmp_path / "two.yaml", code=2).stderr

@@ -16,6 +16,7 @@ from safehold.adapters.files.walk import Rules
 from safehold.app.backup import BackupOptions, Host, back_up, back_up_together
 from safehold.app.expire import ExpiryPlan, apply_expiry, note_verified, plan_expiry
 from safehold.model.context import Context
+from safehold.model.errors import UsageError
 from safehold.model.progress import Silent
 from safehold.model.resource import ResourceRef
 from safehold.objects.memory import MemoryStore
@@ -199,3 +200,25 @@ def test_a_clients_clock_expires_nothing(
     world.ctx = Context(clock=FakeClock(clock.time + wrong))
     plan = planned(world.open(), [], rules, world.ctx)
     assert [p.id for p in plan.expiring] == points[:expiring]
+
+
+def test_a_copied_vault_expires_nothing_by_its_times(tmp_path: Path, clock: FakeClock) -> None:
+    """Its points have the times of the copying, in whatever order: the rules would keep the one that came last."""
+    world = World(tmp_path, MemoryStore(clock), ctx=Context(clock=clock))
+    for n in range(4):
+        clock.sleep(DAY)
+        world.back_up(b"%d" % n * BLOCK, "web")
+    assert len(planned(world.open(), [], KeepRules(last=1), world.ctx).expiring) == 3
+    copied = MemoryStore(clock)
+    stamps = list(world.store.list(""))
+    # Whatever lies there but the points, and then these, the newest first.
+    for stamp in sorted(stamps, key=lambda one: (one.name.startswith("points/"), -one.time)):
+        clock.sleep(0.01)
+        copied.put(stamp.name, [world.store.get(stamp.name)])
+    vault = world.fresh(copied)
+    with pytest.raises(UsageError, match="copied, or its files were touched"):
+        planned(vault, [], KeepRules(last=1), world.ctx)
+    with pytest.raises(UsageError, match="copied"):
+        planned(vault, ["web"], KeepRules(daily=7), world.ctx)
+    plan = plan_expiry(vault, [], KeepRules(last=1), vault.store_time(), UTC, world.ctx, any_times=True)
+    assert len(plan.expiring) == 3

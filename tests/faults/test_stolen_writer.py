@@ -123,8 +123,12 @@ def sealed_parts(world: World, vault: bytes) -> Iterator[tuple[str, str, Attempt
     chunks are taken from the owner: a thief who guessed them too is no further.
     """
     owner = world.fresh()
-    rows = {name: owner.finder(owner.writer().wid).read_table(name, s.size) for s in world.store.list("") for name in [s.name]
-            if kind_of(name) in (Kind.PACK, Kind.META)}  # fmt: skip
+    finder = owner.finder(owner.writer().wid)
+    rows = {
+        stamp.name: finder.read_table(stamp.name, stamp.size, owner.fetcher.read_header(stamp.name))
+        for stamp in world.store.list("")
+        if kind_of(stamp.name) in (Kind.PACK, Kind.META)
+    }
 
     def session(name: str, key: SealedKey) -> tuple[str, str, Attempt]:
         return "session key", name, by_hpke(key.sealed, b"SH1 session" + vault + key.wid + key.sid)

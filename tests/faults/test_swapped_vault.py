@@ -100,7 +100,7 @@ def test_what_the_user_put_there_himself(world: World) -> None:
         "",
     )
     made = MemoryStore()
-    make_vault(Stores(made, made, "the place"), recipient(world), Parameters(), world.places(), world.ctx)
+    make_vault(Stores(made, made, "the place"), recipient(world), Parameters(), world.places(), world.ctx, another=True)
     for store in (world.store, own, worded, made, own):
         visit(world, store, identity(world))
     with pytest.raises(DamageError):
@@ -183,6 +183,8 @@ FORGED = [
 
 
 def put_first(world: World, store: MemoryStore, slot: KeySlot) -> None:
+    """The newest one is tried first, and anybody can say of his that it is."""
+    slot = msgspec.structs.replace(slot, created="9999-01-01T00:00:00Z")
     store.put(key_name(FIRST), [close(slot.vault, key_name(FIRST), encode(slot))])
 
 

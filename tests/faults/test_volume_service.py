@@ -585,6 +585,7 @@ def test_a_short_map_costs_a_comparison_and_no_other_volume(site: Site, kind: st
     site.write(held), site.write(other)
     site.finish(site.snapshot("data"))
     site.down("put", "packs/")
+    site.write(held)
     sealed = content(held)
     pending = site.snapshot("data")
     site.write(held)

@@ -31,6 +31,9 @@ __all__ = [
 
 _DIGITS = 8
 
+_SLACK = 60.0
+"""Seconds by which points may be out of order: backups at the same time end in any, and clocks are set right."""
+
 
 @dataclass(frozen=True)
 class ExpiryPlan:
@@ -83,10 +86,20 @@ def _candidates(
 
 
 def plan_expiry(
-    vault: Vault, patterns: Sequence[str], rules: KeepRules, now: float, zone: tzinfo | None, ctx: Context
+    vault: Vault,
+    patterns: Sequence[str],
+    rules: KeepRules,
+    now: float,
+    zone: tzinfo | None,
+    ctx: Context,
+    *,
+    any_times: bool = False,
 ) -> ExpiryPlan:
     """Apply the rules at the store's time `now` to the resources that fit one of the shell patterns (none: all). Days are those of `zone`, or
     of this machine (None). Nothing is written. UsageError for rules that keep nothing.
+
+    UsageError too where the times of the owner's own points contradict each other, unless `any_times` will do: in a copied vault they are those
+    of the copying, and the rules would keep whichever point was copied last.
 
     A point that holds other resources too is in the plan, and stays: nobody said how long theirs are kept.
     Points of exported writers whose structure nobody verified yet are verified first.
@@ -100,6 +113,8 @@ def plan_expiry(
         return not patterns or any(fnmatchcase(name, one) for one in patterns)
 
     points = [p for p in vault.points()[0] if any(covered(name) for name in p.resources)]
+    if not any_times:
+        _demand_order(vault, points)
     facts = vault.notes().facts()
     verified, damaged = _verify_new(vault, points, facts, ctx)
     for point in verified:
@@ -113,6 +128,26 @@ def plan_expiry(
     )
     by_name = {point.name: point for point in points}
     return ExpiryPlan(now, [(by_name[decision.point.id], decision) for decision in decisions], damaged, verified)
+
+
+def _demand_order(vault: Vault, points: Sequence[Point]) -> None:
+    """Whoever made several points made them one after the other by his own clock, however wrong that is."""
+    last: dict[bytes, float] = {}
+    turned = 0
+    for point in sorted(points, key=lambda one: one.time):
+        certificate = vault.certificate(point.wid)
+        if certificate is None or certificate.exported:
+            continue
+        turned += point.body.finished < last.get(point.wid, 0.0) - _SLACK
+        last[point.wid] = max(point.body.finished, last.get(point.wid, 0.0))
+    if turned:
+        raise UsageError(
+            f"the store gives {turned} of {len(points)} points later times than points that were made after them: the vault was copied, or its "
+            "files were touched",
+            on=vault.store.url,
+            remedy="let points go by their ids (safehold point expire RESOURCE@ID); or, where a clock was set back when they were made, "
+            "look at --dry-run --any-times, and give that",
+        )
 
 
 def _verify_new(

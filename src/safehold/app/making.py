@@ -26,12 +26,23 @@ class MadeVault:
     kit: str
 
 
-def make_vault(stores: Stores, wrapper: Wrapper, parameters: Parameters, places: Places, ctx: Context) -> MadeVault:
-    """UsageError where the place is not empty or the block size is no power of two from 4 KiB to 16 MiB."""
+def make_vault(
+    stores: Stores, wrapper: Wrapper, parameters: Parameters, places: Places, ctx: Context, *, another: bool
+) -> MadeVault:
+    """UsageError where the place is not empty, where the block size is no power of two from 4 KiB to 16 MiB, and unless `another` is to be made,
+    where it is empty and this machine knows a vault there.
+    """
     size = parameters.block_size
     if size & (size - 1) or not _SMALLEST <= size <= _LARGEST:
         raise UsageError(
             "block size must be a power of two from 4K to 16M", on=str(size), remedy="leave it out for 512K"
+        )
+    empty = next(iter(stores.store.list("")), None) is None
+    if empty and not another and known_at(places).knows(stores.place):
+        raise UsageError(
+            "this machine knows a vault at this place",
+            on=stores.store.url,
+            remedy="if it is not there now, see whether its disk is mounted; to make another one there: --another",
         )
     made = create_vault(stores.store, wrapper, parameters, "first", ctx)
     known_at(places).admit(stores.place, made.unlocked)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import os
 from collections.abc import Sequence
 
 import msgspec
@@ -18,7 +20,16 @@ from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.gc.quarantine import note_packs
 from safehold.vault.vault import Vault
 
-__all__ = ["Depth", "Expected", "check_expected", "parse_expected", "verify_next", "verify_points"]
+__all__ = [
+    "Depth",
+    "Expected",
+    "Remembered",
+    "check_expected",
+    "last_findings",
+    "parse_expected",
+    "verify_next",
+    "verify_points",
+]
 
 
 _DAY = 86400.0
@@ -90,9 +101,41 @@ def verify_points(
             findings.add(finding)
         _demand_second_copy(vault)
         warn_of_shared_names(points, ctx)
+    if findings.found or selector is None:
+        _remember(vault, findings)
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """What the last verification on this machine found, by its clock: how many problems, and the first."""
+
+    time: float
+    problems: int
+    first: str
+
+
+def last_findings(vault: Vault) -> Remembered | None:
+    """None where the last verification found nothing, or there was none."""
+    try:
+        return msgspec.json.decode(vault.places.findings.read_bytes(), type=Remembered)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _remember(vault: Vault, findings: Findings) -> None:
+    place = vault.places.findings
+    with contextlib.suppress(OSError):
+        if not findings.found:
+            place.unlink(missing_ok=True)
+            return
+        first = findings.found[0]
+        told = Remembered(vault.ctx.clock.now(), len(findings.found), f"{first.what} ({first.on})")
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = place.with_name(f"{place.name}.{os.getpid()}")
+        fresh.write_bytes(msgspec.json.encode(told))
+        fresh.replace(place)
 
 
 def _lost_points(vault: Vault, points: Sequence[Point], rejected: Sequence[Rejected]) -> list[Finding]:
@@ -134,6 +177,7 @@ def verify_next(vault: Vault, older_than: float, budget: int, ctx: Context) -> R
         rolled.findings.add(Finding(problem.what, problem.on))
     for finding in _lost_points(vault, points, rejected):
         rolled.findings.add(finding)
+    _remember(vault, rolled.findings)
     _demand_second_copy(vault)
     warn_of_shared_names(points, ctx)
     return rolled

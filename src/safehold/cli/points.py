@@ -258,6 +258,9 @@ def keep_options(function: _F) -> _F:
 @click.argument("resources", nargs=-1, metavar="[RESOURCE|POINT]...")
 @keep_options
 @click.option("--even-last", is_flag=True, help="Single points: also a resource's last one, or its last verified one.")
+@click.option(
+    "--any-times", is_flag=True, help="Go by the store's times even where they contradict the order of the backups."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would expire and why the rest is kept, and stop.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @vault_options
@@ -266,6 +269,7 @@ def expire(
     resources: tuple[str, ...],
     window: str | None,
     even_last: bool,
+    any_times: bool,
     dry_run: bool,
     yes: bool,
     access: Access,
@@ -296,7 +300,7 @@ def expire(
         else:
             # By the store's clock: this machine's may be years ahead.
             now = opened.listed_time() if dry_run else opened.store_time()
-            plan = plan_expiry(opened, resources, rules, now, None, run.ctx)
+            plan = plan_expiry(opened, resources, rules, now, None, run.ctx, any_times=any_times)
             if resources and not plan.decisions:
                 raise UsageError(
                     "no points of these resources", on=" ".join(resources), remedy="see what there is: safehold points"

@@ -94,10 +94,13 @@ def ask_passphrase() -> str:
     return str(click.prompt("Passphrase", hide_input=True, err=True))
 
 
-def ask_new_passphrase() -> str:
+def ask_new_passphrase(variable: str) -> str:
     """Ask twice for a new passphrase on the terminal; VaultKeyError where there is none."""
     if not sys.stdin.isatty():
-        raise VaultKeyError("no new passphrase", remedy="set it in the environment, as a file or a command")
+        raise VaultKeyError(
+            f"no {'new ' * (variable != 'SAFEHOLD_PASSPHRASE')}passphrase",
+            remedy=f"set {variable}_FILE, {variable}_COMMAND or {variable}",
+        )
     return str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True))
 
 
@@ -157,7 +160,9 @@ class Run:
 
     def new_passphrase(self) -> str:
         """For a new key slot: SAFEHOLD_NEW_PASSPHRASE and its _FILE and _COMMAND forms, else the terminal."""
-        return find_passphrase(os.environ, "SAFEHOLD_NEW_PASSPHRASE", ask_new_passphrase)
+        return find_passphrase(
+            os.environ, "SAFEHOLD_NEW_PASSPHRASE", lambda: ask_new_passphrase("SAFEHOLD_NEW_PASSPHRASE")
+        )
 
 
 def print_json(document: object) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import click
 
 from safehold.app.status import Standing, damaged_packs, standings
+from safehold.app.verify import last_findings
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
-from safehold.compose.asked import asked_for
+from safehold.compose.asked import asked_for, only_vault
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
 from safehold.model.errors import DamageError, FailedError, OverdueError, UsageError
 from safehold.model.units import format_duration, format_size, format_time, parse_span
+from safehold.vault.vault import Vault
 
 __all__ = ["status"]
 
@@ -42,10 +44,13 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
     except ValueError as error:
         raise UsageError(str(error), on="--max-age") from error
     with Run.begin() as run:
-        opened = run.open(access)
-        asked = asked_for(path or run.paths.config / "safehold.yaml", run.paths, opened.store.url)
+        configuration = path or run.paths.config / "safehold.yaml"
+        named = access.vault or os.environ.get("SAFEHOLD_VAULT") or run.paths.default_vault.exists()
+        opened = (None if named else only_vault(configuration, run.paths, run.ctx)) or run.open(access)
+        asked = asked_for(configuration, run.paths, opened.store.url)
         found = standings(opened, run.ctx, limit, asked.expected)
-        damage = [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened))]
+        damage = [f"not a valid point: {one.name}: {one.reason}" for one in opened.points()[1] if not one.void]
+        damage += [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened)), *_found(opened)]
         problems = [*damage, *asked.problems]
         problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
         problems += switch_problems(run.paths.volume_switch)
@@ -58,7 +63,9 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
     code = DamageError.exit_code if damage else FailedError.exit_code if problems else 0
     if as_json:
         resources = {one.resource: _document(one) for one in found}
-        print_json({"vault": opened.store.url, "problems": problems, "resources": resources})
+        print_json(
+            {"vault": opened.store.url, "elsewhere": asked.elsewhere, "problems": problems, "resources": resources}
+        )
         return OverdueError.exit_code if overdue or empty else code
     for problem in problems:
         print(f"PROBLEM  {problem}")
@@ -81,6 +88,8 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
             for one in found
         ]
         print_table(["STATE", "RESOURCE", "NEWEST POINT", "AGE", "SIZE", "POINTS", "LAST VERIFIED"], rows)
+    for place in asked.elsewhere:
+        print(f"not looked at: vault {place}, which the configuration has too: safehold status --vault {place}")
     if overdue:
         raise OverdueError(
             f"{len(overdue)} of {len(found)} resources have no point of the last {max_age}",
@@ -95,6 +104,14 @@ def _damage(packs: list[str]) -> list[str]:
         return []
     names = ", ".join(packs[:3]) + (f" and {len(packs) - 3} more" if len(packs) > 3 else "")
     return [f'damaged data was found, and is not repaired: {names}; see the runbook, "Damaged vault"']
+
+
+def _found(opened: Vault) -> list[str]:
+    last = last_findings(opened)
+    if last is None:
+        return []
+    when, more = format_time(last.time), f" (and {last.problems - 1} more)" * (last.problems > 1)
+    return [f'verify found on {when}: {last.first}{more}; see the runbook, "Damaged vault"']
 
 
 def _document(one: Standing) -> dict[str, object]:

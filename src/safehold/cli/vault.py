@@ -38,8 +38,9 @@ def vault() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the recovery kit here instead of printing it.",
 )
+@click.option("--another", is_flag=True, help="Also where this machine knows a vault at PLACE that is not there now.")
 @json_option
-def init(place: str, block_size: str | None, kit_file: Path | None, as_json: bool) -> None:
+def init(place: str, block_size: str | None, kit_file: Path | None, another: bool, as_json: bool) -> None:
     """Make a vault at PLACE: an empty or new directory, or s3://bucket/prefix."""
     parameters = Parameters(block_size=_size(block_size)) if block_size else Parameters()
     with Run.begin() as run:
@@ -48,8 +49,10 @@ def init(place: str, block_size: str | None, kit_file: Path | None, as_json: boo
         if kit_file is not None and not os.access(kit_file.parent, os.W_OK | os.X_OK):
             raise UsageError("the kit's file cannot be written there", on=str(kit_file), remedy="give another path")
         stores = open_stores(place, run.ctx.clock)
-        passphrase = find_passphrase(os.environ, "SAFEHOLD_PASSPHRASE", ask_new_passphrase)
-        made = make_vault(stores, Passphrase(passphrase), parameters, places(run.paths), run.ctx)
+        passphrase = find_passphrase(
+            os.environ, "SAFEHOLD_PASSPHRASE", lambda: ask_new_passphrase("SAFEHOLD_PASSPHRASE")
+        )
+        made = make_vault(stores, Passphrase(passphrase), parameters, places(run.paths), run.ctx, another=another)
         if kit_file is not None:
             write_private(kit_file, made.kit)
         url = stores.store.url

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from safehold.app.points import diff_points, parse_selector
+from safehold.app.points import diff_points, member_of, parse_selector, select
 from safehold.cli.lazy import LazyGroup
 from safehold.cli.running import (
     Access,
@@ -228,8 +228,12 @@ def changed(old: str, new: str, access: Access, as_json: bool) -> None:
     """List the byte ranges that differ between two points of a volume: data@A data@B."""
     with Run.begin() as run:
         opened = run.open(access)
-        parse_selector(old), parse_selector(new)
-        difference = diff_points(opened, opened.points()[0], old, new)
+        found = opened.points()[0]
+        for text in (old, new):
+            kind = member_of(select(found, text), parse_selector(text).resource).kind
+            if kind != "volume":
+                raise UsageError(f"this is a {kind} and no disk", on=text, remedy=f"safehold diff {old} {new}")
+        difference = diff_points(opened, found, old, new)
     if as_json:
         print_json({"changed": difference.changed, "ranges": [list(one) for one in difference.ranges]})
         return
@@ -267,6 +271,9 @@ def stop(as_json: bool) -> None:
     with Run.begin() as run:
         client = VolumeClient(run.paths, os.environ, run.ctx)
         attached = ", ".join(client.attachments())
+        if not client.running():
+            print_json({"running": False}) if as_json else print("no volume service is running")
+            return
         client.stop()
     if as_json:
         print_json({"running": False, "attached": sorted(client.attachments())})

@@ -9,21 +9,24 @@ from pathlib import Path
 from safehold.app.service import Memory, Past
 from safehold.compose.configuration import load_configuration
 from safehold.compose.paths import Paths
-from safehold.compose.unattended import jobs, same_place
+from safehold.compose.unattended import Opener, jobs, same_place
+from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.model.units import format_time
+from safehold.vault.vault import Vault
 
-__all__ = ["Asked", "asked_for", "volume_groups"]
+__all__ = ["Asked", "asked_for", "only_vault", "volume_groups"]
 
 
 @dataclass(frozen=True)
 class Asked:
     """`expected` are the resources that points of one vault are asked for, each with what made its last backup fail (empty: nothing);
-    `problems` are all steps that failed last, of whatever vault.
+    `problems` are all steps that failed last, of whatever vault; `elsewhere` are the addresses of the other vaults.
     """
 
     expected: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
 
 def asked_for(path: Path, paths: Paths, vault: str) -> Asked:
@@ -36,6 +39,8 @@ def asked_for(path: Path, paths: Paths, vault: str) -> Asked:
     except UsageError as error:
         asked.problems.append(f"unattended runs: {error}")
         return asked
+    places = [one.place for one in found.vaults.values()]
+    asked.elsewhere.extend(place for place in places if same_place(place) != same_place(vault))
     memory = Memory(paths.state / "service.json", asked.problems.append)
     steps: dict[str, Past | None] = {}
     for job in jobs(found, paths):
@@ -57,3 +62,11 @@ def volume_groups(path: Path) -> dict[str, list[str]]:
     if not os.path.isfile(path):
         return {}
     return {name: one.volumes for name, one in load_configuration(path).resources.items() if one.volumes}
+
+
+def only_vault(path: Path, paths: Paths, ctx: Context) -> Vault | None:
+    """The vault of the configuration at `path`, opened as that says, where there is such a file and it has just one. UsageError for a wrong file."""
+    if not os.path.isfile(path):
+        return None
+    found = load_configuration(path)
+    return Opener(found, paths, ctx)(next(iter(found.vaults))) if len(found.vaults) == 1 else None

@@ -137,7 +137,11 @@ def read_slots(store: Store) -> tuple[dict[bytes, KeySlot], list[DamageError]]:
 
 
 def _no_vault(store: Store) -> UsageError:
-    return UsageError("no vault here", on=store.url, remedy=f"make one with: safehold vault init {store.url}")
+    return UsageError(
+        "no vault here",
+        on=store.url,
+        remedy=f"is it mounted, and the address right? To make one: safehold vault init {store.url}",
+    )
 
 
 def unlock(store: Store, unlocker: Unlocker) -> Unlocked:

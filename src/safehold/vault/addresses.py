@@ -43,6 +43,10 @@ class Addresses:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
+    def knows(self, place: str) -> bool:
+        """True where a vault was opened or made at `place`."""
+        return bool(self._load(place).vaults)
+
     def admit(self, place: str, unlocked: Unlocked) -> None:
         """Let a vault in that was opened at `place`, and remember it. DamageError where others are known there, and nothing proves that this
         one was made by somebody who may.

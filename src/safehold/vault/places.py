@@ -20,18 +20,24 @@ class Places:
     def of(self, vault: bytes) -> OwnPlaces:
         """Those of one vault."""
         name = vault.hex()
-        return OwnPlaces(self.cache / name, self.state / "reads" / name, self.state / "tried" / f"{name}.json")
+        return OwnPlaces(
+            self.cache / name,
+            self.state / "reads" / name,
+            self.state / "tried" / f"{name}.json",
+            self.state / "findings" / f"{name}.json",
+        )
 
 
 @dataclass(frozen=True)
 class OwnPlaces:
     """Of one vault: a directory for what could be computed again, and files that tell when which pack was read (`read_log`), and when it was tried
-    whether the vault's stores keep order (`tried_stores`).
+    whether the vault's stores keep order (`tried_stores`), and what the last verification found (`findings`).
     """
 
     cache: Path
     read_log: Path
     tried_stores: Path
+    findings: Path
 
     def scratch(self) -> Path:
         """A directory with room for what is too large for memory: not the system's one for temporary files, which often is memory itself."""

@@ -214,7 +214,12 @@ class _Walk:
         digest = blake3(stored).digest()
         seen = self._seen is not None and number == self._seen[0]
         if self._seen and seen and digest != self._seen[1]:
-            raise RollbackError(f"gc record {number} is not the one this machine has seen", on=self._store.url)
+            raise RollbackError(
+                f"gc record {number} is not the one this machine has seen",
+                on=self._store.url,
+                remedy=f"it is damaged, or the vault was rolled back: bring {name} back from a copy. A machine that never opened the vault reads it "
+                "all the same: with SAFEHOLD_HOME at an empty directory",
+            )
         try:
             opened = open_object(name, stored)
             record = decode(opened.payload, GcRecord, name)

@@ -131,7 +131,7 @@ def choose(
     into: Chosen,
 ) -> None:
     """For each live chunk choose one place among `rows`, which ascend by id: in a pack that is there, and outside of `avoid` where there is
-    such a one. Packs that are used already are used on.
+    such a one, and outside of `suspect` where there is. Packs that are used already are used on.
 
     Where there are several places, or only one in a `suspect` pack, nothing but one that `good` has read and found right lets the others go: a
     row may lie, and a copy may have rotted. Without such a one all are kept, and the chunk counts as missing too: a better copy may lie where no
@@ -151,7 +151,7 @@ def choose(
         if not places:
             into.missing.append(identity)
             continue
-        places.sort(key=lambda at: (at.pack in avoid, at.pack not in into.packs, at.pack))
+        places.sort(key=lambda at: (at.pack in avoid, at.pack in suspect, at.pack not in into.packs, at.pack))
         if len(places) == 1 and places[0].pack not in suspect:
             into.keep(places[0])
             continue

@@ -203,7 +203,7 @@ class Prune:
                 spared.add(domain, walk(points, self._vault.chunks, live, self._ctx))
                 good = self._vault.chunks(points[0]).holds
                 choose(live, finder.rows(), present, avoid, suspect, good, chosen)
-                spared.add(domain, self._look_in_packs(finder, present, avoid, good, chosen))
+                spared.add(domain, self._look_in_packs(finder, present, avoid | suspect, good, chosen))
                 if domain not in spared.reasons:
 
                     def kept(identity: bytes, at: Location, good: _Good = good) -> bool:

@@ -315,7 +315,7 @@ def test_rubbish_orders(host: Host) -> None:
         assert rubbish.recv(10) == b""
     assert program.json("volume", "show", "x")["size"] == MIB
     program.run("volume", "stop")
-    program.run("volume", "stop", code=1)
+    assert "no volume service" in program.run("volume", "stop").stdout
 
 
 def test_a_frozen_file_system_needs_no_repair(host: Host, tmp_path: Path) -> None:

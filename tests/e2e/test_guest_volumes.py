@@ -17,7 +17,6 @@ connect() {{ nbd-client -unix /run/home/run/volumes.nbd -N "$1" "$2" >/dev/null;
 disconnect() {{ for device; do nbd-client -d "$device" >/dev/null; done; }}
 # Writes numbered files one after the other, each flushed before the next begins; /run/acknowledged has the sums of those that were.
 write_load() {{
-    rm -f /run/acknowledged /run/enough
     for number in $(seq 300); do
         dd if=/dev/urandom of="$1/$number" bs=96k count=1 conv=fsync status=none
         (cd "$1"; sha256sum "$number") >> /run/acknowledged
@@ -89,6 +88,7 @@ safehold volume create data --size 320M
 connect data /dev/nbd0
 mkfs.xfs -q /dev/nbd0
 mount /dev/nbd0 /run/mnt
+rm -f /run/acknowledged /run/enough
 write_load /run/mnt &
 wait_for_files 5
 fsfreeze --freeze /run/mnt
@@ -164,6 +164,7 @@ connect $A /dev/nbd1
 connect $B /dev/nbd2
 make
 mount_it
+rm -f /run/acknowledged /run/enough
 write_load /run/mnt &
 wait_for_files 3
 safehold volume snapshot --group $A --group $B --wait --json | jq -r .point > /run/first

@@ -35,9 +35,10 @@ from safehold.vault.gc.runs import write_base
 from safehold.vault.index.rows import Location
 from safehold.vault.index.view import ChunkIndex
 from safehold.vault.locate import Locator
+from safehold.vault.places import Places
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Identity, Recipient
-from safehold.vault.vault import Places, Vault
+from safehold.vault.vault import Vault
 
 HERE = Path(__file__).parent.parent
 LIMIT = 512 << 20

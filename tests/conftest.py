@@ -8,6 +8,9 @@ import pytest
 
 from safehold.testing.guest import Guest, start_guest
 from safehold.testing.seaweed import S3Server, start_s3
+from tests.struck import pytest_terminal_summary, struck
+
+__all__ = ["guest", "pytest_terminal_summary", "s3", "s3_server", "struck"]
 
 # Nothing is asserted about time: a busy machine is no failure.
 hypothesis.settings.register_profile("safehold", deadline=None)

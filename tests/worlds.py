@@ -24,9 +24,10 @@ from safehold.recovery.disk import Losses, write_disk
 from safehold.vault.access import Unlocked, unlock
 from safehold.vault.catalogue import Point
 from safehold.vault.create import create_vault
+from safehold.vault.places import Places
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Identity, Recipient
-from safehold.vault.vault import Places, Vault
+from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey
 
 BLOCK = 4096

@@ -29,10 +29,10 @@ def main() -> None:
         (work / "disk.img").unlink()
         with tarfile.open(HERE / "vault-v1.tar.xz", "w:xz") as archive:
             for name in ("vault", "kit.txt", "points.json", "writer.json"):
-                archive.add(work / name, name, filter=_anonymous)
+                archive.add(work / name, name, filter=anonymous)
 
 
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member

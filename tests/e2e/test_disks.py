@@ -319,6 +319,21 @@ def test_salvage(program: Program, vault: Path, tmp_path: Path) -> None:
     assert differing == {n for start, end in done["lost"] for n in range(start // BLOCK, end // BLOCK)}
 
 
+def test_salvage_without_metadata(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    program.run("backup", disk)
+    (pack,) = (path for path in (vault / "meta").rglob("*") if path.is_file())
+    pack.unlink()
+    everything = f"bytes 0-{disk.stat().st_size - 1}"
+    assert everything in program.run("verify", code=4).stdout
+    refused = program.run("restore", "disk@latest", "--to", tmp_path / "back.img", code=4).stderr
+    assert everything in refused
+    assert pack.name in refused
+    done = program.run("restore", "disk@latest", "--to", tmp_path / "back.img", "--salvage", code=3)
+    assert f"lost: {everything}" in done.stdout
+    assert (tmp_path / "back.img").read_bytes() == bytes(disk.stat().st_size)
+
+
 def test_a_vault_that_was_rolled_back_stays_noticed(program: Program, vault: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     disk.write_bytes(b"one" * 1000)

@@ -56,8 +56,11 @@ def test_what_is_refused(program: Program, ids: list[str]) -> None:
     assert "no points of these" in program.run("point", "expire", "nothing*", "--keep-last", "1", code=2).stderr
     assert "exclude each other" in program.run("point", "expire", f"disk@{ids[0]}", "--keep-last", "1", code=2).stderr
     assert "is no span of time" in program.run("point", "expire", "--window", "soon", code=2).stderr
+    assert "let no last point go" in program.run("point", "expire", "--keep-last", "1", "--even-last", code=2).stderr
     # Without a terminal nobody can say yes.
-    program.run("point", "expire", "--keep-last", "1", code=1)
+    said = program.run("point", "expire", "--keep-last", "1", code=2).stderr
+    assert "this lets points go: 5 of 6 points" in said
+    assert "say --yes" in said
     assert len(program.json("points")["points"]) == 6
     # The newest stays, whatever the rules say.
     program.run("point", "expire", "--keep-tag", "nothing", "--yes")
@@ -80,3 +83,18 @@ def test_keep_until_deleted(program: Program, vault: Path, tmp_path: Path) -> No
     assert len(program.json("points")["points"]) == 2
     program.run("point", "expire", f"disk@{kept}", "--yes")
     assert len(program.json("points")["points"]) == 1
+
+
+def test_the_only_verified_point_and_the_last_one(program: Program, ids: list[str]) -> None:
+    """Single points go when they are asked for; what proves that anything can be restored goes only when that is said as well."""
+    program.run("verify", f"disk@{ids[5]}", "--data")
+    said = program.run("point", "expire", f"disk@{ids[5]}", f"disk@{ids[4]}", "--yes", code=2).stderr
+    assert f"no other point of the resource is verified: disk@{ids[5][:8]}" in said
+    assert "--even-last" in said
+    assert len(program.json("points")["points"]) == 6
+    program.run("verify", f"disk@{ids[0]}", "--data")
+    program.run("point", "expire", f"disk@{ids[5]}", "--yes")
+    every = [f"disk@{one}" for one in ids[:5]]
+    assert "all that is left" in program.run("point", "expire", *every, "--yes", code=2).stderr
+    assert len(program.json("point", "expire", *every, "--even-last", "--yes")["expired"]) == 5
+    assert program.json("points")["points"] == []

@@ -96,6 +96,9 @@ def test_a_guest_is_frozen_for_the_moment_of_a_snapshot(program: Program, short:
                 "--wait",
             )
         assert "filesystem" in done.stdout
+        program.run("volume", "create", "other", "--size", "1M")
+        refused = program.run("volume", "snapshot", "other", "--bracket", f"guest-agent:{short}/agent", code=2)
+        assert "that guest does not have the disk" in refused.stderr
         count = len(lines(guest.share / "acknowledged"))
         wait_until(lambda: len(lines(guest.share / "acknowledged")) > count + 1)
         (guest.share / "enough").touch()

@@ -16,7 +16,6 @@ snapshots() {{ lvs --noheadings -o lv_name pool | grep -c safehold- || true; }}
 free_extents() {{ vgs --noheadings -o vg_free_count pool | tr -d ' '; }}
 # Numbered files, each flushed and its sum noted before the next begins.
 write_load() {{
-    rm -f /run/acknowledged /run/enough
     for number in $(seq 500); do
         dd if=/dev/urandom of="$1/$number" bs=32k count=1 conv=fsync status=none
         (cd "$1"; sha256sum "$number") >> /run/acknowledged
@@ -61,6 +60,7 @@ rm -rf /run/pv /run/lvmvault /run/lvmhome /run/lvmkit /run/lvm-out
 
 def test_a_mounted_volume_under_load(run: Run) -> None:
     done = run("""
+rm -f /run/acknowledged /run/enough
 write_load /run/lvm-mnt &
 wait_for_files 3
 cp /run/acknowledged /run/before

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safehold.testing.guest import Finished, Guest
+from safehold.testing.guest import Finished, Guest, start_guest
 
 LIBRARY = f"""
 export SAFEHOLD_HOME=/run/home SAFEHOLD_IDENTITY=/run/identity.pem
@@ -17,7 +17,6 @@ connect() {{ nbd-client -unix /run/home/run/volumes.nbd -N "$1" "$2" >/dev/null;
 disconnect() {{ for device; do nbd-client -d "$device" >/dev/null; done; }}
 # Writes numbered files one after the other, each flushed before the next begins; /run/acknowledged has the sums of those that were.
 write_load() {{
-    rm -f /run/acknowledged /run/enough
     for number in $(seq 300); do
         dd if=/dev/urandom of="$1/$number" bs=96k count=1 conv=fsync status=none
         (cd "$1"; sha256sum "$number") >> /run/acknowledged
@@ -26,6 +25,12 @@ write_load() {{
 }}
 wait_for_files() {{ until [ "$(cat /run/acknowledged 2>/dev/null | wc -l)" -ge "$1" ]; do sleep 0.1; done; }}
 wait_for_point() {{ until safehold points --json | grep -q '"name": "'"$1"'"'; do sleep 0.5; done; }}
+# What a point says of disk $1 about the label of type $2: its $3.
+recorded() {{
+    safehold point show "$1@$(cat /run/second)" --json |
+        jq -er --arg name "$1" --arg type "$2" --arg field "$3" \\
+            '.members[] | select(.name == $name).contents[] | select(.type == $type)[$field]'
+}}
 # In $1 is all that had been acknowledged before the snapshot, and of what came later a part without gaps; `after` is not there.
 judge() {{
     test ! -e "$1/after" && (cd "$1" && sha256sum --quiet -c /run/before) || return 1
@@ -35,11 +40,20 @@ judge() {{
 """
 
 
+SERVE = """
+modprobe nbd nbds_max=8
+mkdir -p /run/mnt
+safehold volume serve >/run/serve.log 2>&1 &
+until [ -S /run/home/run/volumes.control ]; do sleep 0.2; done
+"""
+
+
 class Machine:
     """The guest with a vault and the volume service in it."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
+        self.share = guest.share
 
     def run(self, script: str, *, code: int | None = 0) -> Finished:
         done = self._guest.run(LIBRARY + script, code=code, seconds=180)
@@ -50,9 +64,8 @@ class Machine:
 @pytest.fixture(scope="module")
 def machine(guest: Guest) -> Iterator[Machine]:
     made = Machine(guest)
-    made.run("""
-modprobe nbd nbds_max=8
-mkdir -p /run/mnt
+    made.run(
+        """
 openssl genpkey -algorithm x25519 -out /run/identity.pem
 chmod 600 /run/identity.pem
 openssl pkey -in /run/identity.pem -pubout -out /run/public.pem
@@ -62,9 +75,9 @@ openssl pkey -in /run/identity.pem -pubout -out /run/public.pem
     safehold vault init /run/vault --kit-file /run/kit.txt
     safehold key add --recipient /run/public.pem
 )
-safehold volume serve >/run/serve.log 2>&1 &
-until [ -S /run/home/run/volumes.control ]; do sleep 0.2; done
-""")
+"""
+        + SERVE
+    )
     yield made
     made.run("safehold volume stop; rm -rf /run/home /run/vault")
 
@@ -75,6 +88,7 @@ safehold volume create data --size 320M
 connect data /dev/nbd0
 mkfs.xfs -q /dev/nbd0
 mount /dev/nbd0 /run/mnt
+rm -f /run/acknowledged /run/enough
 write_load /run/mnt &
 wait_for_files 5
 fsfreeze --freeze /run/mnt
@@ -107,10 +121,17 @@ make() {
     lvcreate -q -W n -i 2 -I 64k -l 100%FREE -n stripe group
     mkfs.ext4 -q /dev/group/stripe
 }
-assemble() { vgchange -q -a y group; }
-stop() { vgchange -q -a n group; }
-mount_it() { mount /dev/group/stripe /run/mnt; }
-check() { e2fsck -fn /dev/group/stripe; }
+find_set() {
+    GROUP=$(recorded $A LVM2_member label)
+    test "$GROUP" = "$(recorded $B LVM2_member label)"
+    for one in $A:/dev/nbd1 $B:/dev/nbd2; do
+        test "$(recorded ${one%:*} LVM2_member uuid)" = "$(pvs --noheadings -o pv_uuid ${one#*:} | tr -d ' -')"
+    done
+}
+assemble() { vgchange -q -a y ${GROUP:=group}; }
+stop() { vgchange -q -a n ${GROUP:=group}; }
+mount_it() { mount /dev/${GROUP:=group}/stripe /run/mnt; }
+check() { e2fsck -fn /dev/$GROUP/stripe; }
 """,
     "md": """
 SIZE=200M
@@ -118,7 +139,11 @@ make() {
     mdadm --quiet --create /dev/md7 --level=0 --chunk=64 --raid-devices=2 --metadata=1.2 /dev/nbd1 /dev/nbd2
     mkfs.xfs -q /dev/md7
 }
-assemble() { mdadm --quiet --assemble /dev/md7 /dev/nbd1 /dev/nbd2; }
+find_set() {
+    UUID=$(recorded $A linux_raid_member uuid)
+    test "$UUID" = "$(recorded $B linux_raid_member uuid)"
+}
+assemble() { mdadm --quiet --assemble /dev/md7 ${UUID:+--uuid=$UUID} /dev/nbd1 /dev/nbd2; }
 stop() { mdadm --quiet --stop /dev/md7; }
 mount_it() { mount /dev/md7 /run/mnt; }
 check() { xfs_repair -n /dev/md7; }
@@ -127,8 +152,10 @@ check() { xfs_repair -n /dev/md7; }
 
 
 @pytest.mark.parametrize("kind", STRIPES)
-def test_a_stripe_over_two_volumes_is_captured_as_one(machine: Machine, kind: str) -> None:
-    """Two snapshots under load; the second is whole. One half of each is not: the judges would see halves of different instants."""
+def test_a_stripe_over_two_volumes_is_captured_as_one(machine: Machine, kind: str, tmp_path: Path) -> None:
+    """Two snapshots under load; the second is whole, and comes back on another machine. One half of each is not: the judges would see halves
+    of different instants.
+    """
     parts = f"{STRIPES[kind]}\nA={kind}a B={kind}b\n"
     machine.run(f"""{parts}
 safehold volume create $A --size $SIZE
@@ -137,24 +164,33 @@ connect $A /dev/nbd1
 connect $B /dev/nbd2
 make
 mount_it
+rm -f /run/acknowledged /run/enough
 write_load /run/mnt &
 wait_for_files 3
 safehold volume snapshot --group $A --group $B --wait --json | jq -r .point > /run/first
 wait_for_files $(($(wc -l < /run/acknowledged) + 3))
 cp /run/acknowledged /run/before
-safehold volume snapshot --group $A --group $B --wait
+safehold volume snapshot --group $A --group $B --wait --json | jq -r .point > /run/second
 touch /run/enough
 wait
 echo late > /run/mnt/after
 umount /run/mnt
 stop
 disconnect /dev/nbd1 /dev/nbd2
+tar -C /run -cf /share/saved.tar vault identity.pem acknowledged before second
 """)
-    machine.run(f"""{parts}
-safehold restore $A@latest --to volume:$A-restored
-safehold restore $B@latest --to volume:$B-restored
-connect $A-restored /dev/nbd1
-connect $B-restored /dev/nbd2
+    with start_guest(tmp_path / "second") as another:
+        (machine.share / "saved.tar").rename(another.share / "saved.tar")
+        second = Machine(another)
+        second.run("tar -C /run -xf /share/saved.tar\nsafehold key check --vault /run/vault\n" + SERVE)
+        second.run(f"""{parts}
+export SAFEHOLD_VAULT=/run/vault
+# By its id: a copied vault has the times of the copying.
+safehold restore $A@$(cat /run/second) --to volume:$A
+safehold restore $B@$(cat /run/second) --to volume:$B
+connect $A /dev/nbd1
+connect $B /dev/nbd2
+find_set
 assemble
 mount_it
 judge /run/mnt

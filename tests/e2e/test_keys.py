@@ -49,11 +49,41 @@ def test_a_lost_gc_chain_is_warned_of(program: Program, vault: Path, tmp_path: P
     same(disk, tmp_path / "back.img")
 
 
+def test_a_lost_document_is_put_back(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "ab")
+    program.run("backup", disk)
+    program.run("key", "writer", tmp_path / "writer.key", "--resource", "mine")
+    writer = Program(tmp_path / "other", {"SAFEHOLD_VAULT": str(vault)}, passphrase=False)
+    mine = ("backup", disk, "--name", "mine", "--writer", tmp_path / "writer.key")
+    document = vault / "vault.json"
+    before = document.read_bytes()
+    document.unlink()
+    assert "safehold vault prune" in writer.run(*mine, code=4).stderr
+    # Nobody vouches for what would go with a kit, and reading writes nothing.
+    program.run("backup", disk, "--kit", tmp_path / "kit.txt")
+    program.run("restore", "disk@latest", "--to", tmp_path / "back.img")
+    program.run("vault", "prune", "--dry-run")
+    assert not document.exists()
+    said = program.run("backup", disk).stderr
+    assert "vault.json was missing, and is put back" in said
+    assert document.read_bytes() == before
+    assert "vault.json" not in program.run("backup", disk).stderr
+    writer.run(*mine)
+    program.run("verify", "--stored")
+
+
 def test_a_kit_that_was_proved_is_remembered(program: Program, tmp_path: Path) -> None:
     program.run("vault", "init", tmp_path / "vault", "--kit-file", tmp_path / "kit.txt")
+    rolling = ("verify", "--older-than", "30d")
     assert "no second copy of the key is known" in program.run("verify").stderr
+    # Another slot lies beside the first, and a page that was printed may be anywhere.
+    program.run("key", "add", "--label", "second", SAFEHOLD_NEW_PASSPHRASE="two")
+    program.run("key", "export", "--paper")
+    assert "no second copy of the key is known" in program.run("verify").stderr
+    assert "no second copy of the key is known" in program.run(*rolling).stderr
     program.run("key", "check", "--kit", tmp_path / "kit.txt")
     assert "second copy" not in program.run("verify").stderr
+    assert "second copy" not in program.run(*rolling).stderr
     # The old page is no copy of a new key.
     program.run("key", "rotate", "--yes", "--kit-file", tmp_path / "new.txt", SAFEHOLD_NEW_PASSPHRASE="new")
     assert "no second copy" in program.run("verify", SAFEHOLD_PASSPHRASE="new").stderr
@@ -67,6 +97,11 @@ def test_slots(program: Program, vault: Path, tmp_path: Path) -> None:
     assert sorted(s["label"] for s in slots) == ["first", "second"]
     first, second = sorted(slots, key=lambda s: str(s["label"]))
     assert "would remove" in program.run("key", "remove", first["id"], "--dry-run").stdout
+    said = program.run("key", "remove", first["id"][:10], code=2).stderr
+    assert "this removes a way into the vault" in said
+    assert "say --yes" in said
+    said = program.run("key", "rotate", code=2, SAFEHOLD_NEW_PASSPHRASE="new").stderr
+    assert "this removes every other way into the vault" in said
     program.run("key", "remove", first["id"][:10], "--yes")
     assert program.run("key", "check", code=6).stdout == ""
     program.run("key", "check", SAFEHOLD_PASSPHRASE="two")
@@ -81,6 +116,17 @@ def test_recipient(program: Program, vault: Path, tmp_path: Path) -> None:
     program.run("key", "add", "--recipient", public, "--label", "yubi")
     assert "owner" in program.run("key", "check", "--identity", private, SAFEHOLD_PASSPHRASE="").stdout
     assert "not an X25519" in _other_key(program, tmp_path)
+    # Somebody makes a vault for the same public key, and puts it in the place of the real one.
+    thief = Program(tmp_path / "thief", {"SAFEHOLD_VAULT": str(tmp_path / "fake")})
+    thief.run("vault", "init", tmp_path / "fake")
+    thief.run("key", "add", "--recipient", public, "--label", "yubi")
+    vault.rename(tmp_path / "real")
+    (tmp_path / "fake").rename(vault)
+    for command in (["key", "check"], ["backup", public, "--name", "secret"], ["points"]):
+        said = program.run(*command, "--identity", private, code=4, SAFEHOLD_PASSPHRASE="").stderr
+        assert "this machine knows vault" in said
+    program.run("key", "check")
+    program.run("key", "check", "--identity", private, SAFEHOLD_PASSPHRASE="")
 
 
 def _other_key(program: Program, tmp_path: Path) -> str:
@@ -138,6 +184,52 @@ def test_writer_credentials(program: Program, vault: Path, tmp_path: Path) -> No
     assert len(program.json("points", "web1")["points"]) == 2
     assert "after its writer was revoked" in program.run("points").stderr
     assert "after its writer was revoked" in program.run("verify").stderr
+    late = vault / "points" / writers[0]["id"] / ("f" * 32)
+    late.write_bytes(b"rubbish")
+    assert program.json("vault", "prune")["left_whole"] == []
+    program.run("point", "expire", f"@{late.name[:8]}", "--yes")
+    assert not late.exists()
+
+
+def test_two_hosts_with_one_credential_and_one_name(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    credential = tmp_path / "writer.json"
+    program.run("key", "writer", credential, "--resource", "web*")
+    environment = {"SAFEHOLD_VAULT": str(vault), "SAFEHOLD_WRITER": str(credential), "SAFEHOLD_PASSPHRASE": ""}
+    one, two = (Program(tmp_path / name, environment) for name in ("one", "two"))
+    for host, identity in ((one, "11111111"), (two, "22222222")):
+        (host.home / "state").mkdir(parents=True)
+        (host.home / "state" / "host-id").write_text(identity * 4)
+    for host in (one, one, two):
+        host.run("backup", disk, "--name", "web")
+    first, second, third = program.json("points")["points"]
+    assert [p["members"][0]["follows"][-32:] for p in (first, second, third)] == ["", first["id"], ""]
+    for verb in ("points", "status", "verify"):
+        said = program.run(verb).stderr
+        assert "points of 'web' come from" in said
+        assert "(id 11111111)" in said
+        assert "(id 22222222)" in said
+    two.run("backup", disk, "--name", "web", "--adopt")
+    for verb in ("points", "status", "verify"):
+        assert "come from" not in program.run(verb).stderr
+
+
+def test_a_writers_rubbish_stops_no_prune(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    credential = tmp_path / "writer.json"
+    program.run("key", "writer", credential, "--resource", "web*")
+    program.run("backup", disk)
+    program.run("point", "expire", f"disk@{program.json('points')['points'][0]['id']}", "--even-last", "--yes")
+    wid = next(w["id"] for w in program.json("key", "list")["writers"] if w["exported"])
+    rubbish = vault / "points" / wid / ("f" * 32)
+    rubbish.parent.mkdir(parents=True)
+    rubbish.write_bytes(b"rubbish")
+    said = program.run("vault", "prune").stdout
+    assert "deleted" in said
+    assert "left whole       a writer's packs: what an object under points/ needs is unknown" in said
+    assert f"safehold point expire @{rubbish.name[:8]}" in said
+    program.run("point", "expire", f"@{rubbish.name[:8]}", "--yes")
+    assert "left whole" not in program.run("vault", "prune").stdout
 
 
 def test_store_policy_names_no_more_than_the_writers_own(program: Program, s3: str, tmp_path: Path) -> None:

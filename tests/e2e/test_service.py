@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -55,16 +60,16 @@ def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> N
         ("verify", "main", 0),
         ("expire", "www", 0),
         ("expire", "disk", 0),
-        ("expire", "gone", 2),
+        ("expire", "gone", 0),
         ("prune", "main", 0),
     ]
     told = [json.loads(line) for line in (tmp_path / "told").read_text().replace("}{", "}\n{").splitlines()]
-    assert {(t["step"], t["on"]) for t in told} == {("backup", "gone"), ("expire", "gone")}
+    assert {(t["step"], t["on"]) for t in told} == {("backup", "gone")}
     assert "no such file" in told[0]["what"]
     figures = (tmp_path / "safehold.prom").read_text()
     assert 'safehold_last_run_code{step="backup",on="gone",vault="main"} 2' in figures
     assert 'safehold_last_success_timestamp_seconds{step="backup",on="www",vault="main"} ' in figures
-    assert 'on="gone"' not in "\n".join(line for line in figures.splitlines() if "last_success" in line)
+    assert 'step="backup",on="gone"' not in "\n".join(line for line in figures.splitlines() if "last_success" in line)
     # Nothing is due again, and the metrics stay.
     assert program.json("service", "run", "--config", place)["steps"] == []
     assert (tmp_path / "safehold.prom").read_text() == figures
@@ -72,10 +77,39 @@ def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> N
     second = program.run("service", "run", "--config", place, "--all", code=2).stdout
     assert "ok      backup disk" in second
     assert "FAILED  backup gone" in second
+    # What the file no longer asks for leaves the metrics.
+    place.write_text("".join(line for line in place.read_text().splitlines(True) if not line.startswith("  gone:")))
+    program.run("service", "run", "--config", place, "--all")
+    assert 'on="gone"' not in (tmp_path / "safehold.prom").read_text()
+    assert 'on="disk"' in (tmp_path / "safehold.prom").read_text()
     program.passphrase = True
     assert sorted(p["members"][0]["name"] for p in program.json("points")["points"]) == ["disk", "www"]
     program.run("restore", "disk@latest", "--to", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"y" * 100_000
+
+
+def test_status_knows_what_should_be_there(program: Program, place: Path, tmp_path: Path) -> None:
+    """What never succeeded, what failed last, and how: by the configuration and what the runs left."""
+    before = program.json("status", "--config", place)["resources"]
+    assert {name: one["state"] for name, one in before.items()} == dict.fromkeys(("www", "disk", "gone"), "missing")
+    program.run("status", "--config", place, "--max-age", "26h", code=8)
+    program.run("service", "run", "--config", place, code=2)
+    (tmp_path / "disk.img").unlink()
+    program.run("service", "run", "--config", place, "--all", code=2)
+    program.home.joinpath("config").mkdir(exist_ok=True)
+    shutil.copy(place, program.home / "config/safehold.yaml")
+    done = program.run("status", "--max-age", "26h", code=8)
+    lines = done.stdout.splitlines()
+    assert [line.split(" failed on ")[0] for line in lines[:2]] == ["PROBLEM  backup disk", "PROBLEM  backup gone"]
+    assert "no such file" in lines[0]
+    assert [line.split()[:2] for line in lines[4:]] == [["missing", "gone"], ["failed", "disk"], ["ok", "www"]]
+    assert "1 of 3 resources" in done.stderr
+    assert "gone" in done.stderr
+    assert "no such file" in program.json("status", "disk", "--max-age", "26h", code=1)["resources"]["disk"]["failure"]
+    (program.home / "config/safehold.yaml").write_text("version: 7")
+    assert "PROBLEM  unattended runs: version" in program.run("status", code=1).stdout
+    (program.home / "config/safehold.yaml").unlink()
+    assert set(program.json("status")["resources"]) == {"www", "disk"}
 
 
 def test_two_at_once(program: Program, place: Path) -> None:
@@ -149,7 +183,7 @@ plans:
     run("qemu-io", "-f", "raw", "-r", "-c", "read -P 3 0 1M", home / "back")
     # One that was started from a timer would end with it.
     program.run("volume", "stop")
-    absent = program.json("service", "run", "--all", "--config", place, code=2)["steps"][0]
+    absent = program.json("service", "run", "--all", "--config", place, code=1)["steps"][0]
     assert "nobody serves the volumes" in absent["what"]
     assert "safehold-volumes" in absent["remedy"]
 
@@ -176,3 +210,111 @@ disk: {{paths: [{tmp_path}/disk.img], brackets: ['hook:{tmp_path}/stop'], downti
     again = program.json("service", "run", "--config", place)["steps"]
     assert (again[0]["step"], again[0]["on"], again[0]["code"]) == ("backup", "disk", 0)
     assert json.loads(memory.read_text())["cut"] == {}
+
+
+def test_a_full_state_directory(program: Program, place: Path, tmp_path: Path) -> None:
+    """Nothing can be remembered; everything is done and told all the same."""
+    full = [program.home / "state", program.home / "cache"]
+    for one in full:
+        one.mkdir(exist_ok=True)
+        run("mount", "-t", "tmpfs", "-o", "size=64k", "none", one)
+        with contextlib.suppress(OSError):
+            (one / "other").write_bytes(bytes(1 << 20))
+    try:
+        done = program.run("service", "run", "--all", "--config", place, code=2)
+        listed = program.json("points")["points"]
+    finally:
+        for one in full:
+            run("umount", "-l", one)
+    assert "ok      backup www" in done.stdout
+    assert "ok      backup disk" in done.stdout
+    assert "FAILED  backup gone" in done.stdout
+    assert "ok      prune main" in done.stdout
+    assert "cannot be remembered" in done.stderr
+    assert len(listed) == 2
+    assert "no such file" in (tmp_path / "told").read_text()
+    assert 'step="backup",on="www"' in (tmp_path / "safehold.prom").read_text()
+
+
+def test_a_machine_in_trouble_is_no_bug(program: Program, tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=8k", "none", place)
+    try:
+        with contextlib.suppress(OSError):
+            (place / "other").write_bytes(bytes(1 << 20))
+        said = program.run("service", "run", SAFEHOLD_HOME=str(place), code=2).stderr
+        assert "cannot be read" in said
+        (place / "config").mkdir()
+        said = program.run("config", "init", SAFEHOLD_HOME=str(place), code=1).stderr
+    finally:
+        run("umount", "-l", place)
+    assert "no room left on this machine" in said
+    assert "bug" not in said
+
+
+def test_a_run_that_is_stopped_leaves_its_figures(program: Program, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "stop").write_text("#!/bin/sh\ntest $1 = thaw || kill -TERM $PPID\n")
+    (tmp_path / "stop").chmod(0o700)
+    place.write_text(
+        place.read_text().replace(
+            f"disk: {{paths: [{tmp_path}/disk.img]",
+            f"disk: {{paths: [{tmp_path}/disk.img], brackets: ['hook:{tmp_path}/stop'], downtime: 10s",
+        )
+    )
+    assert "stopped" in program.run("service", "run", "--config", place, code=1).stderr
+    figures = (tmp_path / "safehold.prom").read_text()
+    assert 'safehold_last_run_code{step="backup",on="www",vault="main"} 0' in figures
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Keeps what it is sent, and answers as the server says."""
+
+    server: Listener
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
+        self.send_response(self.server.answer)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Listener(HTTPServer):
+    got: ClassVar[list[tuple[str, str, dict[str, object]]]] = []
+    answer = 204
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    server = Listener(("127.0.0.1", 0), Hook)
+    server.got.clear()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_web_address_is_told(program: Program, place: Path, tmp_path: Path, listener: Listener) -> None:
+    address = f"http://127.0.0.1:{listener.server_port}/told?by=safehold"
+    place.write_text(place.read_text().replace(f"{{command: {tmp_path}/tell}}", f"{{webhook: '{address}'}}"))
+    done = program.run("service", "run", "--config", place, code=2)
+    ((path, kind, document),) = listener.got
+    assert (path, kind) == ("/told?by=safehold", "application/json")
+    assert (document["step"], document["on"], document["vault"], document["code"]) == ("backup", "gone", "main", 2)
+    assert "no such file" in str(document["what"])
+    assert document["remedy"]
+    assert str(document["run"]) in done.stderr
+    # An address that refuses, and one where nobody listens, are warned of and end nothing.
+    listener.answer = 500
+    done = program.run("service", "run", "--config", place, "--all", code=2)
+    assert len(listener.got) == 2
+    assert "nobody could be told of the failure (HTTP Error 500" in done.stderr
+    place.write_text(place.read_text().replace(f":{listener.server_port}/", ":1/"))
+    done = program.run("service", "run", "--config", place, "--all", code=2)
+    assert "nobody could be told of the failure" in done.stderr
+    assert "ok      prune main" in done.stdout

@@ -341,6 +341,21 @@ def test_damage_is_found_and_named(program: Program, vault: Path, source: Path, 
             assert path.read_bytes() == (source / relative).read_bytes() or relative in saved.stderr
 
 
+def test_salvage_without_metadata(program: Program, vault: Path, source: Path, tmp_path: Path) -> None:
+    program.run("backup", source, "--name", "www")
+    for pack in (vault / "meta").rglob("*"):
+        if pack.is_file():
+            pack.unlink()
+    everything = "entries from / to the end"
+    assert everything in program.run("verify", code=4).stdout
+    for selector in ("www@latest", f"www@latest:{source}"):
+        place = tmp_path / selector[-1]
+        assert everything in program.run("restore", selector, "--to", place, code=4).stderr
+        saved = program.run("restore", selector, "--to", place, "--salvage", code=3)
+        assert everything in saved.stderr
+        assert "could not be read whole" in saved.stderr
+
+
 def test_how_two_points_differ(program: Program, source: Path) -> None:
     first = program.json("backup", source, "--name", "www")["points"][0]["point"]
     assert program.json("diff", f"www@{first}:{source}", "www@latest")["changes"] == []

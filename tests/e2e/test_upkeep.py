@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from safehold.testing.program import Program
 
@@ -55,14 +59,21 @@ def test_rot_is_found_by_a_later_run(program: Program, vault: Path, tmp_path: Pa
         if found:
             break
     assert victim.name in found[0]["on"]
+    first = program.run("status", code=4).stdout.splitlines()[0]
+    assert first.startswith("PROBLEM  damaged data was found")
+    assert victim.name in first
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     assert program.json("verify", "--older-than", "1d")["proved"] != []
+    assert program.json("status")["problems"] == []
     victim.unlink()
     assert "is gone" in program.run("verify", "--older-than", "0s", code=4).stdout
 
 
 def test_status_says_what_is_overdue_first(program: Program, vault: Path, tmp_path: Path) -> None:
+    assert "no points yet" in program.run("status").stdout
+    assert "there are no points at all" in program.run("status", "--max-age", "26h", code=8).stderr
+    program.json("status", "--max-age", "26h", code=8)
     for name in ("a", "b"):
         (tmp_path / f"{name}.img").write_bytes(b"x" * 5000)
         program.run("backup", tmp_path / f"{name}.img")
@@ -83,6 +94,105 @@ def test_status_says_what_is_overdue_first(program: Program, vault: Path, tmp_pa
     assert os.environ.get("SAFEHOLD_VAULT") is None
 
 
+@pytest.mark.parametrize("verify", [["--structure"], ["--data"], ["--older-than", "30d"]], ids=" ".join)
+@pytest.mark.parametrize("kind", ["packs", "meta"])
+@pytest.mark.parametrize("how", ["lost", "flipped"])
+def test_what_is_lost_is_stored_again(
+    program: Program, vault: Path, tmp_path: Path, how: str, kind: str, verify: list[str]
+) -> None:
+    """Nobody relies on what a verification did not find whole; where the source still has it, the next backup makes old points whole."""
+    disk, tree = tmp_path / "disk.img", tmp_path / "tree"
+    disk.write_bytes(random.Random(5).randbytes(5_000_000))
+    tree.mkdir()
+    for n in range(300):
+        (tree / f"file{n}").write_bytes(random.Random(n).randbytes(2000))
+    key = tmp_path / "writer.key"
+    program.run("key", "writer", key, "--resource", "copy")
+    writer = Program(
+        tmp_path / "writer-home", {"SAFEHOLD_VAULT": str(vault), "SAFEHOLD_WRITER": str(key)}, passphrase=False
+    )
+    first = {
+        name: program.json("backup", place, "--name", name)["points"][0]["point"]
+        for name, place in (("disk", disk), ("tree", tree))
+    }
+    writer.run("backup", disk, "--name", "copy")
+    program.run("verify", "--data")
+    if how == "flipped" and verify == ["--structure"]:
+        return
+    if how == "flipped" and verify[0] == "--older-than":
+        # What was read a moment ago is not read again within thirty days.
+        verify = ["--older-than", "0s"]
+    for victim in [path for path in (vault / kind).rglob("*") if path.is_file()]:
+        if how == "lost":
+            victim.unlink()
+            continue
+        data = bytearray(victim.read_bytes())
+        for at in range(400, len(data) - 100, 100):
+            data[at] ^= 1
+        victim.write_bytes(data)
+    told = program.run("verify", *verify, code=4).stdout
+    if how == "lost":
+        assert "disk" in told
+        assert "tree" in told
+    again = [
+        program.json("backup", place, "--name", name)["points"][0] for name, place in (("disk", disk), ("tree", tree))
+    ]
+    again.append(writer.json("backup", disk, "--name", "copy")["points"][0])
+    if kind == "packs":
+        assert all(one["new"] > 500_000 for one in again)
+    if kind == "meta":
+        # Pages of a tree tell where each file lies, and those that are stored again lie elsewhere: the old ones do not come back.
+        program.run("restore", f"tree@{first['tree']}", "--to", tmp_path / "no", code=4)
+        program.run("point", "expire", f"tree@{first['tree']}", "--even-last", "--yes")
+        del first["tree"]
+    for name, source in (("disk", disk), ("tree", tree)):
+        for when in {first.get(name, "latest"), "latest"}:
+            out = tmp_path / f"{name}-{when}"
+            selector = f"{name}@{when}" + (f":{tree}" if name == "tree" else "")
+            program.run("restore", selector, "--to", out)
+            subprocess.run(["diff", "-r", source, out], check=True)
+    program.run("restore", "copy@latest", "--to", tmp_path / "copy")
+    subprocess.run(["cmp", disk, tmp_path / "copy"], check=True)
+    program.run("vault", "prune")
+    program.run("verify", "--data")
+    program.run("verify", "--older-than", "0s")
+    program.run("verify", "--stored")
+    assert program.json("backup", disk)["points"][0]["new"] == 0
+
+
+@pytest.mark.parametrize("kind", ["packs", "meta"])
+def test_a_pack_that_is_gone_is_relied_on_by_nobody(program: Program, vault: Path, tmp_path: Path, kind: str) -> None:
+    """No verification says so before: each backup, the owner's and a writer's, sees for itself what is there."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(random.Random(5).randbytes(5_000_000))
+    key = tmp_path / "writer.key"
+    program.run("key", "writer", key, "--resource", "copy")
+    writer = Program(
+        tmp_path / "writer-home", {"SAFEHOLD_VAULT": str(vault), "SAFEHOLD_WRITER": str(key)}, passphrase=False
+    )
+    backups = ((program, "disk"), (writer, "copy"))
+    first = {name: who.json("backup", disk, "--name", name)["points"][0]["point"] for who, name in backups}
+    for victim in [path for path in (vault / kind).rglob("*") if path.is_file()]:
+        victim.unlink()
+    for who, name in backups:
+        done = who.run("backup", disk, "--name", name, "--json")
+        assert json.loads(done.stdout)["points"][0]["stored"] > (5_000_000 if kind == "packs" else 500)
+        assert f"such as {kind}/" in done.stderr
+    for name, point in first.items():
+        for when in (point, "latest"):
+            program.run("restore", f"{name}@{when}", "--to", tmp_path / f"{name}-{when}")
+            subprocess.run(["cmp", disk, tmp_path / f"{name}-{when}"], check=True)
+    program.run("verify", "--data")
+    # The index speaks of the lost packs until a prune writes it anew.
+    program.run("verify", "--stored", code=4)
+    program.run("vault", "prune")
+    program.run("verify", "--stored")
+    for who, name in backups:
+        done = who.run("backup", disk, "--name", name, "--json")
+        assert json.loads(done.stdout)["points"][0]["new"] == 0
+        assert done.stderr == ""
+
+
 def test_a_backup_repairs_what_was_noted_as_damaged(program: Program, vault: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     disk.write_bytes(random.Random(5).randbytes(20_000_000))
@@ -101,3 +211,68 @@ def test_a_backup_repairs_what_was_noted_as_damaged(program: Program, vault: Pat
     program.run("vault", "prune")
     program.run("verify", "--data")
     assert program.json("backup", disk)["points"][0]["new"] == 0
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_bad_pack_is_healed_and_goes(program: Program, vault: Path, tmp_path: Path, which: int) -> None:
+    """The runbook's way: verify, back up, prune; whichever of the packs it is, and whatever its name. What was stored again stays."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(os.urandom(24 << 20))
+    program.run("backup", disk)
+    with disk.open("r+b") as changed:
+        changed.write(os.urandom(1 << 20))
+    program.run("backup", disk)
+    bad = sorted((p for p in vault.glob("packs/hot/*/*")), key=lambda p: p.name)[which]
+    with bad.open("r+b") as pack:
+        pack.seek(bad.stat().st_size // 2)
+        pack.write(b"rot")
+    program.run("verify", "--data", code=4)
+    assert "verify found on" in program.run("status", code=4).stdout
+    assert program.json("backup", disk)["points"][0]["stored"] > 0
+    program.run("vault", "prune")
+    program.run("vault", "prune")
+    assert not bad.exists()
+    program.run("verify", "--data")
+    program.run("verify", "--stored")
+    assert program.json("status")["problems"] == []
+    assert program.json("backup", disk)["points"][0]["new"] == 0
+    for point in program.json("points")["points"]:
+        program.run("restore", f"disk@{point['id']}", "--to", tmp_path / point["id"])
+    assert (tmp_path / point["id"]).read_bytes() == disk.read_bytes()
+
+
+def test_what_is_missing_is_known_until_a_verify_finds_nothing(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(os.urandom(1 << 20))
+    program.run("backup", disk)
+    pack = next(vault.glob("packs/hot/*/*"))
+    kept = pack.read_bytes()
+    pack.unlink()
+    program.run("verify", code=4)
+    assert pack.name in program.run("status", code=4).stdout
+    pack.write_bytes(kept)
+    program.run("verify")
+    assert program.json("status")["problems"] == []
+
+
+def test_a_vault_that_is_not_mounted_is_not_made_anew(program: Program, vault: Path, tmp_path: Path) -> None:
+    vault.rename(tmp_path / "elsewhere")
+    assert "is it mounted" in program.run("points", code=2).stderr
+    assert "see whether its disk is mounted" in program.run("vault", "init", vault, code=2).stderr
+    program.run("vault", "init", vault, "--another", "--kit-file", tmp_path / "kit2.txt")
+
+
+def test_status_by_the_configuration_alone(program: Program, vault: Path, tmp_path: Path) -> None:
+    (tmp_path / "pass").write_text("correct horse\n")
+    (tmp_path / "pass").chmod(0o600)
+    (tmp_path / "one.yaml").write_text(
+        f"version: 1\nvaults:\n  main: {{place: {vault}, passphrase_file: {tmp_path}/pass}}\n"
+        f"resources:\n  www: {{paths: [{tmp_path}], plan: daily}}\nplans:\n  daily: {{every: 1d}}\n"
+    )
+    two = (tmp_path / "one.yaml").read_text().replace("  main:", f"  other: {{place: {tmp_path}/o, kit: /k}}\n  main:")
+    (tmp_path / "two.yaml").write_text(two.replace("plan: daily", "vault: main, plan: daily"))
+    assert f"not looked at: vault {tmp_path}/o" in program.run("status", "--config", tmp_path / "two.yaml").stdout
+    (program.home / "config/default-vault").unlink()
+    program.passphrase = False
+    assert "missing" in program.run("status", "--config", tmp_path / "one.yaml").stdout
+    assert "which vault?" in program.run("status", "--config", tmp_path / "two.yaml", code=2).stderr

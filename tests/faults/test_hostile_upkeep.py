@@ -19,7 +19,9 @@ from safehold.policies.retention import KeepRules
 from safehold.vault.catalogue import Point
 from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.sessions import Sessions
 from safehold.vault.names import Kind, commit_name, gc_name, kind_of, pin_name
+from safehold.vault.node import Node, encode_node
 from safehold.vault.records import Features, GcRecord, Pin, PointObject
 from safehold.vault.sealing import ChunkOpener, ChunkSealer, SessionSecret, chunk_id, seal_secret
 from safehold.vault.slots import Recipient
@@ -117,7 +119,7 @@ def test_another_writer_under_the_same_session_id(world: World, stolen: WriterKe
     twin = next(p for p in vault.points()[0] if p.sid == victim.sid and p.wid == stolen.wid)
     hold(vault, f"mine@{twin.id}", "attack")
     assert not vault.notes().facts().get(victim.subject)
-    plan = plan_expiry(vault, [], KeepRules(last=1), UTC, world.ctx)
+    plan = plan_expiry(vault, [], KeepRules(last=1), vault.store_time(), UTC, world.ctx)
     assert victim.name not in {p.name for p in plan.expiring}
     apply_expiry(vault, [p for p in vault.points()[0] if p.wid == stolen.wid and p.name != twin.name], world.ctx)
     prune(world)
@@ -167,7 +169,6 @@ def test_points_and_packs_of_keys_that_nobody_has(world: World, stolen: WriterKe
 
 def test_a_few_nodes_are_not_endless_work(world: World, stolen: WriterKey) -> None:
     from safehold.vault.content import read_parts
-    from safehold.vault.node import Node, encode_node
 
     nodes: dict[bytes, bytes] = {}
 
@@ -251,3 +252,30 @@ def test_stray_objects_and_a_damaged_chain(world: World) -> None:
     with pytest.raises(DamageError):
         prune(world)
     assert any(kind_of(s.name) is Kind.POINT for s in world.store.list("points/"))
+
+
+@pytest.mark.parametrize("change", [{"suite": 2}, {"generation": 99}])
+def test_keys_that_nobody_has_hold_no_prune_up(world: World, stolen: WriterKey, change: dict[str, int]) -> None:
+    """In a session that is open, and in the header of a pack which a point needs a little of."""
+    waiting = Thief(world, stolen)
+    waiting.key = msgspec.structs.replace(waiting.key, **change)
+    waiting.announce()
+    thief, other = Thief(world, stolen), Thief(world, stolen)
+    other.key = msgspec.structs.replace(other.key, **change)
+    needed = chunk_id(stolen.dedup_key, b"needed")
+    node = encode_node(Node("disk.leaf", chunks=needed))
+    root = chunk_id(stolen.dedup_key, node)
+    pack, rows = thief.pack([(root, node)], Kind.META)
+    thief.run(pack, rows, wid=stolen.wid, domain=stolen.domain, index_key=stolen.index_key)
+    pack, rows = other.pack([(needed, b"needed"), (os.urandom(32), os.urandom(BLOCK))])
+    other.run(pack, rows, wid=stolen.wid, domain=stolen.domain, index_key=stolen.index_key)
+    thief.point(commit_name(stolen.wid, thief.sid), "mine", root)
+    garbage = Thief(world, stolen).pack([(os.urandom(32), os.urandom(BLOCK))])[0].name
+    vault = world.fresh()
+    done = Prune(vault, world.root, lambda session, now: session.sid == waiting.sid, world.ctx)
+    assert [(one.sid, one.info) for one in Sessions(vault).open()] == [(waiting.sid, None)]
+    report = done.run()
+    assert report.fenced
+    assert garbage not in {stamp.name for stamp in world.store.list("packs/")}
+    assert pack.name in {stamp.name for stamp in world.store.list("packs/")}
+    all_well(world)

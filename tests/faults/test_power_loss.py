@@ -15,6 +15,7 @@ from safehold.objects.local import LocalStore
 from safehold.objects.memory import MemoryStore
 from safehold.ports.store import Stamp
 from safehold.testing.power_loss import Call, RecordingCalls, after_power_loss
+from tests.struck import Struck
 from tests.worlds import BLOCK, World, read_back
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ class PromisingStore(LocalStore):
 def history(tmp_path: Path, calls: RecordingCalls) -> tuple[World, str]:
     root = tmp_path / "deep" / "vault"
     (tmp_path / "deep").mkdir()
-    world = World(tmp_path / "machine", PromisingStore(root, calls))
-    for seed in range(3):
-        world.back_up(random.Random(seed).randbytes(12 * BLOCK))
+    with calls.watching():
+        world = World(tmp_path / "machine", PromisingStore(root, calls))
+        for seed in range(3):
+            world.back_up(random.Random(seed).randbytes(12 * BLOCK))
     return world, str(root)
 
 
@@ -52,7 +54,7 @@ def broken_promises(calls: Sequence[Call], root: str) -> int:
     )
 
 
-def test_every_moment(tmp_path: Path) -> None:
+def test_every_moment(tmp_path: Path, struck: Struck) -> None:
     recording = RecordingCalls()
     world, root = history(tmp_path, recording)
     whole = {call.target: None for call in recording.calls if call.verb == "link"}
@@ -80,6 +82,7 @@ def test_every_moment(tmp_path: Path) -> None:
             assert read_back(vault, point) == world.expected[point.id]
         assert verify_points(vault, None, Depth.DATA, [], world.ctx).found == []
         checked += len(points)
+    struck("power losses", moments)
     assert moments > 100
     assert checked >= 6
 
@@ -91,9 +94,9 @@ class Forgetful(RecordingCalls):
         super().__init__()
         self.what = what
 
-    def sync_directory(self, path: str) -> None:
-        if self.what not in path:
-            super().sync_directory(path)
+    def synced(self, path: str, *, directory: bool) -> None:
+        if not directory or self.what not in path:
+            super().synced(path, directory=directory)
 
 
 @pytest.mark.parametrize("what", ["points", "/vault", "packs/hot", "deep"])
@@ -103,12 +106,27 @@ def test_a_forgotten_sync_is_found(tmp_path: Path, what: str) -> None:
     assert broken_promises(recording.calls, root) > 0
 
 
+class Unflushed(RecordingCalls):
+    """Leaves the files' own syncs out: as where the program made only the names durable."""
+
+    def synced(self, path: str, *, directory: bool) -> None:
+        if directory:
+            super().synced(path, directory=True)
+
+
+def test_forgotten_bytes_are_found(tmp_path: Path) -> None:
+    recording = Unflushed()
+    _, root = history(tmp_path, recording)
+    assert broken_promises(recording.calls, root) > 0
+
+
 def test_replacing_is_durable_too(tmp_path: Path) -> None:
     recording = RecordingCalls()
     root = tmp_path / "store"
     store = PromisingStore(root, recording)
-    for n in range(3):
-        store.put("a/b", [b"%d" % n], create_only=False)
+    with recording.watching():
+        for n in range(3):
+            store.put("a/b", [b"%d" % n], create_only=False)
     moments = 0
     for _, survived, promised in after_power_loss(recording.calls, str(root)):
         for path, data in promised.items():

@@ -14,6 +14,7 @@ from safehold.objects.memory import MemoryStore
 from safehold.objects.retry import RetryPolicy, RetryStore
 from safehold.testing.fault_store import FaultStore, Killed
 from safehold.vault.vault import Vault
+from tests.struck import Struck
 from tests.worlds import BLOCK, World, read_back
 
 
@@ -49,7 +50,9 @@ def whole(world: World) -> int:
 
 @pytest.mark.parametrize("error", [Killed, StoreFull, StorePermission, StoreUnavailable], ids=lambda e: e.__name__)
 @pytest.mark.parametrize("lost", [False, True], ids=["refused", "carried out and unanswered"])
-def test_every_put_of_a_backup_fails_once(tmp_path: Path, error: type[BaseException], lost: bool) -> None:
+def test_every_put_of_a_backup_fails_once(
+    tmp_path: Path, error: type[BaseException], lost: bool, struck: Struck
+) -> None:
     world = World(tmp_path)
     world.back_up(content(1))
     counting = FaultStore(world.store)
@@ -76,11 +79,12 @@ def test_every_put_of_a_backup_fails_once(tmp_path: Path, error: type[BaseExcept
             # A commit whose answer was lost may have been carried out; then it has to be right.
             world.expected.setdefault(point.id, data)
         assert whole(world) - before in (0, 1 if lost or not failed else 0)
+    struck("store faults (a put fails)", hits)
     # How packs and runs fall differs from run to run by one or two.
     assert hits >= puts - 2 >= 4
 
 
-def test_retries_make_passing_faults_invisible(tmp_path: Path) -> None:
+def test_retries_make_passing_faults_invisible(tmp_path: Path, struck: Struck) -> None:
     world = World(tmp_path)
     faulty = FaultStore(world.store)
     rng = random.Random(7)
@@ -92,6 +96,7 @@ def test_retries_make_passing_faults_invisible(tmp_path: Path) -> None:
     for seed in range(4):
         vault = Vault.for_owner(store, faulty, world.unlock(store), world.places(), world.ctx)
         world.back_up(content(seed), vault=vault)
+    struck("store faults (passing)", sum(fault.hits for fault in hits))
     assert sum(fault.hits for fault in hits) >= 10
     assert whole(world) == 4
 

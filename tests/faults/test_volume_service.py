@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from blake3 import blake3
 
-from safehold.app import uploader
+from safehold.app import uploader, volumes
 from safehold.app.backup import Host
 from safehold.app.volumes import SnapshotRequest, VolumeService
-from safehold.blocks.directory import HeldVolume, VolumeDirectory
-from safehold.blocks.layout import Snapshot, SnapshotState
+from safehold.blocks import directory as directory_module
+from safehold.blocks import held as held_module
+from safehold.blocks import opening
+from safehold.blocks.directory import VolumeDirectory
+from safehold.blocks.epochs import Epochs, LiveHeader
+from safehold.blocks.held import HeldVolume
+from safehold.blocks.ids import BlockIds
+from safehold.blocks.layout import Snapshot, SnapshotState, VolumeFiles, VolumeRecord
+from safehold.compose.volume_service import Orders
 from safehold.model.clock import SystemClock
+from safehold.model.consistency import Consistency
 from safehold.model.context import Context
-from safehold.model.errors import StoreUnavailable, UsageError
+from safehold.model.errors import FailedError, StoreUnavailable, UsageError
 from safehold.model.topology import Topology
 from safehold.recovery import hydration
 from safehold.recovery.disk import Losses, write_disk
@@ -51,6 +64,13 @@ class Site:
 
     def restart(self) -> None:
         self.service.stop()
+        self.service = self.begin()
+
+    def crash(self, name: str) -> None:
+        """As after a power loss: the maps of the volume are of another boot, and were not put away."""
+        files = self.service.directory.get(name).files
+        self.service.stop()
+        LiveHeader(files.live).write(clean=False, epoch=1, boot="another")
         self.service = self.begin()
 
     def vault(self, address: str) -> Vault:
@@ -299,3 +319,340 @@ def test_growing_keeps_what_was_there(site: Site) -> None:
     done = site.finish(site.snapshot("data"))
     equal(site.point(done.point, "data"), content(held))
     assert content(held)[SIZE + UNIT :][:3] == b"end"
+
+
+class FullDisk:
+    """The disk that the volumes are on, while it has no room for what is patched to need it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self.refused = 0
+        self._patch = patch
+
+    def needed_by(self, holder: object, name: str) -> None:
+        right = getattr(holder, name)
+
+        def limited(*arguments: object, **more: object) -> object:
+            if self.full:
+                self.refused += 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return right(*arguments, **more)
+
+        self._patch.setattr(holder, name, limited)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
+    return FullDisk(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("holder", "name"), [(held_module, "write_record"), (BlockIds, "keep"), (BlockIds, "adopt"), (Epochs, "drop")]
+)
+def test_a_point_that_cannot_be_noted_is_not_committed_again(
+    site: Site, disk: FullDisk, holder: object, name: str
+) -> None:
+    one, two = (site.service.create(name, SIZE, "vault") for name in ("one", "two"))
+    site.write(one)
+    site.write(two)
+    site.finish(site.snapshot("one", "two"))
+    site.write(one)
+    was = content(one)
+    first = site.snapshot("one", "two")
+    disk.needed_by(holder, name)
+    disk.full = True
+    until(lambda: disk.refused > 3)
+    assert "No space left" in site.service.problem(one)
+    disk.full = False
+    if name != "write_record":
+        # One after it counts on what is to be noted.
+        site.write(one, 3)
+        disk.full = True
+        now, second = content(one), site.snapshot("one")
+        until(lambda: disk.refused > 6)
+        assert site.state(second).state is SnapshotState.PENDING
+        disk.full = False
+        done = site.finish(second)
+        equal(site.point(done.point, "one"), now)
+    done = site.finish(first)
+    until(lambda: site.service.problem(one) == "")
+    equal(site.point(done.point, "one"), was)
+    until(lambda: one.epochs.open == two.epochs.open == [])
+    assert len(site.world.open().points()[0]) == (2 if name == "write_record" else 3)
+
+
+def test_what_cannot_be_discarded_keeps_no_other_waiting(
+    site: Site, disk: FullDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that brings snapshots to the vault outlives whatever it meets."""
+    monkeypatch.setattr(uploader, "_VOUCHING", 0.05)
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    disk.needed_by(HeldVolume, "fail_snapshot")
+    disk.full = True
+    lost = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    until(lambda: disk.refused > 1)
+    assert "No space left" in site.service.problem(held)
+    disk.full = False
+    assert site.finish(lost).state is SnapshotState.FAILED
+    done = site.finish(site.snapshot("data"))
+    equal(site.point(done.point, "data"), content(held))
+
+
+def test_nobody_vouches_for_a_snapshot_that_has_failed(site: Site) -> None:
+    site.service.create("data", SIZE, "vault")
+    snapshot = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    site.service.discard(snapshot.id, "it took too long")
+    with pytest.raises(FailedError, match="it took too long"):
+        site.service.vouch(snapshot.id, Consistency.FILESYSTEM, ())
+    assert site.state(snapshot).achieved == "crash"
+
+
+def test_a_snapshot_on_its_way_is_not_discarded_and_loses_nothing_by_another(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.write(held)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow() -> StoreUnavailable:
+        reached.set()
+        assert go_on.wait(20)
+        return StoreUnavailable("the store was slow")
+
+    site.store.faults.append(Fault("put", "points/", times=1, error=slow))
+    first = site.snapshot("data")
+    assert reached.wait(20)
+    second = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    site.service.discard(first.id, "somebody else's")
+    site.service.discard(second.id, "nobody vouches for it")
+    go_on.set()
+    assert site.finish(first).state is SnapshotState.COMPLETED
+    assert site.state(second).state is SnapshotState.FAILED
+    site.write(held, 1)
+    done = site.finish(site.snapshot("data"))
+    equal(site.point(done.point, "data"), content(held))
+
+
+def dependent(site: Site, name: str) -> HeldVolume:
+    """A volume that cannot be filled in before the store is up."""
+    origin, _ = site.made()
+    site.down("read", "packs/")
+    held = site.service.create(name, 0, "vault", origin)
+    assert held.missing
+    return held
+
+
+@pytest.mark.parametrize(("order", "holder"), [("resize", opening), ("delete", held_module)])
+def test_an_order_that_fails_leaves_a_volume_that_is_filled_in(
+    site: Site, disk: FullDisk, order: str, holder: object
+) -> None:
+    dependent(site, "data")
+    disk.needed_by(holder, "write_record")
+    disk.full = True
+    with pytest.raises((OSError, FailedError), match=r"No space left|cannot be resized"):
+        site.service.resize("data", SIZE + UNIT) if order == "resize" else site.service.delete("data")
+    disk.full = False
+    site.up()
+    held = site.service.directory.get("data")
+    until(lambda: held.missing == 0)
+    # It is open again: a power loss would not find it put away in order.
+    assert not held.epochs.header.read()[0]
+    assert held.record.size == SIZE
+
+
+def test_a_volume_that_could_not_be_made_larger_keeps_its_point(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, was = site.made()
+    site.down("read", "packs/")
+
+    def full(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
+        raise FailedError("the volume cannot be resized (No space left on device)")
+
+    monkeypatch.setattr(directory_module, "grow_volume", full)
+    with pytest.raises(FailedError, match="could not be made larger"):
+        site.service.create("data", SIZE + UNIT, "vault", origin)
+    vault = site.world.open()
+    point = vault.points()[0][0]
+    with pytest.raises(UsageError, match="depends"):
+        vault.expiry().forget(point.wid, point.sid)
+    site.up()
+    until(lambda: site.service.directory.get("data").missing == 0)
+    equal(content(site.service.directory.get("data")), was)
+
+
+def test_a_list_has_the_last_snapshot_of_each_volume(site: Site) -> None:
+    site.service.create("data", SIZE, "vault")
+    taken = [site.finish(site.snapshot("data")) for _ in range(3)]
+    orders = Orders(site.service, lambda name: set(), lambda: None)
+    told: Any = orders.answer({"verb": "list"})["result"]
+    assert [one["id"] for one in told["volumes"][0]["snapshots"]] == [taken[-1].id]
+    told = orders.answer({"verb": "show", "name": "data"})["result"]
+    assert [one["id"] for one in told["snapshots"]] == [one.id for one in taken]
+
+
+def pins(site: Site) -> list[str]:
+    return [stamp.name for stamp in site.world.store.list("pins/")]
+
+
+def test_the_recycle_bin_lets_go_of_points(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    dependent(site, "data")
+    site.service.delete("data")
+    site.service.empty_bin()
+    assert len(pins(site)) == 1, "it can be taken back"
+    monkeypatch.setattr(volumes, "RECYCLE", -1.0)
+    site.down("delete", "pins/")
+    site.service.empty_bin()
+    assert [record.name for record in site.service.directory.deleted()] == ["data"]
+    site.up()
+    site.service.empty_bin()
+    assert site.service.directory.deleted() == []
+    assert pins(site) == []
+
+
+def test_a_pin_is_on_record_before_the_volume_is_made_and_goes_where_none_is(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, _ = site.made()
+    seen = []
+
+    def create(self: VolumeDirectory, record: VolumeRecord, missing: object, ids: object) -> HeldVolume:
+        seen.append((record.pin, pins(site)))
+        raise FailedError("there is no room")
+
+    monkeypatch.setattr(VolumeDirectory, "create", create)
+    with pytest.raises(FailedError, match="no room"):
+        site.service.create("data", 0, "vault", origin)
+    assert [[pin] for pin, _ in seen] == [there for _, there in seen]
+    assert pins(site) == []
+
+
+def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (site.service.create(name, SIZE, "vault") for name in ("one", "two"))
+    site.finish(site.snapshot("one", "two"))
+    right = HeldVolume.update
+
+    def update(self: HeldVolume, **changes: object) -> None:
+        if self.name == "two" and "snapshots" in changes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        right(self, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldVolume, "update", update)
+        for _ in range(10):
+            site.write(one, 2)
+            site.write(two, 2)
+            with pytest.raises(OSError, match="No space left"):
+                site.snapshot("one", "two")
+    assert one.epochs.open == two.epochs.open == []
+    assert not list(two.files.directory.glob("ov.*"))
+    was = content(one), content(two)
+    done = site.finish(site.snapshot("one", "two"))
+    equal(site.point(done.point, "one"), was[0])
+    equal(site.point(done.point, "two"), was[1])
+
+
+def test_a_group_goes_to_one_vault(site: Site) -> None:
+    """Nothing is sealed where its volumes go to several: the first one's vault is not the place for the other's content."""
+    one, other = site.service.create("one", SIZE, "vault"), site.service.create("other", SIZE, "elsewhere")
+    with pytest.raises(UsageError, match="one to vault, other to elsewhere"):
+        site.snapshot("one", "other")
+    assert [*one.record.snapshots, *other.record.snapshots] == []
+    assert one.epochs.open == other.epochs.open == []
+    assert site.finish(site.snapshot("other")).state is SnapshotState.COMPLETED
+
+
+def test_what_a_power_loss_leaves_is_told_until_everything_was_compared(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.crash("data")
+    # Another start of the service mends nothing.
+    for _ in range(2):
+        assert "compares everything" in site.service.problem(site.service.directory.get("data"))
+        site.restart()
+    done = site.finish(site.snapshot("data"))
+    assert done.full
+    assert site.service.problem(site.service.directory.get("data")) == ""
+
+
+@pytest.mark.parametrize("cut", [1, None])
+@pytest.mark.parametrize("kind", ["dirty", "states", "sectors", "ov.map"])
+def test_a_short_map_costs_a_comparison_and_no_other_volume(site: Site, kind: str, cut: int | None) -> None:
+    """Missing (None) or cut short: what was flushed is there, the next snapshot is right, and the other volume never notices."""
+    held, other = site.service.create("data", SIZE, "vault"), site.service.create("other", SIZE, "vault")
+    site.write(held), site.write(other)
+    site.finish(site.snapshot("data"))
+    site.down("put", "packs/")
+    site.write(held)
+    sealed = content(held)
+    pending = site.snapshot("data")
+    site.write(held)
+    held.volume.flush()
+    until(lambda: site.state(pending).durable)
+    was, others, epoch = content(held), content(other), held.volume.gate.phase.epoch
+    files = held.files
+    del held, other
+    site.service.stop()
+    maps = {
+        "states": files.states,
+        "sectors": files.sectors,
+        "dirty": files.dirty(epoch),
+        "ov.map": files.overlay_sectors(epoch),
+    }
+    path = maps[kind]
+    assert path.exists()
+    path.unlink() if cut is None else os.truncate(path, cut)
+    site.service = site.begin()
+    held, other = site.service.directory.get("data"), site.service.directory.get("other")
+    equal(content(held), was)
+    equal(content(other), others)
+    assert "compares everything" in held.record.suspect
+    assert other.record.suspect == ""
+    site.up()
+    assert site.finish(pending).state is SnapshotState.COMPLETED
+    equal(site.point(site.state(pending).point, "data"), sealed)
+    done = site.finish(site.snapshot("data"))
+    assert done.full
+    equal(site.point(done.point, "data"), was)
+
+
+@pytest.mark.parametrize("cut", [0, None])
+def test_a_short_map_of_a_sealed_epoch_loses_no_change(site: Site, cut: int | None) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.down("put", "packs/")
+    site.write(held)
+    pending, was = site.snapshot("data"), content(held)
+    path = held.files.dirty(pending.epoch)
+    del held
+    site.service.stop()
+    path.unlink() if cut is None else os.truncate(path, cut)
+    site.service = site.begin()
+    site.up()
+    done = site.finish(pending)
+    assert done.state is (SnapshotState.FAILED if cut is None else SnapshotState.COMPLETED)
+    after = site.finish(site.snapshot("data"))
+    assert after.full
+    for one in (done, after):
+        if one.state is SnapshotState.COMPLETED:
+            equal(site.point(one.point, "data"), was)
+
+
+def test_damage_that_nobody_thought_of_is_one_volumes(site: Site) -> None:
+    """It is listed with the reason; the other one is served."""
+    other = site.service.create("other", SIZE, "vault")
+    files = site.service.create("data", SIZE, "vault").files
+    site.write(other)
+    others = content(other)
+    site.service.stop()
+    body = struct.pack("<BBxxIQQ", 99, 0, 0, 0, 1)
+    files.checkpoint.write_bytes(b"SHCKPT01" + struct.pack("<I16s", 1, blake3(body).digest(16)) + body)
+    LiveHeader(files.live).write(clean=False, epoch=1, boot="another")
+    site.service = site.begin()
+    equal(content(site.service.directory.get("other")), others)
+    with pytest.raises(FailedError):
+        site.service.directory.get("data")
+    assert site.service.directory.names() == ["other"]

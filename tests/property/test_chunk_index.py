@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -165,6 +166,27 @@ def test_no_cache_directory(tmp_path: Path) -> None:
         cache.absorb("run", *encoded(RUN))
         index = cache.index()
     expect(index, RUN)
+
+
+@pytest.mark.parametrize("room", [0, 9, 20, 40, 70])
+def test_a_cache_without_room(tmp_path: Path, room: int) -> None:
+    """However full the disk is: no row is missing, and what could be kept is whole."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "none", place], check=True)
+    try:
+        (place / "other").write_bytes(bytes((80 - room) * 1024))
+        runs = {f"run-{n}": RUN[n * 10 : n * 10 + 10] * 20 for n in range(10)}
+        for _ in range(2):
+            with IndexCache(place, Context()) as cache:
+                cache.keep_only(list(runs))
+                for name, run in runs.items():
+                    if name not in cache:
+                        cache.absorb(name, *encoded(run))
+                index = cache.index()
+            expect(index, RUN)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_merging_keeps_every_row(tmp_path: Path) -> None:

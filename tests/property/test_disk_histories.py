@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safehold.app.points import diff_points
 from safehold.app.verify import Depth, verify_points
 from safehold.testing.fault_store import FaultStore, Killed
-from safehold.vault.disk import DiskTree, DiskTreeBuilder, changed_blocks
+from safehold.vault.disk_builder import DiskTreeBuilder
+from safehold.vault.disk_tree import DiskTree, changed_blocks
 from safehold.vault.names import ZERO_ID
 from safehold.vault.node import Node, encode_node
 from safehold.vault.records import Member
@@ -128,7 +129,7 @@ def test_trees(left: list[bytes], right: list[bytes], refs: int, rng: random.Ran
 
     one, two = build(left), build(right)
     assert one.block_ids(0, len(left)) == left
-    assert [b for first, count, data in two.runs() for b in [data] * count] == [i != ZERO_ID for i in right]
+    assert [b for run in two.runs() for b in [run.data] * run.count] == [i != ZERO_ID for i in right]
     assert list(changed_blocks(one, two)) == [n for n, i in enumerate(right) if n >= len(left) or left[n] != i]
 
 

@@ -18,7 +18,8 @@ from safehold.adapters.files.destination import open_directory
 from safehold.model.context import Context
 from safehold.model.errors import SafeholdError
 from safehold.model.files import Entry, path_key
-from safehold.recovery.tree import FileLosses, Selection, write_tree
+from safehold.recovery.selection import Selection
+from safehold.recovery.tree import FileLosses, write_tree
 from safehold.vault.fetch import ChunkReader, Found
 from safehold.vault.tree import Group
 from tests.unit.vault.test_stored_tree import FILE, KEY, Nodes, build, entry

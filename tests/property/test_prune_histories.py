@@ -21,7 +21,9 @@ from safehold.recovery.disk import Losses, write_disk
 from safehold.testing.fault_store import Killed
 from safehold.testing.interleave import InterleavedStore
 from safehold.vault.gc import prune, runs
-from safehold.vault.gc.prune import OpenSession, Prune
+from safehold.vault.gc.preview import Preview
+from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.names import Kind, kind_of
 from safehold.vault.session import Session
 from safehold.vault.trust import Chain
@@ -186,7 +188,7 @@ class History:
         left = [s.name for s in self.world.store.list("packs/")]
         if not needed and left:
             self.wrong.append(f"{len(left)} packs are left that nothing needs")
-        report = Prune(vault, self.folder, lambda session, now: True, self.world.ctx).preview()
+        report = Preview(vault, self.folder, lambda session, now: True, self.world.ctx).run()
         if report.condemned_packs:
             self.wrong.append(f"{report.condemned_packs} packs are left that nothing needs: {report}")
         if list(self.world.store.list("sessions/")):
@@ -235,8 +237,8 @@ def _no_waiting(patch: pytest.MonkeyPatch) -> None:
 def _no_second_look(patch: pytest.MonkeyPatch) -> None:
     right = Prune._mark
 
-    def mark(self: Prune, avoid: frozenset[str], dead: frozenset[str], movable: dict[str, int] | None = None) -> object:
-        chosen = right(self, avoid, dead, movable)
+    def mark(self: Prune, chain: Chain, avoid: frozenset[str], movable: dict[str, int] | None = None) -> object:
+        chosen = right(self, chain, avoid, movable)
         chosen.packs = {name: size for name, size in chosen.packs.items() if name not in avoid}
         return chosen
 

@@ -8,12 +8,13 @@ import mmap
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from safehold.blocks import checkpoint, epochs, layers, layout, maps, volume
+from safehold.blocks import checkpoint, epochs, layers, layout, maps, summary, volume
+from safehold.blocks.checkpoint import CheckpointLog
 from safehold.blocks.epochs import Epochs, LiveHeader, Prepared, seal_together
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layers import Phase
@@ -31,11 +32,26 @@ SIZE = BLOCK * BLOCKS - SECTOR - 700
 NO_VAULT = "no vault today"
 
 
+class Cut(BaseException):
+    """The service was killed, or the power failed, in the middle of a flush."""
+
+
 class Disk:
     """What a power loss leaves of a directory: of each file what was synced last, or, by chance, what it is."""
 
     def __init__(self, live: Path, kept: Path) -> None:
         self.live, self.kept = live, kept
+        self.steps: int | None = None
+        """After so many further steps of a flush it is cut off."""
+        self.replaced = False
+        """The log was replaced by a whole one, under a name that may not be durable."""
+
+    def step(self) -> None:
+        if self.steps is not None:
+            self.steps -= 1
+            if not self.steps:
+                self.steps = None
+                raise Cut
 
     def sync(self, path: Path) -> None:
         if path.exists() and self.kept.exists():
@@ -60,9 +76,10 @@ class Disk:
             # The log's batches hold together by their checksums only if the end may be torn.
             wrote_back = rng.random() < 0.3 and now.exists() and path.name not in ("vol.json", "live.map")
             shutil.copyfile(now if wrote_back else path, after / path.name)
-            if wrote_back and path.name == "ckpt.log":
+            if wrote_back and path.name == "ckpt.log" and not self.replaced:
                 with open(after / path.name, "r+b") as log:
                     log.truncate(max(path.stat().st_size, now.stat().st_size - rng.randrange(40)))
+        self.replaced = False
         shutil.rmtree(self.live)
         after.rename(self.live)
 
@@ -75,16 +92,26 @@ def watched(patch: pytest.MonkeyPatch) -> Iterator[Disk]:
         patch.setattr(volume, "REGION", 2 * BLOCK)
         sync_file, append = layers.DataFile.sync, checkpoint.CheckpointLog.append
         sync_blocks, sync_sectors = maps.BlockMap.sync, maps.SectorMap.sync
-        patch.setattr(layers.DataFile, "sync", lambda self: (sync_file(self), disk.sync(self.path))[0])
+        # Logs are written anew all the time.
+        patch.setattr(checkpoint, "_GROWTH", 0)
+        patch.setattr(layers.DataFile, "sync", lambda self: (disk.step(), sync_file(self), disk.sync(self.path))[0])
         patch.setattr(maps.BlockMap, "sync", lambda self: (sync_blocks(self), disk.sync(self.path))[0])
         patch.setattr(maps.SectorMap, "sync", lambda self: (sync_sectors(self), disk.sync(self.path))[0])
-        patch.setattr(
-            checkpoint.CheckpointLog, "append", lambda self, changes: (append(self, changes), disk.sync(self._path))[0]
-        )
+
+        def append_and_sync(self: checkpoint.CheckpointLog, changes: Iterable[checkpoint.Change]) -> None:
+            disk.step()
+            append(self, changes)
+            disk.step()
+            disk.sync(self.path)
+
+        patch.setattr(checkpoint.CheckpointLog, "append", append_and_sync)
 
         def replaced(directory: Path) -> None:
             if directory != disk.live or not disk.kept.exists():
                 return
+            disk.replaced = True
+            disk.step()
+            disk.replaced = False
             for name in ("ckpt.log", "vol.json", "live.map"):
                 disk.sync(directory / name)
             disk.sync_names()
@@ -148,7 +175,7 @@ class History:
         for _ in range(steps):
             act = self.rng.choice(
                 ["write"] * 8 + ["zero", "zero", "flush", "flush", "read", "read", "fill", "seal", "seal"]
-                + ["settle", "complete", "complete", "give_up", "fold", "crash", "power"]
+                + ["settle", "complete", "complete", "give_up", "fold", "crash", "power", "cut", "cut"]
             )  # fmt: skip
             self.story.append(act)
             try:
@@ -193,6 +220,18 @@ class History:
     def flush(self) -> None:
         self.volume.flush()
         self.flushed, self.since = bytearray(self.now), []
+
+    def cut(self) -> None:
+        """A flush that does not come to its end."""
+        self.write()
+        self.disk.steps = self.rng.randrange(1, 6)
+        try:
+            self.flush()
+        except Cut:
+            self.story[-1] = "cut off"
+            self.rng.choice([self.crash, self.power])()
+        finally:
+            self.disk.steps = None
 
     def read(self) -> None:
         offset, length = self.place()
@@ -418,6 +457,33 @@ def _not_suspect(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Prepared, "__init__", prepared)
 
 
+def _log_too_early(patch: pytest.MonkeyPatch) -> None:
+    right = CheckpointLog.anew
+
+    def anew(self: CheckpointLog, changes: Iterable[checkpoint.Change]) -> CheckpointLog | None:
+        fresh = right(self, changes)
+        if fresh is not None:
+            fresh._take_place(self.path)
+        return fresh
+
+    patch.setattr(CheckpointLog, "anew", anew)
+    patch.setattr(CheckpointLog, "take_over", lambda self, path, changes: (self.append(changes), True)[1])
+
+
+def _log_without_seals(patch: pytest.MonkeyPatch) -> None:
+    right = summary.everything
+    patch.setattr(volume, "everything", lambda maps, phase, sealed: right(maps, phase, ()))
+
+
+def _log_without_sectors(patch: pytest.MonkeyPatch) -> None:
+    right = summary.everything
+    patch.setattr(
+        volume,
+        "everything",
+        lambda *what: (one for one in right(*what) if one.kind is not checkpoint.ChangeKind.SECTOR),
+    )
+
+
 MISTAKES = {
     "maps are believed after a power loss": _believe,
     "the map is durable before the data": _data_not_synced,
@@ -428,6 +494,9 @@ MISTAKES = {
     "a region is filled in though some of it was written": _region_overwritten,
     "a sealed epoch's map is not synced": _map_not_synced,
     "a lost map of changes is taken for an empty one": _not_suspect,
+    "a log that is written anew is in force before the data is synced": _log_too_early,
+    "a log that is written anew forgets sealed epochs": _log_without_seals,
+    "a log that is written anew forgets sectors": _log_without_sectors,
 }
 
 

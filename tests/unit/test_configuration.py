@@ -66,6 +66,27 @@ def test_a_good_one(tmp_path: Path) -> None:
         ("passphrase_file: /etc/pass", "passphrase_file: a, kit: b", 3, "give one way to open it"),
         ("    prune: 7d", "    on_failure: {webhook: http://example.org}", 14, "is not encrypted"),
         ("    plan: nightly\n", "", 5, "plan is missing"),
+        (
+            "plans:\n",
+            "  www: {paths: [/x], plan: nightly}\nplans:\n",
+            5,
+            "resources.www: is there twice, in lines 5 and 9",
+        ),
+        ("    prune: 7d", "    prune: 7d\n    at: '03:30'", 11, "plans.nightly.at: is there twice, in lines 11 and 15"),
+        ('at: "02:30"', "every: 0s", 11, "plans.nightly.every: no time at all"),
+        ("prune: 7d", "prune: 0d", 14, "plans.nightly.prune: no time at all"),
+        ("'*.tmp'", "'[z-a]'", 7, "resources.www.exclude: not a pattern"),
+        ("[/srv/www, /etc]", "[/srv/www, etc]", 6, "resources.www.paths: 'etc' does not begin with a slash"),
+        ("[/srv/www, /etc]", "['-']", 6, "resources.www.paths: '-' does not begin"),
+        ("place: /backup/vault", "place: backup", 3, "vaults.main.place: 'backup' does not begin"),
+        ("/etc/pass", "pass", 3, "vaults.main.passphrase_file: 'pass' does not begin"),
+        ("passphrase_file: /etc/pass", "writer: ./w", 3, "vaults.main.writer: './w' does not begin"),
+        ("read_budget: 10GB", "read_budget: lots", 13, "plans.nightly.verify.read_budget: 'lots' is no size"),
+        ("older_than: 30d", "older_than: old", 13, "plans.nightly.verify.older_than: 'old' is no span"),
+        ("window: 35d", "window: wide", 12, "plans.nightly.keep.window: 'wide' is no span"),
+        ("    prune: 7d", "    on_failure: {command: ./tell}", 14, "on_failure.command: './tell' does not begin"),
+        ("    prune: 7d", '    on_failure: {command: "tell \'x"}', 14, "on_failure.command: is no command"),
+        ("version: 1\n", "version: 1\nmetrics: safehold.prom\n", 2, "metrics: 'safehold.prom' does not begin"),
     ],
 )
 def test_what_is_wrong(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:
@@ -78,9 +99,18 @@ def test_what_is_wrong(tmp_path: Path, old: str, new: str, line: int, says: str)
     assert f"safehold.yaml:{line}" in told, told
 
 
+def test_paths_that_begin_elsewhere(tmp_path: Path) -> None:
+    """A home directory, what is said to be a tree or an image, and stores of all kinds."""
+    text = GOOD.replace("/srv/www, /etc", "~/www, 'tree:/srv/file'")
+    for place in ("s3://bucket/x", "file:///backup/vault", "~/vault"):
+        load_configuration(written(tmp_path, text.replace("/backup/vault", place)))
+    shared = GOOD.replace("  www:\n", "  mail: &all {paths: [/x], plan: nightly}\n  news: {<<: *all}\n  www:\n")
+    assert set(load_configuration(written(tmp_path, shared)).resources) == {"mail", "news", "www"}
+
+
 def test_no_file_and_rubbish(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         load_configuration(tmp_path / "nothing")
-    for text in ("", "[]", "3", "version: 1", "\0", "a: b: c"):
+    for text in ("", "[]", "3", "version: 1", "\0", "a: b: c", "a: &a {b: *a}", "a: &a [*a]"):
         with pytest.raises(UsageError):
             load_configuration(written(tmp_path, text))

@@ -20,9 +20,9 @@ from safehold.backup.tree_cache import TreeCache
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, UsageError, VaultKeyError
-from safehold.model.files import printable
 from safehold.model.quiet import Quieted
 from safehold.model.resource import ResourceRef
+from safehold.model.shown import printable
 from safehold.ports.blocks import Blocks
 from safehold.ports.source import Capture, Source
 from safehold.ports.tree import ByteStream, Tree
@@ -197,6 +197,7 @@ def back_up_together(
             finished=ctx.clock.now(),
             tags=dict(options.tags),
             keep=options.keep,
+            adopted=options.adopt,
             read=sum(stored.read for stored in contents),
             new=session.totals.new,
             stored=session.totals.stored,
@@ -204,7 +205,7 @@ def back_up_together(
         )
         name = session.commit(body)
         ctx.progress.done()
-        vault.committed(name)
+        vault.committed(name, [member.name for member in members])
         for capture in captures:
             capture.committed()
         seconds = ctx.clock.monotonic() - began
@@ -299,7 +300,7 @@ def _reading(
 def _store(vault: Vault, session: Session, capture: Capture, dedup_key: bytes, ctx: Context) -> StoredContent:
     content, name = capture.content, capture.resource.name
     if isinstance(content, Tree):
-        cache = TreeCache(vault.tree_cache(name), vault.id, dedup_key, name, ctx)
+        cache = TreeCache(vault.places.tree(name), vault.id, dedup_key, name, ctx)
         if cache.cold:
             ctx.progress.note(f"{name}: nothing is remembered of an earlier backup on this machine: every file is read")
         ctx.progress.start(f"backup {name}", None)
@@ -326,6 +327,13 @@ def _previous(vault: Vault, ref: ResourceRef) -> Point | None:
     return mine[-1] if mine else None
 
 
+def _followed(vault: Vault, ref: ResourceRef, previous: Point | None) -> str:
+    """The object name of the point that the next one follows. A writer knows those of this machine alone."""
+    if previous is not None:
+        return previous.name
+    return vault.last_made(ref.name) if vault.keyring is None else ""
+
+
 def _member(
     vault: Vault,
     capture: Capture,
@@ -348,7 +356,7 @@ def _member(
         pause=still.pause,
         brackets=still.brackets,
         topology=capture.topology,
-        lineage=previous.name.removeprefix("points/") if previous else "",
+        lineage=_followed(vault, capture.resource, previous).removeprefix("points/"),
         location=printable(capture.resource.location),
         more=tuple(printable(path) for path in capture.resource.more),
         entries=stored.entries,

@@ -7,15 +7,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from safehold.model.errors import ObjectExists, UsageError, VaultKeyError
-from safehold.vault.access import Unlocked, read_slots
+from safehold.model.errors import StoreError, UsageError, VaultKeyError
+from safehold.vault.access import Unlocked, document_owner, read_slots
 from safehold.vault.create import add_slot, timestamp
-from safehold.vault.envelope import close, encode
+from safehold.vault.gc.link import add_link
 from safehold.vault.keys import Keyring, OwnerKey, new_seed
 from safehold.vault.kit import Kit, render_kit
 from safehold.vault.names import gc_name, key_name, writer_name
-from safehold.vault.records import GcRecord, Generation, KeyPayload, KeySlot
+from safehold.vault.records import Generation, KeyPayload, KeySlot
 from safehold.vault.slots import Wrapper
+from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate
 
@@ -62,6 +63,7 @@ def _slot(slot: bytes, record: KeySlot) -> Slot:
 
 def add_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -> Slot:
     """One more way into the vault."""
+    vault.mend()
     slot = add_slot(vault.store, vault.id, _payload(vault, unlocked), wrapper, label, timestamp(vault.ctx))
     slots, _ = read_slots(vault.store)
     return _slot(slot, slots[slot])
@@ -74,6 +76,12 @@ def _payload(vault: Vault, unlocked: Unlocked) -> KeyPayload:
             "vault.json is lost, so no key slot can be made that vouches for it",
             on=vault.store.url,
             remedy="restore what is needed with the kit, and make a new vault",
+        )
+    if document_owner(unlocked.document).generation not in unlocked.keyring:
+        raise UsageError(
+            "the kit's older secrets are missing, and a key slot needs all of them",
+            on=vault.store.url,
+            remedy="give the whole page of the kit",
         )
     return unlocked.payload
 
@@ -148,7 +156,11 @@ def check_key(vault: Vault, *, by_kit: bool) -> Checked:
         )
     owner = vault.owner_key
     if by_kit:
-        vault.notes().remember_kit()
+        try:
+            vault.notes().remember_kit()
+        except StoreError as error:
+            # The kit is as good as ever: a rescue may well have no more than a copy that it can only read.
+            vault.ctx.progress.warn(f"the vault cannot be written to, and so does not remember this: {error}")
     return Checked(
         vault.document.id, f"owner, key generation {owner.generation}", "reads everything, adds points, manages keys"
     )
@@ -175,6 +187,7 @@ def store_policy(url: str, writer: WriterKey) -> str:
         f"index/{writer.domain.hex()}/*",
         f"sessions/{wid}/*",
         f"points/{wid}/*",
+        f"logs/{wid}/*",
         "forget/*",
         "packs/*",
         "meta/*",
@@ -212,38 +225,27 @@ def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -
     too), the record in the gc chain that puts the new key in force, and then the old slots go. Writer credentials
     made before keep working: the chain tells them.
     """
-    ctx, record = vault.ctx, vault.chain.record
+    vault.mend()
+    ctx, chain = vault.ctx, _in_force(vault, unlocked.keyring)
+    record = chain.record
     if record is None:
         raise UsageError(
             "the gc chain is missing, and a rotation is recorded there", on="gc/", remedy="see runbook: damaged vault"
         )
-    old = vault.owner_key
+    old = unlocked.keyring.get(record.owner.generation)
     number = old.generation + 1
     fresh = OwnerKey(number, new_seed())
     kept = tuple(g for g in unlocked.payload.generations if g.number < number)
     payload = KeyPayload((*kept, Generation(number, fresh.seed)), _payload(vault, unlocked).document)
     before = list_keys(vault)
     slot = add_slot(vault.store, vault.id, payload, wrapper, label, timestamp(ctx))
-    name = gc_name(record.number + 1)
-    link = GcRecord(
-        number=record.number + 1,
-        previous=vault.chain.digest,
-        generation=old.generation,
-        owner=fresh.public,
-        features=record.features,
-        condemned=record.condemned,
-        dead=record.dead,
-        base=record.base,
-        absorbed=record.absorbed,
-        points=record.points,
-        sessions=record.sessions,
-        awaited=record.awaited,
-    )
-    try:
-        vault.store.put(name, [close(vault.id, name, encode(link), old.sign)])
-    except ObjectExists:
+    if not add_link(vault.store, vault.id, old, record, chain.digest, owner=fresh.public):
         vault.store.delete(key_name(slot))
-        raise UsageError("somebody else changed the vault at the same moment", on=name, remedy="rotate again") from None
+        raise UsageError(
+            "somebody else changed the vault at the same moment",
+            on=gc_name(record.number + 1),
+            remedy="rotate again",
+        )
     for one in before:
         vault.store.delete(key_name(bytes.fromhex(one.id)))
     kit = Kit(vault.id, Keyring(payload.generations).generations)
@@ -255,10 +257,23 @@ def rotate_key(vault: Vault, unlocked: Unlocked, wrapper: Wrapper, label: str) -
     )
 
 
+def _in_force(vault: Vault, keyring: Keyring) -> Chain:
+    """The chain once it puts the newest key at hand in force: the records of a rotation that was killed, or whose records are gone, are made
+    (again). What is sealed to a key must never become unreadable because the next rotation made another one of the same number.
+    """
+    chain = vault.chain
+    while chain.behind and chain.record:
+        number = chain.record.owner.generation
+        signer, following = keyring.get(number), keyring.get(number + 1)
+        # Lost to somebody else who makes one at this moment: then that is followed.
+        add_link(vault.store, vault.id, signer, chain.record, chain.digest, owner=following.public)
+        chain = vault.newest_chain()
+    return chain
+
+
 def paper_kit(vault: Vault, unlocked: Unlocked) -> str:
-    """The recovery kit's text, and a note in the vault that one was made."""
+    """The recovery kit's text. That one was made says nothing of where it is: `check_key` notes that it is there, and works."""
     kit = Kit(vault.id, unlocked.keyring.generations)
-    vault.notes().add(vault.id, "kit", {})
     return render_kit(vault.store.url, kit, timestamp(vault.ctx))
 
 
@@ -266,6 +281,8 @@ def export_writer(vault: Vault, label: str, resources: tuple[str, ...]) -> Write
     """A new credential that may only add points of the resources that the patterns match, in a dedup domain of its
     own.
     """
+    vault.chain.require("write")
+    vault.mend()
     writer = new_writer(vault.id, vault.owner, label, resources)
     vault.store.put(writer_name(writer.wid), [store_certificate(writer, vault.owner_key, exported=True)])
     return writer
@@ -280,5 +297,6 @@ def revoke_writer(vault: Vault, prefix: str) -> str:
     ]
     if len(fitting) != 1:
         raise UsageError("no single exported writer of that id", on=prefix, remedy="see them: safehold key list")
+    vault.mend()
     vault.notes().add(fitting[0], "revoked", {})
     return fitting[0].hex()

@@ -8,20 +8,25 @@ from safehold.model.context import Context
 from safehold.model.errors import DamageError, VaultKeyError
 from safehold.ports.store import Store
 from safehold.vault.access import Unlocked, read_document, unlock, unlock_with_kit
+from safehold.vault.addresses import Addresses
 from safehold.vault.kit import Kit
+from safehold.vault.places import Places
 from safehold.vault.slots import Unlocker
-from safehold.vault.vault import Places, Vault
+from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey
 
-__all__ = ["Credentials", "Stores", "open_vault", "unlock_for"]
+__all__ = ["Credentials", "Stores", "known_at", "open_owner", "open_vault"]
 
 
 @dataclass(frozen=True)
 class Stores:
-    """One store twice: `store` retries what may pass, `direct` does not (commits need to know of every attempt)."""
+    """One store twice: `store` retries what may pass, `direct` does not (commits need to know of every attempt). `place` is its address with
+    all that tells it from others.
+    """
 
     store: Store
     direct: Store
+    place: str
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,27 @@ def open_vault(stores: Stores, credentials: Credentials, places: Places, ctx: Co
             raise DamageError(
                 wrong,
                 on=stores.store.url,
-                remedy="a writer credential needs vault.json: have the owner repair the vault",
+                remedy="a writer credential needs vault.json: whatever the owner writes puts a missing one back, such as safehold vault prune",
             )
         return Vault.for_writer(stores.store, stores.direct, document, credentials.writer, places, ctx)
-    unlocked = unlock_for(stores, credentials)
-    return Vault.for_owner(stores.store, stores.direct, unlocked, places, ctx)
+    return open_owner(stores, credentials, places, ctx)[0]
 
 
-def unlock_for(stores: Stores, credentials: Credentials) -> Unlocked:
-    """The owner's opened key; VaultKeyError for a writer credential, which holds none."""
+def open_owner(stores: Stores, credentials: Credentials, places: Places, ctx: Context) -> tuple[Vault, Unlocked]:
+    """The vault opened by its owner, and the opened key itself. See `open_vault`; VaultKeyError for a writer credential too, DamageError where
+    another vault stands at the address of one that this machine knows.
+    """
+    unlocked = _unlock(stores, credentials)
+    known_at(places).admit(stores.place, unlocked)
+    return Vault.for_owner(stores.store, stores.direct, unlocked, places, ctx), unlocked
+
+
+def known_at(places: Places) -> Addresses:
+    """What this machine remembers of the addresses of vaults."""
+    return Addresses(places.state / "addresses")
+
+
+def _unlock(stores: Stores, credentials: Credentials) -> Unlocked:
     if credentials.kit is not None:
         return unlock_with_kit(stores.store, credentials.kit)
     if credentials.unlocker is None:

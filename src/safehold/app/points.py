@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from safehold.model.errors import UsageError
 from safehold.vault.catalogue import Point, choose
-from safehold.vault.disk import changed_blocks
+from safehold.vault.disk_tree import changed_blocks
 from safehold.vault.records import Member
 from safehold.vault.vault import Vault
 

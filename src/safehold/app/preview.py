@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from safehold.app.points import member_of
 from safehold.app.restore import RestoreMode, RestorePlan
 from safehold.model.context import Context
+from safehold.model.errors import DamageError
 from safehold.ports.tree import TreeView
 from safehold.recovery.comparing import Change, Difference, difference
-from safehold.recovery.tree import Selection, selected_pages
-from safehold.vault.tree import EntryAt
+from safehold.recovery.selection import Selection, selected_pages
+from safehold.vault.tree import EntryAt, Gap
 from safehold.vault.vault import Vault
 
 __all__ = ["preview"]
@@ -29,6 +30,10 @@ def preview(vault: Vault, plan: RestorePlan, look: Callable[[str], TreeView], ct
         return
     there = look(plan.target) if plan.mode is RestoreMode.DELTA else None
     for page in selected_pages(tree, Selection(plan.path, plan.include)):
+        if isinstance(page, Gap):
+            raise DamageError(
+                f"{page.told} cannot be read: {page.reason}", on=plan.resource, remedy="restore another point"
+            )
         for path, one in page:
             ctx.cancel.check()
             how = Difference.MISSING if there is None else difference(one, path, there, chunks)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from safehold.app.backup import UNKNOWN, Host, process_start
 from safehold.model.context import Context
-from safehold.vault.gc.prune import OpenSession, Prune, PruneReport
+from safehold.model.errors import StoreError
+from safehold.ports.store import Store
+from safehold.vault.gc.preview import Preview
+from safehold.vault.gc.prune import Prune
+from safehold.vault.gc.report import PruneReport
+from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.vault import Vault
 
-__all__ = ["prune_vault", "session_dead"]
+__all__ = ["Trial", "preview_prune", "prune_vault", "session_dead"]
+
+Trial = Callable[[Store], str]
+"""Tries whether a create-only put of a store has one winner and its listings are current; says what was wrong, or nothing."""
+
+_TRIED = 30 * 86400.0
+"""Seconds for which a store that kept order is not tried again."""
 
 
 def session_dead(host: Host, patience: float) -> Callable[[OpenSession, float], bool]:
@@ -31,13 +46,52 @@ def session_dead(host: Host, patience: float) -> Callable[[OpenSession, float], 
     return dead
 
 
-def prune_vault(vault: Vault, host: Host, patience: float, ctx: Context, *, dry_run: bool) -> PruneReport:
-    """Delete what no point needs and no running backup can rely on; `dry_run` only tells what that is, for now."""
-    with tempfile.TemporaryDirectory(prefix="safehold-") as scratch:
-        if not dry_run:
-            vault.expiry().collect(vault.store_time())
-        prune = Prune(vault, Path(scratch), session_dead(host, patience), ctx)
+def preview_prune(vault: Vault, host: Host, patience: float, ctx: Context) -> PruneReport:
+    """What a prune would do now. Nothing is written to the store."""
+    with tempfile.TemporaryDirectory(prefix="prune-", dir=vault.places.scratch()) as scratch:
         ctx.progress.start("prune", None)
-        report = prune.preview() if dry_run else prune.run()
+        report = Preview(vault, Path(scratch), session_dead(host, patience), ctx).run()
         ctx.progress.done()
     return report
+
+
+def prune_vault(vault: Vault, host: Host, patience: float, trial: Trial | None, ctx: Context) -> PruneReport:
+    """Delete what no point needs and no running backup can rely on.
+
+    The order of the steps rests on what `trial` tries of the store, once a month: StoreError where the store does not keep it, and nothing is
+    changed then. Without `trial` the caller vouches that nothing else is at work on the vault meanwhile.
+    """
+    if trial is not None:
+        _demand_order(vault, trial, ctx.clock.now())
+    with tempfile.TemporaryDirectory(prefix="prune-", dir=vault.places.scratch()) as scratch:
+        vault.mend()
+        vault.expiry().collect(vault.store_time())
+        ctx.progress.start("prune", None)
+        report = Prune(vault, Path(scratch), session_dead(host, patience), ctx).run()
+        ctx.progress.done()
+    return report
+
+
+def _demand_order(vault: Vault, trial: Trial, now: float) -> None:
+    """StoreError unless the store was seen to keep order, now or not long ago. What it failed is tried again each time."""
+    known = vault.places.tried_stores
+    try:
+        times = msgspec.json.decode(known.read_bytes(), type=dict[str, float])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        times = {}
+    if abs(now - times.get(vault.store.url, -_TRIED)) < _TRIED:
+        return
+    wrong = trial(vault.direct)
+    if wrong:
+        raise StoreError(
+            f"a prune is not safe on this store ({wrong})",
+            on=vault.store.url,
+            remedy="keep vaults on a store that safehold vault check-store finds right; to prune this one, stop every backup and prune "
+            "of it on all machines, and give --exclusive",
+        )
+    times[vault.store.url] = now
+    with contextlib.suppress(OSError):
+        known.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = known.with_name(f"{known.name}.{os.getpid()}")
+        fresh.write_bytes(msgspec.json.encode(times))
+        fresh.replace(known)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from safehold.app.files import tree_path
 from safehold.app.points import member_of, parse_selector, select
 from safehold.model.context import Context
-from safehold.model.errors import UsageError
+from safehold.model.errors import DamageError, UsageError
 from safehold.ports.blocks import MutableBlocks
 from safehold.ports.tree import TreeTarget
 from safehold.recovery.disk import Losses, write_differences, write_disk
-from safehold.recovery.tree import FileLosses, Selection, stream_data, write_one, write_tree
+from safehold.recovery.selection import Selection
+from safehold.recovery.tree import FileLosses, stream_data, write_one, write_tree
 from safehold.vault.catalogue import Point
 from safehold.vault.fetch import ChunkReader
 from safehold.vault.tree import EntryAt
@@ -101,8 +102,13 @@ def plan_restore(
             remedy="restore all of it" + ("; then mount it" if member.kind == "volume" else ""),
         )
     path = tree_path(parsed.path)
-    found = vault.tree(point, member).find(path) if path else None
-    if path and found is None:
+    try:
+        found = vault.tree(point, member).find(path) if path else None
+        there = not path or found is not None
+    except DamageError:
+        # A page that would tell cannot be read: the restore says so, or goes on past it.
+        found, there = None, True
+    if not there:
         raise UsageError(
             "no such file or directory in this point",
             on=selector,
@@ -150,7 +156,13 @@ def _restore_tree(
     tree = vault.tree(plan.point, member_of(plan.point, plan.resource))
     chunks = vault.chunks(plan.point)
     base, target, include = plan.path, plan.target, plan.include
-    found = tree.find(base) if base else None
+    try:
+        found = tree.find(base) if base else None
+    except DamageError:
+        if not salvage:
+            raise
+        # What it is nobody can tell; below a directory there may be something all the same.
+        found = None
     if found is not None and not found.entry.is_directory:
         # A single file goes to the place that was named, not below it.
         target, name = os.path.split(os.path.abspath(target))

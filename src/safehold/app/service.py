@@ -15,18 +15,19 @@ from typing import Protocol
 import msgspec
 
 from safehold.app.backup import BackupOptions, BackupOutcome, Host, back_up
-from safehold.app.expire import apply_expiry, plan_expiry
-from safehold.app.prune import prune_vault
+from safehold.app.expire import apply_expiry, note_verified, plan_expiry
+from safehold.app.prune import Trial, prune_vault
 from safehold.app.verify import verify_next
 from safehold.model.context import Context
 from safehold.model.errors import CancelledError, PartialError, SafeholdError
 from safehold.model.resource import ResourceRef
+from safehold.model.unforeseen import explain
 from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import Schedule, is_due
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
-__all__ = ["Job", "MakePoint", "Memory", "Plan", "Result", "Tell", "from_source", "metrics", "run_due"]
+__all__ = ["Job", "MakePoint", "Memory", "Past", "Plan", "Result", "Tell", "from_source", "metrics", "run_due"]
 
 PATIENCE = 36 * 3600.0
 """Seconds without a sign of life after which a session is ended."""
@@ -104,16 +105,28 @@ _CUT = (900.0, 3600.0, 4 * 3600.0)
 """Seconds after its start that a step whose process ended in the middle is begun anew. One that ends it each time must not do so for ever."""
 
 
+class Past(msgspec.Struct, frozen=True):
+    """How a step ended last: when, by this machine's clock, its exit code, and what went wrong."""
+
+    finished: float
+    code: int = 0
+    what: str = ""
+
+
 class _Steps(msgspec.Struct):
     times: dict[str, float] = {}
     cut: dict[str, int] = {}
+    past: dict[str, Past] = {}
 
 
 class Memory:
-    """When each step was last started, and which did not come to their end, in a file of this machine."""
+    """When each step was last started, how it ended, and which did not come to their end, in a file of this machine. A machine that cannot
+    keep it goes on without, and is told so.
+    """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._path, self._warn = path, warn
+        self._warned = False
         try:
             self._steps = msgspec.json.decode(path.read_bytes(), type=_Steps)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -134,16 +147,28 @@ class Memory:
         self._steps.cut[step] = self._steps.cut.get(step, 0) + 1
         self._keep()
 
-    def end(self, step: str) -> None:
+    def end(self, step: str, past: Past) -> None:
         """The step came to its end, be it a good or a bad one."""
         self._steps.cut.pop(step, None)
+        self._steps.past[step] = past
         self._keep()
 
+    def past(self, step: str) -> Past | None:
+        """How the step ended last; None where it never did."""
+        return self._steps.past.get(step)
+
     def _keep(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(self._steps))
-        fresh.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = self._path.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(self._steps))
+            fresh.replace(self._path)
+        except OSError as error:
+            if not self._warned:
+                self._warn(
+                    f"what was done cannot be remembered ({error}): unless that is put right, the next run does it again"
+                )
+            self._warned = True
 
 
 def run_due(
@@ -151,52 +176,54 @@ def run_due(
     open_vault: Callable[[str], Vault],
     host: Host,
     memory: Memory,
-    zone: tzinfo,
+    zone: tzinfo | None,
     tell: Tell,
+    trial: Trial,
     ctx: Context,
     *,
     everything: bool = False,
-) -> list[Result]:
-    """Run what is due now (or, with `everything`, all of it) and return; upkeep follows the backups of its vault."""
-    results: list[Result] = []
+) -> None:
+    """Run what is due now (or, with `everything`, all of it) and return. `tell` is told of each step; `trial` is for prunes.
+
+    Verification and expiry follow the backups of their vault, or are begun anew where they were cut; prunes have times of their own. Times
+    of day are those of `zone`, or of this machine (None).
+    """
     now = ctx.clock.now()
 
     def due(step: str, schedule: Schedule) -> bool:
         return everything or is_due(schedule, memory.last(step), now, zone) or memory.cut(step, now)
 
-    def step(kind: str, on: str, vault: str, act: Callable[[Result], None]) -> Result:
+    def step(kind: str, on: str, vault: str, act: Callable[[Result], None]) -> None:
         ctx.cancel.check()
         memory.start(f"{kind} {on}", now)
         result = Result(kind, on, vault, ctx.clock.now())
         try:
             act(result)
-        except SafeholdError as error:
-            result.error = error
+        except Exception as error:
+            # Whatever it is, the other steps are made, and somebody is told of it.
+            result.error = explain(error)
         result.finished = ctx.clock.now()
         if not isinstance(result.error, CancelledError):
-            memory.end(f"{kind} {on}")
-        results.append(result)
+            memory.end(f"{kind} {on}", Past(result.finished, result.code, str(result.error or "")))
         tell(result)
         ctx.cancel.check()
-        return result
 
-    backed_up: dict[str, list[Job]] = {}
-    for job in jobs:
-        if due(f"backup {job.resource}", job.plan.schedule):
-            step("backup", job.resource, job.vault, _backup(job, open_vault, host, ctx))
-            backed_up.setdefault(job.vault, []).append(job)
-    for vault, mine in backed_up.items():
-        budgets = [job.plan.verification for job in mine if job.plan.verification]
+    backed_up = [job for job in jobs if due(f"backup {job.resource}", job.plan.schedule)]
+    for job in backed_up:
+        step("backup", job.resource, job.vault, _backup(job, open_vault, host, ctx))
+    for vault in dict.fromkeys(job.vault for job in jobs):
+        mine = [job for job in jobs if job.vault == vault]
+        verifying = mine if memory.cut(f"verify {vault}", now) else [job for job in mine if job in backed_up]
+        budgets = [job.plan.verification for job in verifying if job.plan.verification]
         if budgets:
             step("verify", vault, vault, _verify(vault, budgets, open_vault, ctx))
         # Only now: the only verified point of a resource never expires, and the newest has just been verified.
         for job in mine:
-            if job.plan.rules is not None:
+            if job.plan.rules is not None and (job in backed_up or memory.cut(f"expire {job.resource}", now)):
                 step("expire", job.resource, vault, _expire(job, open_vault, zone, ctx))
         spans = [job.plan.pruning for job in mine if job.plan.pruning]
         if spans and due(f"prune {vault}", Schedule(every=min(spans))):
-            step("prune", vault, vault, _prune(vault, open_vault, host, ctx))
-    return results
+            step("prune", vault, vault, _prune(vault, open_vault, host, trial, ctx))
 
 
 def _backup(job: Job, open_vault: Callable[[str], Vault], host: Host, ctx: Context) -> Callable[[Result], None]:
@@ -212,13 +239,17 @@ def _backup(job: Job, open_vault: Callable[[str], Vault], host: Host, ctx: Conte
     return act
 
 
-def _expire(job: Job, open_vault: Callable[[str], Vault], zone: tzinfo, ctx: Context) -> Callable[[Result], None]:
+def _expire(
+    job: Job, open_vault: Callable[[str], Vault], zone: tzinfo | None, ctx: Context
+) -> Callable[[Result], None]:
     def act(result: Result) -> None:
         vault = open_vault(job.vault)
         assert job.plan.rules is not None
-        plan = plan_expiry(vault, [escape(name) for name in job.histories], job.plan.rules, zone, ctx)
-        apply_expiry(vault, plan.expiring, ctx)
-        result.figures = {"expired": len(plan.expiring), "points": len(plan.decisions) - len(plan.expiring)}
+        names = [escape(name) for name in job.histories]
+        plan = plan_expiry(vault, names, job.plan.rules, vault.store_time(), zone, ctx)
+        note_verified(vault, plan)
+        expired = apply_expiry(vault, plan.expiring, ctx)
+        result.figures = {"expired": len(expired), "points": len(plan.decisions) - len(expired)}
         plan.damaged.fail(vault.store.url)
 
     return act
@@ -241,19 +272,25 @@ def _verify(
     return act
 
 
-def _prune(name: str, open_vault: Callable[[str], Vault], host: Host, ctx: Context) -> Callable[[Result], None]:
+def _prune(
+    name: str, open_vault: Callable[[str], Vault], host: Host, trial: Trial, ctx: Context
+) -> Callable[[Result], None]:
     def act(result: Result) -> None:
-        report = prune_vault(open_vault(name), host, PATIENCE, ctx, dry_run=False)
+        report = prune_vault(open_vault(name), host, PATIENCE, trial, ctx)
         result.figures = {"deleted_bytes": report.deleted, "live_bytes": report.live, "waiting": len(report.waiting)}
 
     return act
 
 
-def metrics(results: Sequence[Result], before: Mapping[str, float]) -> dict[str, float]:
-    """Figures by their names in Prometheus' text format, those of `before` that nothing new is known of included."""
-    out = dict(before)
+def metrics(results: Sequence[Result], before: Mapping[str, float], jobs: Sequence[Job]) -> dict[str, float]:
+    """Figures by their names in Prometheus' text format, those of `before` that nothing new is known of included, as far as `jobs` still ask
+    for the step.
+    """
+    wanted = {_labels(step, job.resource, job.vault) for job in jobs for step in ("backup", "expire")}
+    wanted |= {_labels(step, job.vault, job.vault) for job in jobs for step in ("verify", "prune")}
+    out = {name: value for name, value in before.items() if name.partition("{")[2].removesuffix("}") in wanted}
     for result in results:
-        labels = f'step="{result.step}",on="{_escaped(result.on)}",vault="{_escaped(result.vault)}"'
+        labels = _labels(result.step, result.on, result.vault)
         out[f"safehold_last_run_timestamp_seconds{{{labels}}}"] = result.finished
         out[f"safehold_last_run_code{{{labels}}}"] = result.code
         out[f"safehold_last_run_duration_seconds{{{labels}}}"] = result.finished - result.started
@@ -262,6 +299,10 @@ def metrics(results: Sequence[Result], before: Mapping[str, float]) -> dict[str,
         for name, value in result.figures.items():
             out[f"safehold_{result.step}_{name}{{{labels}}}"] = value
     return out
+
+
+def _labels(step: str, on: str, vault: str) -> str:
+    return f'step="{step}",on="{_escaped(on)}",vault="{_escaped(vault)}"'
 
 
 def _escaped(label: str) -> str:

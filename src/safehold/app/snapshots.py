@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from safehold.app.backup import BackupOptions, Host, back_up_together
 from safehold.backup.disk import BaseGone
-from safehold.blocks.directory import HeldVolume
+from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Lineage, Snapshot
 from safehold.blocks.sealed import SealedDisk
 from safehold.model.consistency import Consistency
@@ -19,7 +20,7 @@ from safehold.ports.blocks import Blocks
 from safehold.ports.source import Capture, Interval
 from safehold.vault.vault import Vault
 
-__all__ = ["Described", "SealedCapture", "SealedSource", "next_group", "upload"]
+__all__ = ["Committed", "Described", "SealedCapture", "SealedSource", "Stored", "commit", "complete", "next_group"]
 
 Described = Callable[[Blocks], Topology]
 """Says what lies on a disk."""
@@ -38,7 +39,7 @@ class SealedCapture:
         self.achieved = Consistency.parse(snapshot.achieved)
 
     def committed(self) -> None:
-        """What there is to remember is remembered with the point's name, by `upload`."""
+        """What there is to remember is remembered with the point's name, by `complete`."""
 
 
 class SealedSource:
@@ -59,11 +60,36 @@ class SealedSource:
         yield SealedCapture(ref, disk, self._snapshot, self._describe(disk))
 
 
-def next_group(volumes: Sequence[HeldVolume], postponed: Container[str]) -> list[Sealed]:
+@dataclass(frozen=True)
+class Stored:
+    """What came of one volume's snapshot: the lineage that follows from it, and how many bytes were read and stored."""
+
+    lineage: Lineage
+    read: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A snapshot that is a point of its vault already, and its members by the names of their volumes, which may not know it yet."""
+
+    snapshot: str
+    point: str
+    members: Mapping[str, Stored]
+
+
+def next_group(
+    volumes: Sequence[HeldVolume], postponed: Container[str], unfinished: Container[str] = ()
+) -> list[Sealed]:
     """The snapshot that is to go to its vault next, with all volumes that were sealed at its instant; empty where there is none but those
-    `postponed` and those that nobody has vouched for yet.
+    `postponed`, those that nobody has vouched for yet, and those of volumes that are `unfinished`: their last point is committed, and
+    they do not know it.
     """
-    heads = {held.name: (held, held.record.pending[0]) for held in volumes if held.record.pending}
+    heads = {
+        held.name: (held, held.record.pending[0])
+        for held in volumes
+        if held.record.pending and held.name not in unfinished
+    }
     for held, snapshot in sorted(heads.values(), key=lambda head: head[1].taken):
         names = snapshot.group or (held.name,)
         group = [heads[name] for name in names if name in heads and heads[name][1].id == snapshot.id]
@@ -75,7 +101,7 @@ def next_group(volumes: Sequence[HeldVolume], postponed: Container[str]) -> list
             # A member lost it: what is left is not the instant that was asked for.
             for one, mine in group:
                 one.fail_snapshot(mine, f"{_lost(names, snapshot.id, volumes)} lost its part of it", compare=False)
-            return next_group(volumes, postponed)
+            return next_group(volumes, postponed, unfinished)
     return []
 
 
@@ -87,8 +113,8 @@ def _lost(names: Sequence[str], identity: str, volumes: Sequence[HeldVolume]) ->
     return ", ".join(name for name in names if not _waits(name, identity, volumes))
 
 
-def upload(vault: Vault, group: Sequence[Sealed], host: Host, describe: Described, ctx: Context) -> str:
-    """Make the recovery point of one instant; returns its id. FailedError where a snapshot can never become one (it is marked so, and the
+def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Described, ctx: Context) -> Committed:
+    """Make the recovery point of one instant. FailedError where a snapshot can never become one (it is marked so, and the
     next one compares everything); other errors leave it pending.
     """
     here = _here(vault)
@@ -109,20 +135,34 @@ def upload(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     except BaseGone as error:
         _fail(group, str(error))
     except BaseException:
-        for held, _ in group:
-            held.ids.forget()
+        _forget(group)
         raise
-    for (held, mine), outcome in zip(group, outcomes, strict=True):
-        lineage = Lineage(here[0], outcome.point, held.record.size, here[1])
-        held.complete_snapshot(mine, lineage, read=outcome.read, stored=outcome.stored)
-    return outcomes[0].point
+    members = {
+        held.name: Stored(Lineage(here[0], outcome.point, held.record.size, here[1]), outcome.read, outcome.stored)
+        for (held, _), outcome in zip(group, outcomes, strict=True)
+    }
+    return Committed(snapshot.id, outcomes[0].point, members)
+
+
+def complete(committed: Committed, volumes: Sequence[HeldVolume]) -> None:
+    """Have the volumes of a snapshot know its point. OSError; it is to be tried again then, for another commit would be another point."""
+    for held in volumes:
+        stored = committed.members.get(held.name)
+        if stored is not None:
+            held.complete_snapshot(committed.snapshot, stored.lineage, read=stored.read, stored=stored.stored)
 
 
 def _here(vault: Vault) -> tuple[str, str]:
     return vault.id.hex(), vault.writer().domain.hex()
 
 
+def _forget(group: Sequence[Sealed]) -> None:
+    for held, _ in group:
+        held.ids.forget()
+
+
 def _fail(group: Sequence[Sealed], why: str) -> None:
+    _forget(group)
     for held, snapshot in group:
         held.fail_snapshot(snapshot, why, compare=True)
     raise FailedError(

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 from safehold.app.backup import Host
-from safehold.app.snapshots import Described, next_group, upload
-from safehold.blocks.directory import HeldVolume, VolumeDirectory
+from safehold.app.snapshots import Committed, Described, commit, complete, next_group
+from safehold.blocks.directory import VolumeDirectory
+from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot
 from safehold.model.background import background_thread
 from safehold.model.context import Context
@@ -23,10 +24,10 @@ _VOUCHING = 120.0
 
 
 def discard(volumes: Sequence[HeldVolume], identity: str, why: str) -> None:
-    """A pending snapshot has failed in every volume that has it."""
+    """A pending snapshot has failed in every volume that has it, unless somebody has vouched for it: then it may be on its way."""
     for held in volumes:
         for snapshot in held.record.pending:
-            if snapshot.id == identity:
+            if snapshot.id == identity and not snapshot.vouched:
                 held.fail_snapshot(snapshot, why, compare=False)
 
 
@@ -48,6 +49,7 @@ class Uploader:
         self.sending: frozenset[str] = frozenset()
         self._postponed: dict[str, tuple[float, int]] = {}
         """Until when a snapshot waits, by the monotonic clock, and how often it has failed to be sent."""
+        self._unfinished: list[Committed] = []
         self._changed = threading.Condition()
         self._woken = self._stopped = False
         self._thread = background_thread(self._work_off, "snapshots")
@@ -69,38 +71,53 @@ class Uploader:
         self._thread.join()
 
     def _work_off(self) -> None:
+        failures = 0
         while not self._stopped:
-            self._discard_unvouched()
-            self._settle_all()
-            now = self._ctx.clock.monotonic()
-            postponed = {identity for identity, (when, _) in self._postponed.items() if when > now}
-            group = next_group(self._directory.all(), postponed)
-            if not group:
-                self._wait(min((when - now for when, _ in self._postponed.values() if when > now), default=_VOUCHING))
-                continue
             try:
-                self._upload(group)
+                idle = self._turn()
+                failures = 0
             except (
                 Exception
             ) as error:  # the last line of defence: a thread that died would leave snapshots pending for ever
-                if self._stopped:
-                    return
-                self._postpone(group, error)
+                self._tell([held.name for held in self._directory.all() if held.record.pending], "waits", error)
+                idle = _PATIENCE[min(failures, len(_PATIENCE) - 1)]
+                failures += 1
+            if idle:
+                self._wait(idle)
 
-    def _postpone(self, group: list[tuple[HeldVolume, Snapshot]], error: Exception) -> None:
-        """Try again later, and go on with other volumes meanwhile; a snapshot that has failed for good is none of them."""
-        identity = group[0][1].id
-        names = ", ".join(held.name for held, _ in group)
-        for held, _ in group:
-            self.problems[held.name] = f"its snapshot waits: {error}"
-        self._ctx.progress.warn(f"snapshot of {names}: {error}")
-        if any(s.id == identity for held, _ in group for s in held.record.pending):
-            _, failures = self._postponed.get(identity, (0.0, 0))
-            pause = _PATIENCE[min(failures, len(_PATIENCE) - 1)]
-            self._postponed[identity] = self._ctx.clock.monotonic() + pause, failures + 1
-        else:
-            for held, _ in group:
-                self.problems.pop(held.name, None)
+    def _turn(self) -> float:
+        """Do what is next; returns for how many seconds there is nothing more."""
+        volumes = self._directory.all()
+        # One moment for the whole turn: what waits at its beginning is waited for at its end.
+        now = self._ctx.clock.monotonic()
+        waiting = {identity for identity, (when, _) in self._postponed.items() if when > now}
+        self._discard_unvouched(volumes)
+        self._settle_all(volumes)
+        for committed in list(self._unfinished):
+            if committed.snapshot not in waiting:
+                self._finish(committed)
+        unfinished = {name for committed in self._unfinished for name in committed.members}
+        group = next_group(volumes, waiting, unfinished)
+        if group:
+            self._upload(group)
+            return 0.0
+        for name in list(self.problems):
+            if name not in unfinished and not any(held.name == name and held.record.pending for held in volumes):
+                self.problems.pop(name, None)
+        return min((when - now for when, _ in self._postponed.values() if when > now), default=_VOUCHING)
+
+    def _postpone(self, identity: str) -> None:
+        """Try again later, and go on with other volumes meanwhile."""
+        _, failures = self._postponed.get(identity, (0.0, 0))
+        pause = _PATIENCE[min(failures, len(_PATIENCE) - 1)]
+        self._postponed[identity] = self._ctx.clock.monotonic() + pause, failures + 1
+
+    def _tell(self, names: Sequence[str], what: str, error: Exception) -> None:
+        if self._stopped:
+            return
+        for name in names:
+            self.problems[name] = f"its snapshot {what}: {error}"
+        self._ctx.progress.warn(f"snapshot of {', '.join(names)}: {error}")
 
     def _wait(self, seconds: float) -> None:
         with self._changed:
@@ -108,34 +125,53 @@ class Uploader:
                 self._changed.wait(seconds)
             self._woken = False
 
-    def _discard_unvouched(self) -> None:
-        for held in self._directory.all():
+    def _discard_unvouched(self, volumes: Sequence[HeldVolume]) -> None:
+        for held in volumes:
             for snapshot in held.record.pending:
                 if not snapshot.vouched and self._ctx.clock.now() - snapshot.taken[1] > _VOUCHING:
-                    discard(
-                        self._directory.all(), snapshot.id, "whoever took it died before saying how still it was held"
-                    )
+                    discard(volumes, snapshot.id, "whoever took it died before saying how still it was held")
 
-    def _settle_all(self) -> None:
+    def _settle_all(self, volumes: Sequence[HeldVolume]) -> None:
         """Have every sealed epoch survive a power loss, whether or not it can be sent."""
-        for held in self._directory.all():
+        for held in volumes:
             for snapshot in held.record.pending:
                 if not snapshot.durable:
                     try:
-                        held.epochs.settle(snapshot.epoch)
-                        held.change_snapshot(snapshot.id, durable=True)
+                        held.settle(snapshot)
                     except OSError as error:
                         self.problems[held.name] = f"its snapshot does not survive a power loss: {error.strerror}"
 
     def _upload(self, group: list[tuple[HeldVolume, Snapshot]]) -> None:
-        self.sending = frozenset(held.name for held, _ in group)
+        names, identity = [held.name for held, _ in group], group[0][1].id
+        self.sending = frozenset(names)
         try:
             vault = self._open_vault(group[0][0].record.vault)
-            point = upload(vault, group, self._host, self._describe, self._ctx)
+            committed = commit(vault, group, self._host, self._describe, self._ctx)
+        except Exception as error:
+            # One that has failed for good does not wait.
+            if any(s.id == identity for held, _ in group for s in held.record.pending):
+                self._tell(names, "waits", error)
+                self._postpone(identity)
+            else:
+                self._ctx.progress.warn(f"snapshot of {', '.join(names)}: {error}")
+            return
         finally:
             self.sending = frozenset()
-        names = ", ".join(held.name for held, _ in group)
-        self._postponed.pop(group[0][1].id, None)
-        for held, _ in group:
-            self.problems.pop(held.name, None)
-        self._ctx.progress.note(f"{names}: snapshot {group[0][1].id[:8]} is point {point[:8]}")
+        self._unfinished.append(committed)
+        self._postponed.pop(identity, None)
+        self._finish(committed)
+
+    def _finish(self, committed: Committed) -> None:
+        """Have its volumes know the point, however often that takes."""
+        names = list(committed.members)
+        try:
+            complete(committed, [held for held in self._directory.all() if held.name in names])
+        except Exception as error:
+            self._tell(names, f"is point {committed.point[:8]}, which cannot be noted here", error)
+            self._postpone(committed.snapshot)
+            return
+        self._unfinished.remove(committed)
+        self._postponed.pop(committed.snapshot, None)
+        for name in names:
+            self.problems.pop(name, None)
+        self._ctx.progress.note(f"{', '.join(names)}: snapshot {committed.snapshot[:8]} is point {committed.point[:8]}")

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import os
 from collections.abc import Sequence
 
 import msgspec
 
 from safehold.app.points import select
+from safehold.app.sharing import warn_of_shared_names
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.recovery.rolling import ReadLog, Rolled, verify_rolling
 from safehold.recovery.verify import Finding, Findings, verify_data, verify_structure
 from safehold.vault.access import read_slots
-from safehold.vault.catalogue import Point
+from safehold.vault.catalogue import Point, Rejected
+from safehold.vault.gc.quarantine import note_packs
 from safehold.vault.vault import Vault
 
-__all__ = ["Depth", "Expected", "check_expected", "parse_expected", "verify_next", "verify_points"]
+__all__ = [
+    "Depth",
+    "Expected",
+    "Remembered",
+    "check_expected",
+    "last_findings",
+    "parse_expected",
+    "verify_next",
+    "verify_points",
+]
 
 
 _DAY = 86400.0
@@ -73,6 +86,7 @@ def verify_points(
     ctx.progress.start("verify", sum(member.size for point in chosen for member in point.body.members))
     findings = (verify_data if depth is Depth.DATA else verify_structure)(vault, chosen, ctx)
     ctx.progress.done()
+    note_packs(vault, (), (), findings.packs)
     if depth is Depth.DATA:
         _note_proofs(vault, chosen, findings)
     if selector is None:
@@ -81,17 +95,63 @@ def verify_points(
                 vault.ctx.progress.warn(f"does not count: {one.name}: {one.reason}")
             else:
                 findings.add(Finding(one.reason, one.name))
-        slots, unreadable = read_slots(vault.store)
-        for problem in (*vault.problems, *unreadable):
+        for problem in (*vault.problems, *read_slots(vault.store)[1]):
             findings.add(Finding(problem.what, problem.on))
-        if len(slots) < 2 and not vault.notes().kit_known():
-            vault.ctx.progress.warn(
-                "no second copy of the key is known: print the recovery kit (safehold key export --paper) and prove that it "
-                "works (safehold key check --kit FILE)"
-            )
+        for finding in _lost_points(vault, points, rejected):
+            findings.add(finding)
+        _demand_second_copy(vault)
+        warn_of_shared_names(points, ctx)
+    if findings.found or selector is None:
+        _remember(vault, findings)
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """What the last verification on this machine found, by its clock: how many problems, and the first."""
+
+    time: float
+    problems: int
+    first: str
+
+
+def last_findings(vault: Vault) -> Remembered | None:
+    """None where the last verification found nothing, or there was none."""
+    try:
+        return msgspec.json.decode(vault.places.findings.read_bytes(), type=Remembered)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _remember(vault: Vault, findings: Findings) -> None:
+    place = vault.places.findings
+    with contextlib.suppress(OSError):
+        if not findings.found:
+            place.unlink(missing_ok=True)
+            return
+        first = findings.found[0]
+        told = Remembered(vault.ctx.clock.now(), len(findings.found), f"{first.what} ({first.on})")
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = place.with_name(f"{place.name}.{os.getpid()}")
+        fresh.write_bytes(msgspec.json.encode(told))
+        fresh.replace(place)
+
+
+def _lost_points(vault: Vault, points: Sequence[Point], rejected: Sequence[Rejected]) -> list[Finding]:
+    """Points that a prune has seen and that are gone."""
+    there = [*(one.name for one in points), *(one.name for one in rejected)]
+    what = "a point that was there at the last prune is gone, and nobody said that it was expired"
+    return [Finding(what, name) for name in vault.missing_points(there)]
+
+
+def _demand_second_copy(vault: Vault) -> None:
+    """Warn unless a recovery kit is known to work. However many key slots there are, all of them lie in the vault and are lost with it."""
+    if not vault.notes().kit_known():
+        vault.ctx.progress.warn(
+            "no second copy of the key is known: print the recovery kit (safehold key export --paper) and prove that it "
+            "works (safehold key check --kit FILE)"
+        )
 
 
 def _note_proofs(vault: Vault, points: Sequence[Point], findings: Findings) -> None:
@@ -109,10 +169,15 @@ def _note_proofs(vault: Vault, points: Sequence[Point], findings: Findings) -> N
 def verify_next(vault: Vault, older_than: float, budget: int, ctx: Context) -> Rolled:
     """One run of a verification that goes on from run to run; see `recovery.rolling`."""
     points, rejected = vault.points(fresh=True)
-    rolled = verify_rolling(vault, points, older_than, budget, ReadLog(vault.read_log), ctx)
+    rolled = verify_rolling(vault, points, older_than, budget, ReadLog(vault.places.read_log), ctx)
     for one in rejected:
         if not one.void:
             rolled.findings.add(Finding(one.reason, one.name))
     for problem in vault.problems:
         rolled.findings.add(Finding(problem.what, problem.on))
+    for finding in _lost_points(vault, points, rejected):
+        rolled.findings.add(finding)
+    _remember(vault, rolled.findings)
+    _demand_second_copy(vault)
+    warn_of_shared_names(points, ctx)
     return rolled

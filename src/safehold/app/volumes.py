@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from safehold.app.backup import Host
 from safehold.app.points import member_of, parse_selector, select
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader, discard
-from safehold.blocks.directory import HeldVolume, VolumeDirectory, check_name
-from safehold.blocks.layout import Lineage, Snapshot, VolumeRecord
+from safehold.blocks.directory import VolumeDirectory, check_name
+from safehold.blocks.held import HeldVolume
+from safehold.blocks.layout import Lineage, Snapshot, SnapshotState, VolumeRecord
+from safehold.model.background import background_thread
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
-from safehold.model.errors import ConsistencyError, SafeholdError, UsageError
+from safehold.model.errors import ConsistencyError, FailedError, SafeholdError, UsageError
 from safehold.model.extents import ExtentKind
 from safehold.model.quiet import Quieted
 from safehold.model.units import format_size
@@ -34,6 +39,8 @@ LARGEST = 1 << 50
 """Bytes of a volume: its maps take 4 GiB then."""
 RECYCLE = 7 * 86400.0
 """Seconds that a deleted volume can be taken back."""
+_EMPTYING = 3600.0
+"""Seconds until the recycle bin is looked through again."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,15 @@ class VolumeService:
         self._host, self._ctx = host, ctx
         self._hydrators: dict[str, Hydrator] = {}
         self._uploader = Uploader(directory, open_vault, host, describe, ctx)
+        self._emptying = threading.Lock()
+        self._bin = background_thread(self._keep_bin, "recycle bin")
 
     def start(self) -> None:
         """Go on with whatever was under way."""
         for held in self.directory.all():
-            if held.record.origin and held.missing:
-                self._hydrate(held)
+            self._fill_in(held.name)
         self._uploader.start()
+        self._bin.start()
 
     def stop(self) -> None:
         """End what works behind at the next safe place, and put the volumes away."""
@@ -79,6 +88,7 @@ class VolumeService:
         for hydrator in list(self._hydrators.values()):
             hydrator.stop()
         self._uploader.stop()
+        self._bin.join()
         self.directory.close()
 
     # -- making and filling in ---------------------------------------------------------------------------------------
@@ -105,23 +115,34 @@ class VolumeService:
             )
         disk = opened.disk(point, member)
         record = _of_point(record, opened, point, member, disk)
-        pin = self._pin(opened, point, name)
+        record = msgspec.structs.replace(record, pin=self._pin(opened, point, name))
         try:
             ids = _ids(disk) if record.lineage else ()
             held = self.directory.create(record, _missing(disk, record.block), ids)
-            held.update(pin=pin)
-            if size > record.size:
-                held = self.directory.resize(name, size, self._end_hydration)
         except BaseException:
-            if pin:
-                opened.expiry().unpin(pin)
+            self._unpin(record)
             raise
-        self._hydrate(held)
-        return held
+        self._fill_in(name)
+        if size <= record.size:
+            return held
+        try:
+            return self.resize(name, size)
+        except (SafeholdError, OSError) as error:
+            raise FailedError(
+                f"the volume is there with the {format_size(record.size)} of its point, and could not be made larger: {error}",
+                on=name,
+                remedy=f"safehold volume resize {name} --size {size}",
+            ) from error
 
     def _pin(self, vault: Vault, point: Point, name: str) -> str:
         body = NoteBody("volume", self._ctx.clock.now(), {"volume": name, "host": self._host.name})
         return vault.expiry().pin(point.wid, point.sid, body)
+
+    def _fill_in(self, name: str) -> None:
+        """Have a volume be filled in, where it is one, and is not yet."""
+        for held in self.directory.all():
+            if held.name == name and held.record.origin and held.missing and name not in self._hydrators:
+                self._hydrate(held)
 
     def _hydrate(self, held: HeldVolume) -> None:
         selector = held.record.origin
@@ -133,20 +154,22 @@ class VolumeService:
 
         def done() -> None:
             self._ctx.progress.note(f"{held.name}: everything of {selector} is here")
-            self._let_go(held)
+            # Nothing depends on the point any more. Where that cannot be said now, it is said when the volume goes.
+            if self._unpin(held.record):
+                held.update(pin="")
 
         hydrator = self._hydrators[held.name] = Hydrator(held.volume, open_disk, done, self._ctx)
         hydrator.start()
 
-    def _let_go(self, held: HeldVolume) -> None:
-        """Nothing depends on the point any more. Where that cannot be said now, it is said when the volume goes."""
-        if held.record.pin:
+    def _unpin(self, record: VolumeRecord) -> bool:
+        """Let go of the point that a volume was made of; false where that cannot be now."""
+        if record.pin:
             try:
-                self._open_vault(held.record.vault).expiry().unpin(held.record.pin)
+                self._open_vault(record.vault).expiry().unpin(record.pin)
             except SafeholdError as error:
-                self._ctx.progress.warn(f"{held.name}: its point stays pinned ({error})")
-            else:
-                held.update(pin="")
+                self._ctx.progress.warn(f"{record.name}: its point stays pinned ({error})")
+                return False
+        return True
 
     def delete(self, name: str) -> str:
         """Put a volume into the recycle bin; returns where it lies. Snapshots that have not reached the vault are none then. UsageError where
@@ -156,26 +179,47 @@ class VolumeService:
             raise UsageError(
                 "a snapshot is being sent to the vault", on=name, remedy="wait for it, then delete the volume"
             )
-        place = self.directory.delete(name, self._end_hydration)
-        gone = self.directory.empty_bin(self._ctx.clock.now() - RECYCLE)
-        for old in gone:
-            self._ctx.progress.note(f"{old}: deleted for good after {RECYCLE / 86400:.0f} days in the recycle bin")
-        return str(place)
+        try:
+            return str(self.directory.delete(name, self._end_hydration))
+        finally:
+            self._fill_in(name)
 
     def undelete(self, name: str) -> HeldVolume:
         """Take a volume out of the recycle bin."""
-        held = self.directory.undelete(name)
-        if held.record.origin and held.missing:
-            self._hydrate(held)
+        with self._emptying:
+            held = self.directory.undelete(name)
+        self._fill_in(name)
         return held
+
+    def empty_bin(self) -> None:
+        """Delete for good what was put into the recycle bin long enough ago. A volume whose point cannot be let go of now stays until
+        another time.
+        """
+        with self._emptying:
+            for record in self.directory.deleted():
+                if record.deleted < self._ctx.clock.now() - RECYCLE and self._unpin(record):
+                    self.directory.remove(record)
+                    self._ctx.progress.note(
+                        f"{record.name}: deleted for good after {RECYCLE / 86400:.0f} days in the recycle bin"
+                    )
+
+    def _keep_bin(self) -> None:
+        while True:
+            try:
+                self.empty_bin()
+            except Exception as error:  # the last line of defence: what is in the bin takes room, and pins points
+                self._ctx.progress.warn(f"the recycle bin is not emptied: {error}")
+            if self._ctx.cancel.wait(_EMPTYING):
+                return
 
     def resize(self, name: str, size: int) -> HeldVolume:
         """Make a volume larger."""
         _check_size(name, size)
-        held = self.directory.resize(name, size, self._end_hydration)
-        if held.record.origin and held.missing:
-            self._hydrate(held)
-        return held
+        try:
+            return self.directory.resize(name, size, self._end_hydration)
+        finally:
+            # Also where it failed: it goes on with the size that it had.
+            self._fill_in(name)
 
     def _end_hydration(self, name: str) -> None:
         hydrator = self._hydrators.pop(name, None)
@@ -185,10 +229,13 @@ class VolumeService:
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
     def snapshot(self, request: SnapshotRequest) -> Snapshot:
-        """Seal; the snapshot is pending when this returns. ConsistencyError where more is asked for than a seal by itself gives."""
+        """Seal; the snapshot is pending when this returns. ConsistencyError where more is asked for than a seal by itself gives, UsageError
+        for volumes that do not go to the same vault: they cannot be one point.
+        """
         if not request.vouching:
             _check_level(Consistency.CRASH, request.asked, request.names)
         names = tuple(sorted(set(request.names)))
+        _check_one_vault([self.directory.get(name) for name in names])
         identity = uuid.uuid4().hex
 
         def describe(held: HeldVolume, taken: tuple[float, float]) -> Snapshot:
@@ -210,7 +257,7 @@ class VolumeService:
 
     def vouch(self, identity: str, achieved: Consistency, quiet: tuple[Quieted, ...]) -> None:
         """Say how still the volumes of a snapshot were held; it goes to the vault from here on. ConsistencyError where that is less than was
-        asked for: the snapshot has failed then.
+        asked for: the snapshot has failed then. FailedError where it had failed before.
         """
         found = self.find(identity)
         if not found:
@@ -222,7 +269,11 @@ class VolumeService:
             self.discard(identity, str(error))
             raise
         for held, _ in found:
-            held.change_snapshot(identity, vouched=True, achieved=achieved.label, quiet=quiet)
+            snapshot = held.vouch(identity, achieved.label, quiet)
+            if snapshot.state is not SnapshotState.PENDING:
+                raise FailedError(
+                    f"the snapshot has failed: {snapshot.problem}", on=held.name, remedy="take another snapshot"
+                )
         self._uploader.wake()
 
     def discard(self, identity: str, why: str) -> None:
@@ -261,6 +312,17 @@ def _check_level(achieved: Consistency, asked: Consistency, names: Sequence[str]
         )
 
 
+def _check_one_vault(group: Sequence[HeldVolume]) -> None:
+    vaults = {held.record.vault for held in group}
+    if len(vaults) > 1:
+        raise UsageError(
+            "a snapshot is one point in one vault, and these volumes go to several: "
+            + ", ".join(f"{held.name} to {held.record.vault}" for held in group),
+            on=", ".join(held.name for held in group),
+            remedy="take one of the volumes of each vault",
+        )
+
+
 def _of_point(record: VolumeRecord, vault: Vault, point: Point, member: Member, disk: StoredDisk) -> VolumeRecord:
     """The record of a volume that is made of a point."""
     if disk.block_size % 4096:
@@ -272,6 +334,11 @@ def _of_point(record: VolumeRecord, vault: Vault, point: Point, member: Member, 
     certificate = vault.certificate(point.wid)
     domain = certificate.domain.hex() if certificate else ""
     ours = domain == vault.writer().domain.hex() and disk.block_size == vault.parameters.block_size
+    lost = next((run for run in disk.tree.runs() if run.lost), None)
+    if lost is not None:
+        start, end = disk.span(lost.first, lost.count)
+        vault.ctx.progress.warn(f"reading bytes {start}-{end - 1} of {record.name} will fail: {lost.lost}")
+    suspect = "it was made of another writer's point" if not ours else "its point is damaged" if lost else ""
     return VolumeRecord(
         record.name,
         record.uuid,
@@ -280,8 +347,8 @@ def _of_point(record: VolumeRecord, vault: Vault, point: Point, member: Member, 
         record.vault,
         record.created,
         origin=f"{member.name}@{point.id}",
-        lineage=Lineage(vault.id.hex(), point.id, member.size, domain) if ours else None,
-        suspect="" if ours else "it was made of another writer's point: the first snapshot reads everything",
+        lineage=None if suspect else Lineage(vault.id.hex(), point.id, member.size, domain),
+        suspect=f"{suspect}: the first snapshot reads everything" if suspect else "",
     )
 
 
@@ -293,6 +360,7 @@ def _missing(disk: StoredDisk, block: int) -> Iterator[tuple[int, int]]:
 
 
 def _ids(disk: StoredDisk) -> Iterator[tuple[int, bytes]]:
-    for start, count, data in disk.tree.runs():
-        for first in range(start, start + count, _IDS_AT_ONCE) if data else ():
-            yield first, b"".join(disk.tree.block_ids(first, min(_IDS_AT_ONCE, start + count - first)))
+    for run in disk.tree.runs():
+        end = run.first + run.count
+        for first in range(run.first, end, _IDS_AT_ONCE) if run.data else ():
+            yield first, b"".join(disk.tree.block_ids(first, min(_IDS_AT_ONCE, end - first)))

@@ -11,7 +11,7 @@ from safehold.model.errors import SourceError
 from safehold.model.extents import ExtentKind
 from safehold.model.spread import spread
 from safehold.ports.blocks import Blocks, IncrementalBlocks, Lineage
-from safehold.vault.disk import DiskTreeBuilder
+from safehold.vault.disk_builder import DiskTreeBuilder
 from safehold.vault.names import ZERO_ID, Kind
 from safehold.vault.records import Parameters
 from safehold.vault.sealing import chunk_id

@@ -21,7 +21,7 @@ from safehold.vault.names import ZERO_ID
 from safehold.vault.node import Node
 from safehold.vault.sealing import chunk_id
 from safehold.vault.session import Session
-from safehold.vault.tree import RawGroup, encode_leaf
+from safehold.vault.tree_builder import RawGroup, encode_leaf
 
 __all__ = ["PageStore", "Segment"]
 

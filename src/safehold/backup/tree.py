@@ -23,7 +23,8 @@ from safehold.model.context import Context
 from safehold.model.files import path_key
 from safehold.ports.tree import Listing, Tree
 from safehold.vault.session import Session
-from safehold.vault.tree import FEWEST_ENTRIES, MOST_ENTRIES, Boundaries, InnerBuilder, LeafRef
+from safehold.vault.tree import LeafRef
+from safehold.vault.tree_builder import FEWEST_ENTRIES, MOST_ENTRIES, Boundaries, InnerBuilder
 
 __all__ = ["store_tree"]
 

@@ -9,6 +9,7 @@ the walk. It can be thrown away at any time; the next backup then reads everythi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import tempfile
@@ -131,10 +132,14 @@ class TreeCacheWriter:
         self._compressor = zstandard.ZstdCompressor(level=1)
         self._number = 1
         self._usable = True
+        self._stack = contextlib.ExitStack()
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Pages first: the header, which comes in front of them, is known only at the end.
             self._file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - closed by __exit__
+            # What it still holds back may not fit either; by then it has been given up.
+            self._stack.enter_context(contextlib.suppress(OSError))
+            self._stack.callback(self._file.close)
         except OSError as error:
             self._give_up(error)
 
@@ -148,8 +153,7 @@ class TreeCacheWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._usable:
-            self._file.close()
+        self._stack.close()
 
     def _frame(self, number: int, plain: bytes) -> bytes:
         sealed = seal_body(self._key, self._vault, f"tree cache {number}", self._compressor.compress(plain))

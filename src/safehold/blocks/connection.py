@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ from safehold.wire import nbd_protocol as nbd
 from safehold.wire.nbd_handshake import Agreed, Handshake, HangUp
 from safehold.wire.nbd_outlet import Outlet
 from safehold.wire.nbd_replies import CAPACITY, Replies
+from safehold.wire.peer import peer_process
 
 __all__ = ["Connection"]
 
@@ -50,6 +50,10 @@ class Connection:
         self._progress = progress
         self._stopping = False
         self._gone = False
+        self.export = ""
+        """The name of what it uses, or nothing before that is settled."""
+        self.process = peer_process(client)
+        """The client's process."""
 
     def serve(self) -> None:
         """Return when the client has left, broken the protocol or been stopped, and nothing of it is under way."""
@@ -57,6 +61,7 @@ class Connection:
             agreed = self._negotiate()
             if agreed is None:
                 return
+            self.export = agreed.name
             try:
                 self._transmit(agreed)
             finally:
@@ -67,7 +72,9 @@ class Connection:
             self._socket.close()
 
     def stop(self) -> None:
-        """Take no more requests: what is under way ends, what has been received besides is answered with ESHUTDOWN."""
+        """Take no more requests: what is under way ends, what has been received besides is not answered. A client that reconnects sends again
+        what has no answer; one with an error it would pass on.
+        """
         self._stopping = True
         self._shut(socket.SHUT_RD)
 
@@ -158,7 +165,10 @@ class Connection:
                     if command == nbd.CMD_DISC:
                         replies.flush()
                         return
-                error = errno.ESHUTDOWN if self._stopping else refusal(flags, command, offset, length)
+                if self._stopping:
+                    replies.flush()
+                    return
+                error = refusal(flags, command, offset, length)
                 if error:
                     if command == nbd.CMD_READ or command == nbd.CMD_BLOCK_STATUS:
                         replies.failed(cookie, error)
@@ -204,22 +214,14 @@ class Connection:
         self, execution: Execution, flags: int, cookie: int, offset: int, length: int
     ) -> Callable[[Replies], None]:
         def read(late: Replies) -> None:
-            if self._gone:
-                return
-            if self._stopping:
-                late.failed(cookie, errno.ESHUTDOWN)
-            else:
+            if not self._gone and not self._stopping:
                 execution.read(flags, cookie, offset, length, late)
 
         return read
 
     def _late_fetch(self, execution: Execution, cookie: int, offset: int, length: int) -> Callable[[Replies], None]:
         def fetch(late: Replies) -> None:
-            if self._gone:
-                return
-            if self._stopping:
-                late.done(cookie, errno.ESHUTDOWN)
-            else:
+            if not self._gone and not self._stopping:
                 execution.fetch(cookie, offset, length, late)
 
         return fetch

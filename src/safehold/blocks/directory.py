@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import shutil
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import msgspec
-
-from safehold.blocks.epochs import Epochs, seal_together
-from safehold.blocks.ids import BlockIds
-from safehold.blocks.layers import PRESENT
+from safehold.blocks.epochs import seal_together
+from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import (
-    Lineage,
     Snapshot,
-    SnapshotState,
     VolumeFiles,
     VolumeRecord,
     read_record,
     sync_directory,
-    write_record,
 )
-from safehold.blocks.opening import close_volume, create_volume, grow_volume, open_volume
-from safehold.blocks.volume import LiveVolume
+from safehold.blocks.opening import close_volume, create_volume, grow_volume
 from safehold.model.clock import Clock
 from safehold.model.errors import FailedError, UsageError
 from safehold.ports.export import Export
 
-__all__ = ["HeldVolume", "VolumeDirectory", "check_name"]
+__all__ = ["VolumeDirectory", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DELETED = "deleted"
-_KEPT_SNAPSHOTS = 100
-"""Finished snapshots that a record remembers; the vault has their points."""
 
 
 def check_name(name: str) -> None:
@@ -48,105 +39,6 @@ def check_name(name: str) -> None:
             on=name,
             remedy="use up to 64 letters, digits, dots, dashes and underscores, the first a letter or digit",
         )
-
-
-def _report(held: HeldVolume | None, problem: str) -> None:
-    if held is not None:
-        held.problem = problem
-
-
-class HeldVolume:
-    """One open volume, its record, and who uses it. `problem` says what an operator should know, or nothing."""
-
-    def __init__(self, directory: Path, boot: str) -> None:
-        """FailedError where it cannot be opened."""
-        self.files = VolumeFiles(directory)
-        self.record = read_record(self.files)
-        self.problem = ""
-        self.clients = 0
-        self._changing = threading.Lock()
-        # Not bound to this object: in a circle nothing is closed before the garbage collector comes along.
-        mine = weakref.ref(self)
-        opened = open_volume(directory, self.record, boot, lambda problem: _report(mine(), problem))
-        self.volume: LiveVolume = opened.volume
-        self.epochs: Epochs = opened.epochs
-        self.ids = BlockIds(self.files)
-        if self.record.lineage:
-            self.ids.adopt(self.record.lineage.point)
-        if opened.suspect:
-            self.update(suspect=opened.suspect)
-            self.problem = opened.suspect
-        self._reconcile()
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return self.record.name
-
-    def update(self, **changes: object) -> None:
-        """Change the record, durably."""
-        with self._changing:
-            self.record = msgspec.structs.replace(self.record, **changes)
-            write_record(self.files, self.record)
-
-    def change_snapshot(self, identity: str, lineage: Lineage | None = None, **changes: object) -> Snapshot:
-        """Change what the record says of one snapshot, and of the lineage where there is another, durably; returns the snapshot."""
-        with self._changing:
-            all_of_them = tuple(
-                msgspec.structs.replace(one, **changes) if one.id == identity else one for one in self.record.snapshots
-            )
-            done = [one for one in all_of_them if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
-            kept = tuple(one for one in all_of_them if one not in done)
-            self.record = msgspec.structs.replace(self.record, snapshots=kept, lineage=lineage or self.record.lineage)
-            write_record(self.files, self.record)
-        return next(one for one in all_of_them if one.id == identity)
-
-    def _reconcile(self) -> None:
-        """Bring snapshots and epochs together after whatever came between."""
-        pending = {one.epoch: one for one in self.record.pending}
-        for one in pending.values():
-            if one.epoch not in self.epochs.open:
-                self.change_snapshot(
-                    one.id,
-                    state=SnapshotState.FAILED,
-                    problem="the machine went down before the snapshot was on its disk; take another",
-                )
-        for epoch in list(self.epochs.open):
-            if epoch not in pending:
-                done = any(s.epoch == epoch and s.state is SnapshotState.COMPLETED for s in self.record.snapshots)
-                # A seal that nobody recorded belongs to nobody; a completed one only has to be let go of.
-                self.epochs.drop(epoch) if done else self.epochs.give_up(epoch)
-        self.epochs.fold()
-
-    def fail_snapshot(self, snapshot: Snapshot, problem: str, *, compare: bool) -> None:
-        """The oldest pending snapshot will never be a point; with `compare` the next one reads everything."""
-        self.ids.forget()
-        if compare:
-            # First: whoever sees that it failed takes another at once, and that one is to compare everything.
-            self.update(suspect=problem)
-        self.change_snapshot(snapshot.id, state=SnapshotState.FAILED, problem=problem)
-        self.epochs.give_up(snapshot.epoch)
-
-    def complete_snapshot(self, snapshot: Snapshot, lineage: Lineage, *, read: int, stored: int) -> None:
-        """The oldest pending snapshot has become the point of that lineage."""
-        self.ids.keep(lineage.point)
-        self.change_snapshot(
-            snapshot.id,
-            lineage,
-            state=SnapshotState.COMPLETED,
-            point=lineage.point,
-            read=read,
-            stored=stored,
-            problem="",
-        )
-        self.ids.adopt(lineage.point)
-        self.epochs.drop(snapshot.epoch)
-
-    @property
-    def missing(self) -> int:
-        """Blocks that are not all here."""
-        states = self.volume.maps.states
-        return states.length - states.cells[: states.length].count(PRESENT)
 
 
 class VolumeDirectory:
@@ -174,22 +66,35 @@ class VolumeDirectory:
         self._volumes: dict[str, HeldVolume] = {}
         for directory in sorted(root.iterdir()):
             if directory.is_dir() and not directory.name.startswith(".") and directory.name != _DELETED:
-                try:
-                    self._volumes[directory.name] = HeldVolume(directory, boot)
-                except FailedError as error:
-                    self.broken[directory.name] = error
-                except OSError as error:
-                    self.broken[directory.name] = FailedError(
-                        f"the volume cannot be opened ({error.strerror})",
-                        on=str(error.filename or directory),
-                        remedy="see that the disk below has room and can be written to, and restart the service",
-                    )
+                self._open(directory)
+
+    def _open(self, directory: Path) -> None:
+        """Have a volume among those that are open, or among the broken."""
+        self._volumes.pop(directory.name, None)
+        try:
+            self._volumes[directory.name] = HeldVolume(directory, self._boot)
+        except FailedError as error:
+            self.broken[directory.name] = error
+        except OSError as error:
+            self.broken[directory.name] = FailedError(
+                f"the volume cannot be opened ({error.strerror})",
+                on=str(error.filename or directory),
+                remedy="see that the disk below has room and can be written to, and restart the service",
+            )
+        except Exception as error:  # the last line of defence: one volume's damage is not another's
+            self.broken[directory.name] = FailedError(
+                f"the volume cannot be opened, its files are damaged ({type(error).__name__}: {error})",
+                on=str(directory),
+                remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+            )
 
     def close(self) -> None:
         """Put all volumes away in order; what is pending goes on the next time."""
         with self._lock:
             for held in self._volumes.values():
-                close_volume(held.volume, held.epochs)
+                # One that cannot be put away says so itself; its maps count as after a crash.
+                with contextlib.suppress(OSError):
+                    close_volume(held.volume, held.epochs)
             self._volumes = {}
             os.close(self._claim)
 
@@ -247,7 +152,11 @@ class VolumeDirectory:
         try:
             # Reading a point's map may take its time; clients of other volumes come and go meanwhile.
             create_volume(self.root / record.name, record, missing, ids)
-            held = HeldVolume(self.root / record.name, self._boot)
+            try:
+                held = HeldVolume(self.root / record.name, self._boot)
+            except BaseException:
+                shutil.rmtree(self.root / record.name)
+                raise
             with self._lock:
                 self._volumes[record.name] = held
             return held
@@ -262,16 +171,24 @@ class VolumeDirectory:
         with self._lock:
             held = self._idle(name, "deleted")
             before(name)
-            held.update(deleted=self._clock.now())
             close_volume(held.volume, held.epochs)
             bin_ = self.root / _DELETED
-            bin_.mkdir(exist_ok=True, mode=0o700)
-            place = bin_ / f"{name}.{held.record.uuid[:8]}"
-            os.replace(held.files.directory, place)
+            place = self._place(held.record)
+            try:
+                held.update(deleted=self._clock.now())
+                bin_.mkdir(exist_ok=True, mode=0o700)
+                os.replace(held.files.directory, place)
+            except BaseException:
+                # It was put away: what is written to it from here on has to be after another opening.
+                self._open(held.files.directory)
+                raise
+            del self._volumes[name]
             sync_directory(self.root)
             sync_directory(bin_)
-            del self._volumes[name]
             return place
+
+    def _place(self, record: VolumeRecord) -> Path:
+        return self.root / _DELETED / f"{record.name}.{record.uuid[:8]}"
 
     def deleted(self) -> list[VolumeRecord]:
         """What lies in the recycle bin."""
@@ -286,19 +203,15 @@ class VolumeDirectory:
             mine = sorted((r for r in self.deleted() if r.name == name), key=lambda r: r.deleted)
             if not mine:
                 raise UsageError("no such volume in the recycle bin", on=name, remedy="safehold volume list --deleted")
-            os.replace(self.root / _DELETED / f"{name}.{mine[-1].uuid[:8]}", self.root / name)
+            os.replace(self._place(mine[-1]), self.root / name)
             sync_directory(self.root)
             held = self._volumes[name] = HeldVolume(self.root / name, self._boot)
             held.update(deleted=0.0)
             return held
 
-    def empty_bin(self, before: float) -> list[str]:
-        """Delete for good what was put into the recycle bin before that time, seconds since 1970; returns the names."""
-        with self._lock:
-            old = [record for record in self.deleted() if record.deleted < before]
-            for record in old:
-                shutil.rmtree(self.root / _DELETED / f"{record.name}.{record.uuid[:8]}")
-            return [record.name for record in old]
+    def remove(self, record: VolumeRecord) -> None:
+        """Delete for good what lies in the recycle bin. OSError."""
+        shutil.rmtree(self._place(record))
 
     def resize(self, name: str, size: int, before: Callable[[str], None]) -> HeldVolume:
         """Make a volume larger; what is added is zeros. UsageError while it is in use or has snapshots on their way; `before` as for
@@ -306,6 +219,8 @@ class VolumeDirectory:
         """
         with self._lock:
             held = self._idle(name, "resized")
+            if held.volume.read_only:
+                raise FailedError("the volume is read-only", on=name, remedy=f"see safehold volume show {name}")
             if size <= held.record.size:
                 raise UsageError(
                     "a volume can only grow",
@@ -320,8 +235,8 @@ class VolumeDirectory:
                 grow_volume(held.files, held.record, size)
             finally:
                 # Whatever came of it: the record tells which size counts, and what is longer than that does no harm.
-                self._volumes[name] = HeldVolume(held.files.directory, self._boot)
-            return self._volumes[name]
+                self._open(held.files.directory)
+            return self.get(name)
 
     def _idle(self, name: str, what: str) -> HeldVolume:
         held = self.get(name)
@@ -336,7 +251,9 @@ class VolumeDirectory:
     def seal(
         self, names: Sequence[str], describe: Callable[[HeldVolume, tuple[float, float]], Snapshot]
     ) -> list[Snapshot]:
-        """Seal volumes at one instant; `describe` makes each one's snapshot from when the gate was closed."""
+        """Seal volumes at one instant; `describe` makes each one's snapshot from when the gate was closed. OSError where that cannot be put on
+        record: there is no snapshot then.
+        """
         with self._lock:
             volumes = [self.get(name) for name in names]
             prepared = [held.epochs.prepare() for held in volumes]
@@ -344,9 +261,18 @@ class VolumeDirectory:
                 if held.record.suspect:
                     held.epochs.suspect()
             taken = seal_together([held.epochs for held in volumes], prepared)
-            snapshots = []
-            for held in volumes:
-                snapshot = describe(held, taken)
-                snapshots.append(snapshot)
-                held.update(suspect="", snapshots=(*held.record.snapshots, snapshot))
+            snapshots: list[Snapshot] = []
+            try:
+                for held in volumes:
+                    snapshot = describe(held, taken)
+                    held.update(suspect="", snapshots=(*held.record.snapshots, snapshot))
+                    snapshots.append(snapshot)
+            except BaseException:
+                for held, snapshot in zip(volumes, snapshots, strict=False):
+                    with contextlib.suppress(OSError):
+                        held.fail_snapshot(snapshot, "it could not be put on record for all volumes", compare=False)
+                for held, ready in list(zip(volumes, prepared, strict=True))[len(snapshots) :]:
+                    with contextlib.suppress(OSError):
+                        held.epochs.give_up(ready.epoch - 1)
+                raise
             return snapshots

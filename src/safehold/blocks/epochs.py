@@ -27,10 +27,10 @@ MOST_EPOCHS = 8
 class LiveHeader:
     """The file `live.map`: which boot the maps are of, which epoch is the current one, and whether they were put away in order.
 
-    Mapped, so that a seal is one store to memory and outlives the process.
+    Mapped, so that a seal is one store to memory and outlives the process. And whether the disk below has failed the volume: that stays.
     """
 
-    _FORM = struct.Struct("<8sB7xQ64s")
+    _FORM = struct.Struct("<8sBB6xQ64s")
     _MAGIC = b"SHLIVE01"
 
     def __init__(self, path: Path) -> None:
@@ -43,15 +43,26 @@ class LiveHeader:
 
     def read(self) -> tuple[bool, int, str]:
         """(put away in order, current epoch, boot); epoch 0 where the file says nothing."""
-        magic, clean, epoch, boot = self._FORM.unpack_from(self._page)
+        magic, clean, _, epoch, boot = self._FORM.unpack_from(self._page)
         if magic != self._MAGIC:
             return False, 0, ""
         return bool(clean), epoch, boot.rstrip(b"\0").decode(errors="replace")
 
     def write(self, *, clean: bool, epoch: int, boot: str) -> None:
         """Say all of it, durably."""
-        self._FORM.pack_into(self._page, 0, self._MAGIC, clean, epoch, boot.encode()[:64])
+        self._FORM.pack_into(self._page, 0, self._MAGIC, clean, self.failed, epoch, boot.encode()[:64])
         self._page.flush()
+
+    @property
+    def failed(self) -> bool:
+        """True where something that was written did not reach the disk."""
+        return bool(self._page[9])
+
+    def fail(self) -> None:
+        """Say so, durably where that can still be."""
+        self._page[9] = 1
+        with contextlib.suppress(OSError):
+            self._page.flush()
 
     def put_away(self) -> None:
         """The maps are on the disk as they are."""
@@ -76,7 +87,7 @@ class Prepared:
 
 
 class Epochs:
-    """The sealed epochs of one volume, oldest first. One thread at a time may end them; seals may come from another."""
+    """The sealed epochs of one volume, oldest first. Thread-safe; whoever reads an epoch has to see that nobody ends it."""
 
     def __init__(
         self,
@@ -103,7 +114,13 @@ class Epochs:
         return self._sealed[epoch]
 
     def prepare(self) -> Prepared:
-        """FailedError where too many epochs are open already."""
+        """FailedError where too many epochs are open already, and for a volume that its disk has failed."""
+        if self.volume.read_only:
+            raise FailedError(
+                "the disk below failed to write, and what the volume has now may not be what was written",
+                on=self._record.name,
+                remedy="restore its last snapshot to another volume: safehold restore NAME@latest --to volume:OTHER",
+            )
         if len(self._sealed) >= MOST_EPOCHS:
             raise FailedError(
                 f"{len(self._sealed)} snapshots are still on their way to the vault",
@@ -123,7 +140,7 @@ class Epochs:
     def settle(self, epoch: int) -> None:
         """Have a sealed epoch survive a power loss: its writers out, its data and maps on the disk. OSError."""
         self.volume.gate.drain()
-        self._sealed[epoch].sync()
+        self._sync(self._sealed[epoch])
         self.volume.note([Change(ChangeKind.SEALED, epoch, 0, 0, 1)])
         self.volume.flush()
 
@@ -136,25 +153,33 @@ class Epochs:
     def drop(self, epoch: int) -> None:
         """The oldest sealed epoch has reached the vault: nothing is held for it any more."""
         with self._working:
-            gate = self.volume.gate
-            with gate.lock:
-                dirty = self._sealed.pop(epoch)
-                phase = gate.phase
-                held = tuple(one for one in phase.held if one is not dirty)
-                gate.switch(Phase(phase.epoch, phase.dirty, held, phase.overlays))
-            self.volume.note([Change(ChangeKind.DRAINED, epoch, 0, 0, 1)])
-            self.volume.flush()
-            dirty.path.unlink(missing_ok=True)
-            self._fold()
+            self._drop(epoch)
+
+    def _drop(self, epoch: int) -> None:
+        gate = self.volume.gate
+        with gate.lock:
+            dirty = self._sealed.pop(epoch)
+            phase = gate.phase
+            held = tuple(one for one in phase.held if one is not dirty)
+            gate.switch(Phase(phase.epoch, phase.dirty, held, phase.overlays))
+        self.volume.note([Change(ChangeKind.DRAINED, epoch, 0, 0, 1)])
+        self.volume.flush()
+        dirty.path.unlink(missing_ok=True)
+        self._fold()
 
     def give_up(self, epoch: int) -> None:
-        """The oldest sealed epoch will never reach the vault: what it changed counts as changed in the next one."""
-        with self.volume.gate.lock:
-            later = [self._sealed[one] for one in self._sealed if one > epoch] or [self.volume.gate.phase.dirty]
-        for start, end in self._sealed[epoch].runs():
-            later[0].fill(start, end, 1)
-        later[0].sync()
-        self.drop(epoch)
+        """A sealed epoch will never reach the vault: what it changed counts as changed in the next one."""
+        with self._working:
+            with self.volume.gate.lock:
+                later = [self._sealed[one] for one in self._sealed if one > epoch] or [self.volume.gate.phase.dirty]
+            for start, end in self._sealed[epoch].runs():
+                later[0].fill(start, end, 1)
+            self._sync(later[0])
+            self._drop(epoch)
+
+    def _sync(self, dirty: BlockMap) -> None:
+        with self.volume.failing():
+            dirty.sync()
 
     def suspect(self) -> None:
         """Everything counts as changed since the last seal."""

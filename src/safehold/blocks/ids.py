@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from blake3 import blake3
 
 from safehold.blocks.layers import DataFile
 from safehold.blocks.layout import VolumeFiles, sync_directory
+from safehold.model.writing import write_all
 
 __all__ = ["BlockIds", "write_ids"]
 
 _ID = 32
 _POINT = 32
+_HEAD = 32 + _POINT
+"""Bytes before the runs: a digest over the point's name and the digest of the runs, and the name."""
 _RUN = struct.Struct("<QQ?")
+_PIECE = 1 << 20
 
 
 class BlockIds:
     """32 bytes for each of the vault's blocks, zeros for a block of zeros. A sparse file, read where it is asked for.
 
-    `remember` collects what a snapshot in the making changes; `keep` and `adopt` make that the ids, in two steps that a power
-    loss may come between. A point's name has at most 32 characters.
+    `remember` collects what a snapshot in the making changes, in a file of its own: that is as much as all ids of a volume. `keep` and `adopt`
+    make it the ids, in two steps that a power loss may come between; either can be tried again. A point's name has at most 32 characters.
     """
 
     def __init__(self, files: VolumeFiles) -> None:
         self._files = files
-        self._fresh: list[tuple[int, int, bytes]] = []
+        self._writing = threading.Lock()
+        self._digest: blake3 | None = None
+        """Of the runs that are collected; None where nothing is."""
 
     def read(self, first: int, count: int) -> list[bytes]:
         """The ids of consecutive blocks; beyond what the file has, blocks are zeros."""
@@ -37,51 +45,76 @@ class BlockIds:
         return [data[at : at + _ID] for at in range(0, len(data), _ID)]
 
     def remember(self, first: int, identities: Iterable[bytes]) -> None:
-        """Blocks that were read and stored. From several threads."""
+        """Blocks that were read and stored. From several threads. OSError."""
         joined = b"".join(identities)
-        self._fresh.append((first, len(joined) // _ID, joined))
+        self._collect(_RUN.pack(first, len(joined) // _ID, True) + joined)
 
     def remember_zeros(self, first: int, count: int) -> None:
-        """Blocks that are zeros. From several threads."""
-        self._fresh.append((first, count, b""))
+        """Blocks that are zeros. From several threads. OSError."""
+        self._collect(_RUN.pack(first, count, False))
+
+    def _collect(self, run: bytes) -> None:
+        with self._writing:
+            if self._digest is None:
+                self._digest = self._begin()
+            with open(self._files.ids_delta, "ab") as out:
+                out.write(run)
+            self._digest.update(run)
+
+    def _begin(self) -> blake3:
+        with open(self._files.ids_delta, "wb", opener=_private) as out:
+            out.write(bytes(_HEAD))
+        return blake3()
 
     def forget(self) -> None:
         """The snapshot in the making failed."""
-        self._fresh = []
+        with self._writing:
+            self._digest = None
+            self._files.ids_delta.unlink(missing_ok=True)
 
     def keep(self, point: str) -> None:
-        """Make what is remembered durable beside the ids, before the record names the point that they are of."""
-        body = b"".join(_RUN.pack(first, count, bool(ids)) + ids for first, count, ids in sorted(self._fresh))
-        body = point.encode().ljust(_POINT, b"\0") + body
-        with open(self._files.ids_delta, "wb", opener=_private) as out:
-            out.write(blake3(body).digest())
-            out.write(body)
-            out.flush()
-            os.fsync(out.fileno())
-        sync_directory(self._files.directory)
-        self._fresh = []
+        """Make what is remembered durable beside the ids, before the record names the point that they are of. OSError."""
+        with self._writing:
+            if self._digest is None:
+                self._digest = self._begin()
+            name = _named(point)
+            with open(self._files.ids_delta, "r+b") as out:
+                out.write(blake3(name + self._digest.digest()).digest() + name)
+                out.flush()
+                os.fsync(out.fileno())
+            sync_directory(self._files.directory)
 
     def adopt(self, point: str) -> None:
         """Put what was kept for the point into the ids; harmless a second time. What was kept for another one never became the
-        volume's last point, and goes.
+        volume's last point, and goes. OSError.
         """
         try:
-            data = self._files.ids_delta.read_bytes()
+            delta = open(self._files.ids_delta, "rb")  # noqa: SIM115, it need not be there
         except FileNotFoundError:
             return
-        digest, body = data[:32], data[32:]
-        if blake3(body).digest() == digest and body[:_POINT].rstrip(b"\0").decode() == point:
-            ids, at = DataFile(self._files.ids), _POINT
-            while at < len(body):
-                first, count, listed = _RUN.unpack_from(body, at)
-                at += _RUN.size
-                if listed:
-                    ids.write(first * _ID, memoryview(body)[at : at + count * _ID])
-                    at += count * _ID
-                else:
-                    ids.zero(first * _ID, count * _ID)
-            ids.sync()
-        self._files.ids_delta.unlink()
+        with delta:
+            head, name = delta.read(_HEAD), _named(point)
+            digest = blake3()
+            while piece := delta.read(_PIECE):
+                digest.update(piece)
+            if head == blake3(name + digest.digest()).digest() + name:
+                delta.seek(_HEAD)
+                self._put(delta)
+        self.forget()
+
+    def _put(self, delta: BinaryIO) -> None:
+        ids = DataFile(self._files.ids)
+        while run := delta.read(_RUN.size):
+            first, count, listed = _RUN.unpack(run)
+            if listed:
+                ids.write(first * _ID, memoryview(delta.read(count * _ID)))
+            else:
+                ids.zero(first * _ID, count * _ID)
+        ids.sync()
+
+
+def _named(point: str) -> bytes:
+    return point.encode().ljust(_POINT, b"\0")
 
 
 def write_ids(path: Path, pieces: Iterable[tuple[int, bytes]]) -> None:
@@ -89,7 +122,7 @@ def write_ids(path: Path, pieces: Iterable[tuple[int, bytes]]) -> None:
     with open(path, "wb", opener=_private) as out:
         for first, ids in pieces:
             if ids.strip(b"\0"):
-                os.pwrite(out.fileno(), ids, first * _ID)
+                write_all(out.fileno(), first * _ID, ids)
         os.fsync(out.fileno())
 
 

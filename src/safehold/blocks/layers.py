@@ -190,12 +190,14 @@ class Gate:
         else:
             old.idle.set()
 
-    def drain(self) -> None:
-        """Return when no writer is left in any phase that is no longer in force."""
+    def drain(self, before: Phase | None = None) -> None:
+        """Return when no writer is left in any phase that was in force before a certain one, else in any that is no longer in force. A writer
+        waits for phases before its own alone, so that no two wait for each other.
+        """
         while True:
             with self.lock:
                 self._retired = [phase for phase in self._retired if phase.writers]
-                if not self._retired:
-                    return
-                oldest = self._retired[0]
+                oldest = next(iter(self._retired), before)
+            if oldest is None or oldest is before:
+                return
             oldest.idle.wait()

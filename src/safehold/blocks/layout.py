@@ -76,7 +76,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a volume is. `block` and `size` in bytes; `origin` is the point that it is filled in from, as RESOURCE@ID, or nothing.
 
     `suspect` says why the map of changes cannot be believed, so that the next snapshot compares everything. `deleted` is when it
-    was put into the recycle bin, 0 for a volume in use.
+    was put into the recycle bin, 0 for a volume in use. `failed` says how the disk below failed the volume, which is read-only from then on.
     """
 
     name: str
@@ -92,6 +92,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     suspect: str = ""
     snapshots: tuple[Snapshot, ...] = ()
     deleted: float = 0.0
+    failed: str = ""
 
     @property
     def blocks(self) -> int:

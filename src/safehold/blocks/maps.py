@@ -6,12 +6,13 @@ set neighbours without a lock.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["BlockMap", "SectorMap"]
+__all__ = ["BlockMap", "Maps", "SectorMap"]
 
 _PIECE = 1 << 20
 _FLAGS = bytes((0,)) + bytes((1,)) * 255
@@ -28,6 +29,7 @@ class BlockMap:
         self.length = length
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            _check_length(descriptor, path, length)
             # A map cannot be empty.
             self.cells = mmap.mmap(descriptor, max(length, 1))
         finally:
@@ -64,10 +66,11 @@ class SectorMap:
     """
 
     def __init__(self, path: Path, length: int) -> None:
-        """The file has to be there. OSError."""
+        """The file has to be there and long enough. OSError."""
         self.path = path
         self.length = length
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        _check_length(self._descriptor, path, length)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -122,6 +125,28 @@ class SectorMap:
     def sync(self) -> None:
         """Return when all that is set is durable. OSError where it cannot be."""
         os.fdatasync(self._descriptor)
+
+
+def _check_length(descriptor: int, path: Path, length: int) -> None:
+    there = os.fstat(descriptor).st_size
+    if there < length:
+        raise OSError(errno.EIO, f"the map has {there} bytes, and {length} belong to it", str(path))
+
+
+class Maps:
+    """What is known of the blocks of a volume and of the sectors of partial ones."""
+
+    def __init__(self, states: BlockMap, sectors: SectorMap, per_block: int, valid_sectors: int) -> None:
+        """`per_block` sectors make a block; `valid_sectors` is where the volume ends."""
+        self.states = states
+        self.sectors = sectors
+        self.per_block = per_block
+        self.valid_sectors = valid_sectors
+
+    def span(self, block: int) -> tuple[int, int]:
+        """The sectors of a block that lie within the volume."""
+        low = block * self.per_block
+        return low, min(low + self.per_block, self.valid_sectors)
 
 
 def runs_of(cells: bytes) -> Iterator[tuple[int, int]]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
+from safehold.blocks.checkpoint import ChangeKind, CheckpointLog
 from safehold.blocks.epochs import Epochs, LiveHeader, Prepared
 from safehold.blocks.ids import write_ids
-from safehold.blocks.layers import PARTIAL, PRESENT, DataFile, Overlay, Phase
+from safehold.blocks.layers import PRESENT, DataFile, Overlay, Phase
 from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, sync_directory, write_record
-from safehold.blocks.maps import BlockMap, SectorMap
-from safehold.blocks.volume import LiveVolume, Maps
+from safehold.blocks.maps import BlockMap, Maps, SectorMap
+from safehold.blocks.summary import block_states, everything
+from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
 
 __all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume"]
+
+
+_LOST = "the disk below failed to write, so what the volume has may not be what was written: it is read-only"
+_COMPARES = "the next snapshot compares everything"
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,11 @@ def create_volume(
         states.fill(0, record.blocks, PRESENT)
         for start, end in missing:
             states.fill(start, end, 0)
-        SectorMap.create(files.sectors, record.sectors)
-        BlockMap.create(files.dirty(1), record.blocks)
-        CheckpointLog.write_new(files.checkpoint, _states(states))
+        # The header says that the maps can be believed, after a power loss too.
+        states.sync()
+        SectorMap.create(files.sectors, record.sectors).sync()
+        BlockMap.create(files.dirty(1), record.blocks).sync()
+        CheckpointLog.write_new(files.checkpoint, block_states(states))
         write_ids(files.ids, ids)
         LiveHeader(files.live).write(clean=True, epoch=1, boot="")
         write_record(files, record)
@@ -75,16 +81,31 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
     """Open a volume after an orderly end, after a crash of the service, or after a power loss. FailedError where its files are damaged.
 
     After a crash on the same boot (or an orderly end) the maps are believed: the page cache outlives the process. After a
-    power loss they are made anew from the checkpoint, everything counts as changed, and sealed epochs that had not been
-    made durable are lost as such (their writes are not).
+    power loss, and where the maps of what is there are missing or short, they are made anew from the checkpoint, everything counts as
+    changed, and sealed epochs that had not been made durable are lost as such (their writes are not). Where a map of changes is missing
+    or short, everything counts as changed. A volume that its disk has failed is read-only.
     """
     files = VolumeFiles(directory)
     try:
         header = LiveHeader(files.live)
+        if record.failed:
+            header.fail()
         clean, current, last_boot = header.read()
-        if current and (clean or last_boot == boot):
-            return _trusting(files, record, header, current, boot, report)
-        return _rebuilding(files, record, header, boot, report)
+        if not current or not (clean or last_boot == boot):
+            return _rebuilding(
+                files, record, header, boot, report, "this machine went down without putting the volume away"
+            )
+        lost = _lost_states(files, record)
+        if lost:
+            return _rebuilding(
+                files,
+                record,
+                header,
+                boot,
+                report,
+                f"what the volume has is known from its last flush, {lost} is damaged",
+            )
+        return _trusting(files, record, header, current, boot, report)
     except OSError as error:
         raise FailedError(
             f"the volume cannot be opened ({error.strerror})",
@@ -94,13 +115,18 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
 
 
 def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
-    """Put a volume away in order: its maps can be believed after a reboot too. OSError where something cannot be written."""
+    """Put a volume away in order: its maps can be believed after a reboot too. OSError where something cannot be written. A volume that its disk
+    has failed is left as it is.
+    """
+    if volume.read_only:
+        return
     epochs.settle_all()
     maps, phase = volume.maps, volume.gate.phase
-    for blocks in (maps.states, phase.dirty, *phase.held):
-        blocks.sync()
-    for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
-        sectors.sync()
+    with volume.failing():
+        for blocks in (maps.states, phase.dirty, *phase.held):
+            blocks.sync()
+        for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
+            sectors.sync()
     epochs.header.put_away()
 
 
@@ -149,23 +175,29 @@ def _trusting(
         Overlay(epoch, DataFile(files.overlay(epoch)), SectorMap(files.overlay_sectors(epoch), record.sectors))
         for epoch in reversed(files.epochs("ov"))
     )
-    sealed = {epoch: BlockMap(files.dirty(epoch), record.blocks) for epoch in files.epochs("dirty") if epoch < current}
-    phase = Phase(current, BlockMap(files.dirty(current), record.blocks), tuple(sealed.values()), overlays)
+    there = {*files.epochs("dirty"), *(one.epoch for one in record.pending), current}
+    lost = [epoch for epoch in sorted(there) if not _whole(files.dirty(epoch), record.blocks)]
+    # A snapshot whose map is missing is none: an opening after a power loss that was cut short may have dropped it already.
+    sealed = {epoch: _dirty(files, record, epoch) for epoch in files.epochs("dirty") if epoch < current}
+    phase = Phase(current, _dirty(files, record, current), tuple(sealed.values()), overlays)
     opened = _assemble(files, record, header, maps, phase, sealed, report)
     header.write(clean=False, epoch=current, boot=boot)
-    return Opened(*opened, "", frozenset())
+    suspect = f"the map of changes was damaged ({files.dirty(lost[0]).name}): {_COMPARES}" if lost else ""
+    return Opened(*opened, _LOST if header.failed else suspect, frozenset())
 
 
 def _rebuilding(
-    files: VolumeFiles, record: VolumeRecord, header: LiveHeader, boot: str, report: Callable[[str], None]
+    files: VolumeFiles, record: VolumeRecord, header: LiveHeader, boot: str, report: Callable[[str], None], why: str
 ) -> Opened:
+    # First: where the log is damaged, the maps that it would replace stay as they are.
+    changes = CheckpointLog.read(files.checkpoint)
     states = BlockMap.create(files.states, record.blocks)
     sectors = SectorMap.create(files.sectors, record.sectors)
     masks: dict[int, SectorMap] = {}
     settled: set[int] = set()
     drained: set[int] = set()
     there = set(files.epochs("ov"))
-    for change in CheckpointLog.read(files.checkpoint):
+    for change in changes:
         end = change.start + change.cells
         if change.kind is ChangeKind.STATE:
             states.fill(change.start, end, change.value)
@@ -183,7 +215,7 @@ def _rebuilding(
     maps = Maps(states, sectors, record.block // SECTOR, -(-record.size // SECTOR))
     every = {*files.epochs("dirty"), *there}
     held = sorted((settled - drained) & set(files.epochs("dirty")))
-    sealed = {epoch: BlockMap(files.dirty(epoch), record.blocks) for epoch in held}
+    sealed = {epoch: _dirty(files, record, epoch) for epoch in held}
     for epoch in every:
         if epoch not in sealed:
             files.dirty(epoch).unlink(missing_ok=True)
@@ -193,14 +225,13 @@ def _rebuilding(
     overlays = tuple(
         Overlay(epoch, DataFile(files.overlay(epoch)), masks[epoch]) for epoch in sorted(masks, reverse=True)
     )
-    fresh = Prepared(files, record, max(every, default=0) + 1)
+    fresh = Prepared(files, record, max((*every, *(one.epoch for one in record.snapshots)), default=0) + 1)
     fresh.dirty.fill(0, record.blocks, 1)
     fresh.dirty.sync()
     phase = Phase(fresh.epoch, fresh.dirty, tuple(sealed.values()), (fresh.overlay, *overlays))
     opened = _assemble(files, record, header, maps, phase, sealed, report)
     header.write(clean=False, epoch=fresh.epoch, boot=boot)
-    suspect = "this machine went down without putting the volume away: the next snapshot compares everything"
-    return Opened(*opened, suspect, frozenset(every - set(sealed)))
+    return Opened(*opened, _LOST if header.failed else f"{why}: {_COMPARES}", frozenset(every - set(sealed)))
 
 
 def _assemble(
@@ -213,14 +244,25 @@ def _assemble(
     report: Callable[[str], None],
 ) -> tuple[LiveVolume, Epochs]:
     data = DataFile(files.data)
-    # The log starts anew from the maps as they are, so what they say has to be on the disk before.
-    data.sync()
-    for overlay in phase.overlays:
-        overlay.file.sync()
-    for dirty in sealed.values():
-        dirty.sync()
-    log = CheckpointLog.write_new(files.checkpoint, _everything(maps, phase, sealed))
-    volume = LiveVolume(record.size, record.block, data, maps, phase, log, report)
+    if header.failed:
+        # What the disk lost counts as written to the kernel; what the log says is still true.
+        log = CheckpointLog(files.checkpoint)
+    else:
+        try:
+            # The log starts anew from the maps as they are, so what they say has to be on the disk before.
+            data.sync()
+            for overlay in phase.overlays:
+                overlay.file.sync()
+            for dirty in sealed.values():
+                dirty.sync()
+        except OSError:
+            # The kernel says so once.
+            header.fail()
+            raise
+        log = CheckpointLog.write_new(files.checkpoint, everything(maps, phase, sealed))
+    volume = LiveVolume(record.size, record.block, data, maps, phase, log, report, header.fail)
+    volume.read_only = header.failed
+    volume.settled.update(sealed)
     return volume, Epochs(volume, files, record, header, sealed)
 
 
@@ -233,33 +275,27 @@ def _maps(files: VolumeFiles, record: VolumeRecord) -> Maps:
     )
 
 
+def _whole(path: Path, length: int) -> bool:
+    """True where a map is there, and as long as it has to be."""
+    return path.exists() and path.stat().st_size >= length
+
+
+def _lost_states(files: VolumeFiles, record: VolumeRecord) -> str:
+    """The name of a map of what is there that is missing or short, or nothing."""
+    maps = [(files.states, record.blocks), (files.sectors, record.sectors)]
+    maps += [(files.overlay_sectors(epoch), record.sectors) for epoch in files.epochs("ov")]
+    return next((path.name for path, length in maps if not _whole(path, length)), "")
+
+
+def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:
+    """The map of the blocks that an epoch changed; where it is missing or short, that is all of them."""
+    if _whole(files.dirty(epoch), record.blocks):
+        return BlockMap(files.dirty(epoch), record.blocks)
+    dirty = BlockMap.create(files.dirty(epoch), record.blocks)
+    dirty.fill(0, record.blocks, 1)
+    return dirty
+
+
 def _remove(files: VolumeFiles, epoch: int) -> None:
     for path in (files.dirty(epoch), files.overlay(epoch), files.overlay_sectors(epoch)):
         path.unlink(missing_ok=True)
-
-
-def _states(states: BlockMap) -> Iterator[Change]:
-    at = 0
-    for value, run in itertools.groupby(states.cells[: states.length]):
-        count = sum(1 for _ in run)
-        yield Change(ChangeKind.STATE, 0, at, count, value)
-        at += count
-
-
-def _everything(maps: Maps, phase: Phase, sealed: dict[int, BlockMap]) -> Iterator[Change]:
-    at = 0
-    for change in _states(maps.states):
-        yield change
-        if change.value == PARTIAL:
-            for block in range(change.start, change.start + change.cells):
-                low, high = maps.span(block)
-                for start, end in maps.sectors.runs(low, high):
-                    yield Change(ChangeKind.SECTOR, 0, start, end - start, 1)
-        at += change.cells
-    for overlay in phase.overlays:
-        # An overlay that has nothing is named too: it is in force.
-        yield Change(ChangeKind.OVERLAY, overlay.epoch, 0, 0, 0)
-        for start, end in overlay.sectors.runs():
-            yield Change(ChangeKind.OVERLAY, overlay.epoch, start, end - start, 1)
-    for epoch in sealed:
-        yield Change(ChangeKind.SEALED, epoch, 0, 0, 1)

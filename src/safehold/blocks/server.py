@@ -104,6 +104,11 @@ class NbdServer:
             with self._lock:
                 del self._serving[connection]
 
+    def processes(self, name: str) -> set[int]:
+        """The processes that are clients of an export; those of other namespaces are left out."""
+        with self._lock:
+            return {one.process for one in self._serving if one.export == name} - {0}
+
     def stop(self, grace: float = 10.0) -> None:
         """Let nobody in, let requests under way end, flush, hang up; returns when that is done. A client that has not taken
         its replies after `grace` seconds is cut off. May be called twice.

@@ -10,12 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
+from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog, NoRoom
 from safehold.blocks.layers import MISSING, PARTIAL, PRESENT, REGION, DataFile, Gate, Overlay, Phase
 from safehold.blocks.layout import SECTOR
-from safehold.blocks.maps import BlockMap, SectorMap, runs_of
+from safehold.blocks.maps import Maps, runs_of
+from safehold.blocks.summary import everything
 
-__all__ = ["LiveVolume", "Maps"]
+__all__ = ["LiveVolume"]
 
 _LOCKS = 64
 _MOST_CHANGES = 50_000
@@ -23,22 +24,6 @@ _MOST_CHANGES = 50_000
 
 _BASE = -1
 _ABSENT = -2
-
-
-class Maps:
-    """What is known of the blocks of a volume and of the sectors of partial ones."""
-
-    def __init__(self, states: BlockMap, sectors: SectorMap, per_block: int, valid_sectors: int) -> None:
-        """`per_block` sectors make a block; `valid_sectors` is where the volume ends."""
-        self.states = states
-        self.sectors = sectors
-        self.per_block = per_block
-        self.valid_sectors = valid_sectors
-
-    def span(self, block: int) -> tuple[int, int]:
-        """The sectors of a block that lie within the volume."""
-        low = block * self.per_block
-        return low, min(low + self.per_block, self.valid_sectors)
 
 
 class LiveVolume:
@@ -57,15 +42,20 @@ class LiveVolume:
         phase: Phase,
         log: CheckpointLog,
         report: Callable[[str], None],
+        fail: Callable[[], None],
     ) -> None:
-        """`report` is told what an operator has to know: why the volume became read-only, what could not be fetched."""
+        """`report` is told what an operator has to know: why the volume became read-only, what could not be fetched. `fail` is called
+        when the volume becomes read-only, and has to see that it stays so.
+        """
         self.size, self.block = size, block
         self.data, self.maps, self.gate = data, maps, Gate(phase)
         self._states = maps.states.cells
         self.fetch: Callable[[int], None] | None = None
         """Makes a missing block present by calling `fill`; DamageError or OSError where it cannot."""
         self._log = log
-        self._report = report
+        self.settled: set[int] = set()
+        """Sealed epochs that survive a power loss."""
+        self._report, self._fail = report, fail
         self._changes: deque[Change] = deque()
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._flushing = threading.Lock()
@@ -246,9 +236,10 @@ class LiveVolume:
     def _change_block(self, phase: Phase, block: int, start: int, stop: int, data: memoryview | None) -> None:
         low, high = start // SECTOR, -(-stop // SECTOR)
         ragged = bool(start % SECTOR) or bool(stop % SECTOR and stop != self.size)
-        if ragged and self.maps.states.cells[block] != PRESENT:
-            # Part of a sector needs the rest of it.
+        if ragged:
+            # Part of a sector needs the rest of it; what is on its way from an earlier phase would come to lie beneath a copy.
             self.require(block)
+            self.gate.drain(before=phase)
         with self._lock(block):
             if phase.holds(block) or phase.shadows(low, high):
                 overlay = phase.overlay
@@ -284,8 +275,9 @@ class LiveVolume:
         self._changes.append(Change(ChangeKind.SECTOR, 0, low, high - low, 1))
 
     def _present(self, block: int) -> None:
-        self.maps.states.cells[block] = PRESENT
+        # Whoever sees the state finds the change, and has no need of the sectors.
         self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PRESENT))
+        self.maps.states.cells[block] = PRESENT
 
     def _lock(self, block: int) -> threading.Lock:
         return self._locks[block % _LOCKS]
@@ -310,16 +302,33 @@ class LiveVolume:
     def _make_durable(self) -> None:
         if self.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        # Before the changes are taken: what a map is read as halfway through a change, the change makes good.
+        fresh = self._log.anew(everything(self.maps, self.gate.phase, sorted(self.settled))) if self._log.long else None
         # Only what was there before the data is synced: its data is in the page cache by now.
         changes = [self._changes.popleft() for _ in range(len(self._changes))]
-        try:
+        with self.failing():
             self.data.sync()
             for overlay in self.gate.phase.overlays:
                 overlay.file.sync()
-            if changes:
-                self._log.append(changes)
+            if fresh is not None and fresh.take_over(self._log.path, changes):
+                self._log = fresh
+            elif changes:
+                try:
+                    self._log.append(changes)
+                except NoRoom:
+                    self._changes.extendleft(reversed(changes))
+                    raise
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """An OSError in here means that something written before is lost: from then on nothing is written to the volume any more."""
+        try:
+            yield
+        except NoRoom:
+            raise
         except OSError as error:
             self.read_only = True
+            self._fail()
             self._report(f"writing to {self.data.path} failed ({error.strerror}): the volume is read-only")
             raise
 
@@ -329,6 +338,11 @@ class LiveVolume:
 
     def note(self, changes: list[Change]) -> None:
         """Have changes of the maps written with the next flush."""
+        for change in changes:
+            if change.kind is ChangeKind.SEALED:
+                self.settled.add(change.epoch)
+            elif change.kind is ChangeKind.DRAINED:
+                self.settled.discard(change.epoch)
         self._changes.extend(changes)
 
     # -- folding -----------------------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ import click
 
 from safehold.app.backup import BackupOptions, BackupOutcome, back_up, this_host
 from safehold.app.downtime import announcement
-from safehold.cli.points import parse_tags
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
+from safehold.cli.tags import parse_tags
 from safehold.compose.quiet import find_downtime
-from safehold.compose.wiring import Sources, TreeOptions
+from safehold.compose.sources import Sources, TreeOptions
 from safehold.model.consistency import Consistency
 from safehold.model.errors import PartialError, SafeholdError, UsageError
-from safehold.model.resource import ResourceRef
+from safehold.model.resource import ResourceRef, can_be_chosen
+from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size, parse_span
 from safehold.ports.source import Source
 
@@ -161,6 +162,10 @@ def _limit(downtime: str | None, brackets: tuple[str, ...]) -> float | None:
 def _resolve(found: Sources, specs: Sequence[str], name: str | None) -> tuple[Source, ResourceRef]:
     source, ref = found.resolve(specs[0]) if len(specs) == 1 else found.join(specs, name or "")
     if name:
+        if not can_be_chosen(name):
+            raise UsageError(
+                "a name is of printable characters other than @", on=printable(name), remedy="give another with --name"
+            )
         ref = replace(ref, name=name, chosen=True)
     if ref.name == "-":
         raise UsageError("standard input has no name", on="-", remedy="give it one with --name")

@@ -13,9 +13,9 @@ from safehold.app.files import cat as write_content
 from safehold.app.files import find_files, list_files, open_place
 from safehold.cli.points import read_points
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
-from safehold.compose.wiring import path_matcher
+from safehold.compose.patterns import path_matcher
 from safehold.model.errors import UsageError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.model.units import format_time
 from safehold.vault.tree import EntryAt
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from safehold.app import keys
-from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
+from safehold.cli.running import Access, Run, confirm, json_option, print_json, print_table, vault_options
 from safehold.cli.vault import write_private
 from safehold.compose.credentials import load_recipient
 from safehold.model.errors import UsageError
@@ -82,11 +82,8 @@ def remove(
             print(f"would remove key slot {chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})")
             return
         if not yes:
-            click.confirm(
-                f"Remove key slot {chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})?",
-                abort=True,
-                err=True,
-            )
+            text = f"{chosen.id[:8]} ({chosen.method}, {chosen.label or 'no label'})"
+            confirm(f"Remove key slot {text}?", "this removes a way into the vault", text)
         keys.remove_key(opened, chosen)
     print(f"key slot {chosen.id[:8]} removed")
 
@@ -112,7 +109,11 @@ def rotate(
         opened, unlocked = run.open_owner(access)
         passphrase = run.new_passphrase()
         if not yes:
-            click.confirm("Rotate the owner's key and remove every other key slot?", abort=True, err=True)
+            confirm(
+                "Rotate the owner's key and remove every other key slot?",
+                "this removes every other way into the vault",
+                opened.store.url,
+            )
         rotation = keys.rotate_key(opened, unlocked, Passphrase(passphrase), label)
         if kit_file is not None:
             write_private(kit_file, rotation.kit)

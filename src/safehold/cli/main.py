@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -12,15 +11,18 @@ from collections.abc import Sequence
 import click
 
 import safehold
+from safehold.cli.lazy import LazyGroup
 from safehold.model.errors import SafeholdError
+from safehold.model.shown import printable
+from safehold.model.unforeseen import explain
 
-__all__ = ["LazyGroup", "cli", "main", "run"]
+__all__ = ["cli", "main", "run"]
 
 _VERBS = {
     "backup": "safehold.cli.backup:backup",
     "cat": "safehold.cli.files:cat",
     "config": "safehold.cli.service:config",
-    "diff": "safehold.cli.points:diff",
+    "diff": "safehold.cli.diff:diff",
     "find": "safehold.cli.files:find",
     "key": "safehold.cli.key:key",
     "ls": "safehold.cli.files:ls",
@@ -33,27 +35,6 @@ _VERBS = {
     "verify": "safehold.cli.verify:verify",
     "volume": "safehold.cli.volume:volume",
 }
-
-
-class LazyGroup(click.Group):
-    """A group that imports a verb's module when the verb is looked up."""
-
-    def __init__(self, *args: object, verbs: dict[str, str] | None = None, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self._verbs = verbs or {}
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all verbs."""
-        return sorted({*super().list_commands(ctx), *self._verbs})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb, imported now."""
-        target = self._verbs.get(cmd_name)
-        if target is None:
-            return super().get_command(ctx, cmd_name)
-        module, _, name = target.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
 
 
 @click.group(
@@ -95,20 +76,12 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output went away: nothing is wrong, and nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except MemoryError:
-        print(
-            "safehold: out of memory\n  → give the process more memory, or a vault with smaller blocks", file=sys.stderr
-        )
-        return 1
-    except Exception as error:  # the last line of defence: a bug must not look like a crash
+    except Exception as error:  # the last line of defence: neither a bug nor a full disk may look like a crash
         if os.environ.get("SAFEHOLD_DEBUG"):
             raise
-        print(
-            f"safehold: internal error: {type(error).__name__}: {error}\n"
-            "  → this is a bug; what was committed before stays. Set SAFEHOLD_DEBUG=1 to see where it happened, and report it.",
-            file=sys.stderr,
-        )
-        return 1
+        told = explain(error)
+        _report(told, arguments)
+        return told.exit_code
 
 
 def _report(error: SafeholdError, arguments: Sequence[str]) -> None:
@@ -121,17 +94,30 @@ def _report(error: SafeholdError, arguments: Sequence[str]) -> None:
             "code": error.exit_code,
         }
         print(json.dumps({"error": body}))
-    print(f"safehold: {error}", file=sys.stderr)
+    print(f"safehold: {printable(str(error))}", file=sys.stderr)
     if error.remedy:
-        print(f"  → {error.remedy}", file=sys.stderr)
+        print(f"  → {printable(error.remedy)}", file=sys.stderr)
+
+
+class _Shown(io.TextIOWrapper):
+    """Standard output on which a name cannot command the terminal: what is not printable is escaped, line by line."""
+
+    def write(self, text: str) -> int:
+        if not text.isprintable():
+            text = "\n".join(printable(line) for line in text.split("\n"))
+        return super().write(text)
 
 
 def main() -> None:
     """The console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A name or an arrow that the terminal's encoding lacks is escaped; it must not end the run.
-            stream.reconfigure(errors="backslashreplace")
+    # A name or an arrow that the terminal's encoding lacks is escaped; it must not end the run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        old = sys.stdout
+        sys.stdout = _Shown(
+            old.detach(), encoding=old.encoding, errors="backslashreplace", line_buffering=old.line_buffering
+        )
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -1,31 +1,31 @@
-"""`safehold points`, `point list|show` and `diff`."""
+"""`safehold points`, and what is done with single ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
-from safehold.app.expire import apply_expiry, plan_expiry, plan_single
+from safehold.app.expire import apply_expiry, check_left, note_verified, plan_expiry, plan_single
 from safehold.app.expire import hold as keep
 from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
-from safehold.app.files import FileChange, diff_files
-from safehold.app.points import diff_points, member_of, parse_selector, select
-from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
+from safehold.app.points import select
+from safehold.app.sharing import warn_of_shared_names
+from safehold.cli.running import Access, Run, confirm, json_option, print_json, print_table, vault_options
+from safehold.cli.tags import parse_tags
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_size, format_time, parse_span
 from safehold.policies.retention import KeepRules
-from safehold.vault.catalogue import Point
+from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.notes import Facts
 from safehold.vault.records import Member
 from safehold.vault.vault import Vault
 
-__all__ = ["diff", "parse_tags", "point", "point_document", "points", "read_points"]
+__all__ = ["point", "point_document", "points", "read_points"]
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -54,7 +54,8 @@ def points(
         opened = run.open(access)
         found = read_points(opened, run.ctx)
         facts = opened.notes().facts()
-    found = [p for p in found if resource is None or resource in p.resources]
+        found = [p for p in found if resource is None or resource in p.resources]
+        warn_of_shared_names(found, run.ctx)
     if as_json:
         print_json({"points": [point_document(p, facts.get(p.subject)) for p in found]})
         return
@@ -235,7 +236,12 @@ def keep_options(function: _F) -> _F:
     """The keep rules, each as an option."""
     for option in (
         click.option("--keep-tag", "tags", multiple=True, metavar="K[=V]", help="All points with this tag."),
-        click.option("--hanoi", type=_count, default=0, help="So many points at distances of 1, 2, 4, … days."),
+        click.option(
+            "--hanoi",
+            type=_count,
+            default=0,
+            help="So many points whose ages double: of 6, the oldest is 16 to 31 days old.",
+        ),
         click.option("--window", metavar="SPAN", help="All points of the last SPAN (35d, 12h), and the one before."),
         click.option("--keep-yearly", "yearly", type=_count, default=0, help="The newest of so many years."),
         click.option("--keep-monthly", "monthly", type=_count, default=0, help="The newest of so many months."),
@@ -251,6 +257,10 @@ def keep_options(function: _F) -> _F:
 @point.command()
 @click.argument("resources", nargs=-1, metavar="[RESOURCE|POINT]...")
 @keep_options
+@click.option("--even-last", is_flag=True, help="Single points: also a resource's last one, or its last verified one.")
+@click.option(
+    "--any-times", is_flag=True, help="Go by the store's times even where they contradict the order of the backups."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would expire and why the rest is kept, and stop.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @vault_options
@@ -258,29 +268,45 @@ def keep_options(function: _F) -> _F:
 def expire(
     resources: tuple[str, ...],
     window: str | None,
+    even_last: bool,
+    any_times: bool,
     dry_run: bool,
     yes: bool,
     access: Access,
     as_json: bool,
     **counts: Any,
 ) -> int:
-    """Let points go: those of each RESOURCE (a shell pattern; all without one) that no keep rule keeps, or single ones by RESOURCE@ID.
+    """Let points go: those of each RESOURCE (a shell pattern; all without one) that no keep rule keeps, or single ones by RESOURCE@ID. An
+    object that is no valid point goes by @ID, the last part of its name.
 
-    The newest point, the only verified one, and points that are held or in use always stay. What they alone needed leaves the vault with the
-    next `vault prune`.
+    Whatever the rules say, the newest point, the newest complete one, the only verified one, and points that are held or in use stay; of
+    single points the last one and the only verified one need --even-last. What expired points alone needed leaves the vault with the next
+    `vault prune`.
     """
     rules = KeepRules(window=_span(window), **counts)
     single = [one for one in resources if "@" in one]
     if single and (len(single) < len(resources) or not rules.empty):
         raise UsageError("single points and rules exclude each other", on=" ".join(resources))
+    if even_last and not single:
+        raise UsageError("the rules let no last point go", on="--even-last", remedy="name single points: RESOURCE@ID")
     damaged = 0
     with Run.begin() as run:
         opened = run.open(access)
         if single:
-            expiring = plan_single(opened, single)
-            told: list[tuple[Point, tuple[str, ...]]] = [(p, ()) for p in expiring]
+            expiring: Sequence[Point | Rejected] = plan_single(opened, single)
+            if not even_last:
+                check_left(opened, [p for p in expiring if isinstance(p, Point)])
+            told: list[tuple[Point | Rejected, tuple[str, ...]]] = [(p, ()) for p in expiring]
         else:
-            plan = plan_expiry(opened, resources, rules, datetime.now().astimezone().tzinfo or UTC, run.ctx)
+            # By the store's clock: this machine's may be years ahead.
+            now = opened.listed_time() if dry_run else opened.store_time()
+            plan = plan_expiry(opened, resources, rules, now, None, run.ctx, any_times=any_times)
+            if resources and not plan.decisions:
+                raise UsageError(
+                    "no points of these resources", on=" ".join(resources), remedy="see what there is: safehold points"
+                )
+            if not dry_run:
+                note_verified(opened, plan)
             expiring = plan.expiring
             told = [(p, d.reasons) for p, d in plan.decisions]
             for finding in plan.damaged.found:
@@ -294,8 +320,9 @@ def expire(
             print_table(["ID", "TIME", "RESOURCE", "KEPT BY"], rows)
         if expiring and not dry_run:
             if not yes:
-                click.confirm(f"Expire {len(expiring)} of {len(told)} points?", abort=True, err=True)
-            apply_expiry(opened, expiring, run.ctx)
+                text = f"{len(expiring)} of {len(told)} points"
+                confirm(f"Expire {text}?", "this lets points go", text)
+            expiring = apply_expiry(opened, expiring, run.ctx)
     if as_json:
         points = [{"id": p.id, "resources": p.resources, "time": p.time, "kept_by": list(why)} for p, why in told]
         print_json({"dry_run": dry_run, "points": points, "expired": [] if dry_run else [p.id for p in expiring]})
@@ -312,68 +339,3 @@ def _span(text: str | None) -> float:
         return parse_span(text)
     except ValueError as error:
         raise UsageError(str(error), on="--window") from error
-
-
-def parse_tags(pairs: Sequence[str]) -> dict[str, str]:
-    """`K=V` pairs. UsageError."""
-    tags = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise UsageError("not a tag", on=pair, remedy="write KEY=VALUE")
-        tags[key] = value
-    return tags
-
-
-@click.command()
-@click.argument("old", metavar="OLD")
-@click.argument("new", metavar="NEW")
-@vault_options
-@json_option
-def diff(
-    old: str,
-    new: str,
-    access: Access,
-    as_json: bool,
-) -> None:
-    """What changed from point OLD to point NEW: blocks of a disk, or files of a tree (with :PATH, below it); no data is read."""
-    with Run.begin() as run:
-        opened = run.open(access)
-        found = read_points(opened, run.ctx)
-        if member_of(select(found, new), parse_selector(new).resource).kind == "tree":
-            _show_files(list(diff_files(opened, found, old, new)), as_json=as_json)
-            return
-        difference = diff_points(opened, found, old, new)
-    if as_json:
-        print_json(
-            {
-                "old": difference.old.id,
-                "new": difference.new.id,
-                "old_size": difference.old_size,
-                "new_size": difference.new_size,
-                "changed": difference.changed,
-                "ranges": [list(r) for r in difference.ranges],
-            }
-        )
-        return
-    for start, end in difference.ranges:
-        print(f"{start:>16} {end - start:>12}  {format_size(end - start)}")
-    print(
-        f"{format_size(difference.changed)} of {format_size(difference.new_size)} differ, in {len(difference.ranges)} ranges"
-    )
-    if difference.old_size != difference.new_size:
-        print(f"size: {difference.old_size} → {difference.new_size}")
-
-
-_SIGNS = {"added": "+", "removed": "-", "changed": "M", "attributes": "a"}
-
-
-def _show_files(changes: list[FileChange], *, as_json: bool) -> None:
-    if as_json:
-        told = [{"path": "/" + printable(c.path), "path_hex": c.path.hex(), "how": c.how} for c in changes]
-        print_json({"changes": told})
-        return
-    for change in changes:
-        print(f"{_SIGNS[change.how]} /{printable(change.path)}")
-    counts = {how: sum(change.how == how for change in changes) for how in _SIGNS}
-    print(", ".join(f"{count} {how}" for how, count in counts.items() if count) or "no differences")

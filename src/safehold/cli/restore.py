@@ -11,9 +11,10 @@ from safehold.app.restore import RestoreMode, RestoreOutcome, RestorePlan, plan_
 from safehold.app.restore import restore as carry_out
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.cli.volume import restore_to_volume
-from safehold.compose.wiring import check_target, look_below, open_target, open_tree_target, path_matcher
+from safehold.compose.patterns import path_matcher
+from safehold.compose.targets import check_target, look_below, open_target, open_tree_target
 from safehold.model.errors import PartialError, UsageError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size, format_time
 from safehold.recovery.comparing import Change, Difference
 
@@ -60,6 +61,12 @@ def restore(
     """
     if overwrite and delta:
         raise UsageError("--overwrite and --delta exclude each other", remedy="give one of them")
+    if target == "-":
+        raise UsageError(
+            "a restore goes to a place, not to standard output",
+            on="--to -",
+            remedy=f"safehold cat {selector}, or ./- for a file of that name",
+        )
     if target.startswith(_VOLUME):
         if overwrite or delta or include or salvage:
             raise UsageError(
@@ -103,7 +110,9 @@ def restore(
         )
     if plan.kind != "volume" and outcome.reasons:
         raise PartialError(
-            f"{len(outcome.reasons)} files could not be read whole", on=target, remedy="take them from another point"
+            f"{len(outcome.reasons)} files or parts of the tree could not be read whole",
+            on=target,
+            remedy="take them from another point",
         )
     if outcome.lost:
         raise PartialError(

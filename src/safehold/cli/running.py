@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from safehold.app.opening import Credentials, Stores, open_vault, unlock_for
+from safehold.app.opening import Credentials, Stores, open_owner, open_vault
 from safehold.cli.terminal import LineProgress
 from safehold.compose.credentials import find_credentials, find_passphrase
 from safehold.compose.memory import keep_freed_memory
@@ -23,8 +23,8 @@ from safehold.compose.paths import Paths, find_paths
 from safehold.compose.wiring import open_stores, places, vault_address
 from safehold.model.clock import SystemClock
 from safehold.model.context import Context
-from safehold.model.errors import VaultKeyError
-from safehold.model.files import printable
+from safehold.model.errors import UsageError, VaultKeyError
+from safehold.model.shown import printable
 from safehold.vault.access import Unlocked
 from safehold.vault.vault import Vault
 
@@ -33,6 +33,7 @@ __all__ = [
     "Run",
     "ask_new_passphrase",
     "ask_passphrase",
+    "confirm",
     "json_option",
     "print_json",
     "print_table",
@@ -93,11 +94,21 @@ def ask_passphrase() -> str:
     return str(click.prompt("Passphrase", hide_input=True, err=True))
 
 
-def ask_new_passphrase() -> str:
+def ask_new_passphrase(variable: str) -> str:
     """Ask twice for a new passphrase on the terminal; VaultKeyError where there is none."""
     if not sys.stdin.isatty():
-        raise VaultKeyError("no new passphrase", remedy="set it in the environment, as a file or a command")
+        raise VaultKeyError(
+            f"no {'new ' * (variable != 'SAFEHOLD_PASSPHRASE')}passphrase",
+            remedy=f"set {variable}_FILE, {variable}_COMMAND or {variable}",
+        )
     return str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True))
+
+
+def confirm(question: str, what: str, on: str) -> None:
+    """Go on only where somebody says yes. UsageError, that `what` is about to be done `on` something, where nobody is there to be asked."""
+    if not sys.stdin.isatty():
+        raise UsageError(what, on=on, remedy="nobody is there to be asked: say --yes")
+    click.confirm(question, abort=True, err=True)
 
 
 @dataclass(frozen=True)
@@ -145,18 +156,18 @@ class Run:
 
     def open_owner(self, access: Access) -> tuple[Vault, Unlocked]:
         """The vault opened by its owner, and the opened key itself; VaultKeyError for a writer credential."""
-        stores = self.stores(access)
-        unlocked = unlock_for(stores, self.credentials(access))
-        return Vault.for_owner(stores.store, stores.direct, unlocked, places(self.paths), self.ctx), unlocked
+        return open_owner(self.stores(access), self.credentials(access), places(self.paths), self.ctx)
 
     def new_passphrase(self) -> str:
         """For a new key slot: SAFEHOLD_NEW_PASSPHRASE and its _FILE and _COMMAND forms, else the terminal."""
-        return find_passphrase(os.environ, "SAFEHOLD_NEW_PASSPHRASE", ask_new_passphrase)
+        return find_passphrase(
+            os.environ, "SAFEHOLD_NEW_PASSPHRASE", lambda: ask_new_passphrase("SAFEHOLD_NEW_PASSPHRASE")
+        )
 
 
 def print_json(document: object) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(document, indent=1, ensure_ascii=False))
+    print(json.dumps(document, indent=1))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -6,7 +6,6 @@ import fcntl
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -18,6 +17,7 @@ from safehold.compose.configuration import Configuration, load_configuration
 from safehold.compose.unattended import Opener, jobs, notify, variables, write_metrics
 from safehold.model.errors import UsageError
 from safehold.model.units import format_duration, format_size
+from safehold.objects.check import broken_order
 
 __all__ = ["config", "service"]
 
@@ -180,7 +180,8 @@ def run_verb(path: Path | None, everything: bool, as_json: bool) -> int:
     with Run.begin() as run:
         found = load_configuration(_place(run, path))
         run.paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(run.paths.state / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # The directory itself: on a full disk there is no room for a file to lock.
+        lock = os.open(run.paths.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,21 +197,36 @@ def run_verb(path: Path | None, everything: bool, as_json: bool) -> int:
 
 
 def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> list[Result]:
-    def tell(result: Result) -> None:
-        if not quiet:
-            print(_line(result), flush=True)
-        if result.error is not None and result.error.remedy:
-            run.ctx.progress.warn(f"{result.on}: {result.error} → {result.error.remedy}")
-        notify(found, result, run.ctx)
+    results: list[Result] = []
 
-    memory = Memory(run.paths.state / "service.json")
-    zone = datetime.now().astimezone().tzinfo or UTC
+    def tell(result: Result) -> None:
+        results.append(result)
+        try:
+            if not quiet:
+                print(_line(result), flush=True)
+            if result.error is not None and result.error.remedy:
+                run.ctx.progress.warn(f"{result.on}: {result.error} → {result.error.remedy}")
+        finally:
+            notify(found, result, run.ctx)
+
+    memory = Memory(run.paths.state / "service.json", run.ctx.progress.warn)
     opener = Opener(found, run.paths, run.ctx)
-    results = run_due(
-        jobs(found, run.paths), opener, this_host(run.paths.state), memory, zone, tell, run.ctx, everything=everything
-    )
-    if found.metrics and results:
-        write_metrics(Path(found.metrics), results, run.ctx)
+    asked = jobs(found, run.paths)
+    try:
+        run_due(
+            asked,
+            opener,
+            this_host(run.paths.state),
+            memory,
+            None,
+            tell,
+            broken_order,
+            run.ctx,
+            everything=everything,
+        )
+    finally:
+        if found.metrics and results:
+            write_metrics(Path(found.metrics), results, asked, run.ctx)
     return results
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
-from safehold.app.status import Standing, standings
+from safehold.app.status import Standing, damaged_packs, standings
+from safehold.app.verify import last_findings
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
+from safehold.compose.asked import asked_for, only_vault
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
-from safehold.model.errors import OverdueError, UsageError
+from safehold.model.errors import DamageError, FailedError, OverdueError, UsageError
 from safehold.model.units import format_duration, format_size, format_time, parse_span
+from safehold.vault.vault import Vault
 
 __all__ = ["status"]
 
@@ -21,18 +25,33 @@ __all__ = ["status"]
 @click.option(
     "--max-age", metavar="SPAN", help="A resource without a point of the last SPAN (26h) is overdue: exit code 8."
 )
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The configuration of unattended runs, whose resources are expected; default: safehold.yaml in /etc/safehold.",
+)
 @vault_options
 @json_option
-def status(resource: str | None, max_age: str | None, access: Access, as_json: bool) -> int:
-    """Each resource with its newest point; problems first."""
+def status(resource: str | None, max_age: str | None, path: Path | None, access: Access, as_json: bool) -> int:
+    """Each resource with its newest point; problems first.
+
+    Resources that unattended runs are to back up are shown even where no backup of them succeeded. Ages are by the store's clock. Ends with 8
+    where a resource is overdue, else with 4 where damage is known, and with 1 where there is another problem.
+    """
     try:
         limit = parse_span(max_age) if max_age else None
     except ValueError as error:
         raise UsageError(str(error), on="--max-age") from error
     with Run.begin() as run:
-        opened = run.open(access)
-        found = standings(opened, run.ctx, limit)
-        problems = [str(problem) for problem in opened.problems]
+        configuration = path or run.paths.config / "safehold.yaml"
+        named = access.vault or os.environ.get("SAFEHOLD_VAULT") or run.paths.default_vault.exists()
+        opened = (None if named else only_vault(configuration, run.paths, run.ctx)) or run.open(access)
+        asked = asked_for(configuration, run.paths, opened.store.url)
+        found = standings(opened, run.ctx, limit, asked.expected)
+        damage = [f"not a valid point: {one.name}: {one.reason}" for one in opened.points()[1] if not one.void]
+        damage += [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened)), *_found(opened)]
+        problems = [*damage, *asked.problems]
         problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
         problems += switch_problems(run.paths.volume_switch)
     if resource is not None:
@@ -40,13 +59,19 @@ def status(resource: str | None, max_age: str | None, access: Access, as_json: b
         if not found:
             raise OverdueError("no points of this resource", on=resource, remedy="see what there is: safehold status")
     overdue = [one for one in found if one.overdue]
+    empty = limit is not None and not found
+    code = DamageError.exit_code if damage else FailedError.exit_code if problems else 0
     if as_json:
         resources = {one.resource: _document(one) for one in found}
-        print_json({"vault": opened.store.url, "problems": problems, "resources": resources})
-        return OverdueError.exit_code if overdue else 0
+        print_json(
+            {"vault": opened.store.url, "elsewhere": asked.elsewhere, "problems": problems, "resources": resources}
+        )
+        return OverdueError.exit_code if overdue or empty else code
     for problem in problems:
         print(f"PROBLEM  {problem}")
     print(f"vault {opened.store.url}")
+    if empty:
+        raise OverdueError("there are no points at all", on=opened.store.url, remedy="back up: safehold backup")
     if not found:
         print("no points yet. Next: safehold backup DIRECTORY_OR_DISK")
     else:
@@ -54,33 +79,51 @@ def status(resource: str | None, max_age: str | None, access: Access, as_json: b
             [
                 one.state,
                 one.resource,
-                format_time(one.point.time),
-                format_duration(one.age),
-                format_size(one.size),
+                format_time(one.point.time) if one.point else "never",
+                format_duration(one.age) if one.point else "",
+                format_size(one.size) if one.point else "",
                 str(one.points),
                 format_time(one.verified) if one.verified else "never",
             ]
             for one in found
         ]
         print_table(["STATE", "RESOURCE", "NEWEST POINT", "AGE", "SIZE", "POINTS", "LAST VERIFIED"], rows)
+    for place in asked.elsewhere:
+        print(f"not looked at: vault {place}, which the configuration has too: safehold status --vault {place}")
     if overdue:
         raise OverdueError(
             f"{len(overdue)} of {len(found)} resources have no point of the last {max_age}",
             on=", ".join(one.resource for one in overdue),
             remedy="look at the last run's messages, and back up: safehold backup",
         )
-    return 0
+    return code
+
+
+def _damage(packs: list[str]) -> list[str]:
+    if not packs:
+        return []
+    names = ", ".join(packs[:3]) + (f" and {len(packs) - 3} more" if len(packs) > 3 else "")
+    return [f'damaged data was found, and is not repaired: {names}; see the runbook, "Damaged vault"']
+
+
+def _found(opened: Vault) -> list[str]:
+    last = last_findings(opened)
+    if last is None:
+        return []
+    when, more = format_time(last.time), f" (and {last.problems - 1} more)" * (last.problems > 1)
+    return [f'verify found on {when}: {last.first}{more}; see the runbook, "Damaged vault"']
 
 
 def _document(one: Standing) -> dict[str, object]:
     return {
         "state": one.state,
-        "point": one.point.id,
-        "time": one.point.time,
-        "age": one.age,
+        "point": one.point.id if one.point else None,
+        "time": one.point.time if one.point else None,
+        "age": one.age if one.point else None,
         "consistency": one.consistency,
         "size": one.size,
         "points": one.points,
         "verified": one.verified,
         "partial": list(one.partial),
+        "failure": one.failure,
     }

@@ -9,6 +9,7 @@ import threading
 from typing import TextIO
 
 from safehold.model.clock import Clock
+from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size
 
 __all__ = ["LineProgress"]
@@ -48,7 +49,7 @@ class LineProgress:
 
     def _show(self, now: float) -> None:
         spent = now - self._began
-        text = f"{self._task}: {format_size(self._done)}"
+        text = f"{printable(self._task)}: {format_size(self._done)}"
         if self._total:
             share = min(1.0, self._done / self._total)
             left = spent / share - spent if share else 0.0
@@ -64,7 +65,7 @@ class LineProgress:
     def _line(self, text: str) -> None:
         clear = "\r\x1b[K" if self._moving else ""
         prefix = "" if self._moving else f"[{self._run_id}] "
-        self._stream.write(f"{clear}{prefix}{text}\n")
+        self._stream.write(f"{clear}{prefix}{printable(text)}\n")
         self._stream.flush()
 
     def note(self, text: str) -> None:

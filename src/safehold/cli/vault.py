@@ -9,14 +9,16 @@ import click
 
 from safehold.app.backup import this_host
 from safehold.app.making import make_vault
-from safehold.app.prune import prune_vault
+from safehold.app.prune import preview_prune, prune_vault
 from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, print_json, vault_options
 from safehold.compose.credentials import find_passphrase
-from safehold.compose.wiring import open_stores, record_default_vault
+from safehold.compose.wiring import open_stores, places, record_default_vault
 from safehold.model.errors import StoreError, UsageError
+from safehold.model.shown import printable
 from safehold.model.units import format_size, format_time, parse_size, parse_span
-from safehold.objects.check import check_store
-from safehold.vault.gc.prune import OpenSession, PruneReport
+from safehold.objects.check import broken_order, check_store
+from safehold.vault.gc.report import PruneReport
+from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Passphrase
 
@@ -36,8 +38,9 @@ def vault() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the recovery kit here instead of printing it.",
 )
+@click.option("--another", is_flag=True, help="Also where this machine knows a vault at PLACE that is not there now.")
 @json_option
-def init(place: str, block_size: str | None, kit_file: Path | None, as_json: bool) -> None:
+def init(place: str, block_size: str | None, kit_file: Path | None, another: bool, as_json: bool) -> None:
     """Make a vault at PLACE: an empty or new directory, or s3://bucket/prefix."""
     parameters = Parameters(block_size=_size(block_size)) if block_size else Parameters()
     with Run.begin() as run:
@@ -46,8 +49,10 @@ def init(place: str, block_size: str | None, kit_file: Path | None, as_json: boo
         if kit_file is not None and not os.access(kit_file.parent, os.W_OK | os.X_OK):
             raise UsageError("the kit's file cannot be written there", on=str(kit_file), remedy="give another path")
         stores = open_stores(place, run.ctx.clock)
-        passphrase = find_passphrase(os.environ, "SAFEHOLD_PASSPHRASE", ask_new_passphrase)
-        made = make_vault(stores.store, Passphrase(passphrase), parameters, run.ctx)
+        passphrase = find_passphrase(
+            os.environ, "SAFEHOLD_PASSPHRASE", lambda: ask_new_passphrase("SAFEHOLD_PASSPHRASE")
+        )
+        made = make_vault(stores, Passphrase(passphrase), parameters, places(run.paths), run.ctx, another=another)
         if kit_file is not None:
             write_private(kit_file, made.kit)
         url = stores.store.url
@@ -133,9 +138,14 @@ def info(access: Access, as_json: bool) -> None:
     show_default=True,
     help="End sessions that gave no sign of life for so long.",
 )
+@click.option(
+    "--exclusive",
+    is_flag=True,
+    help="No backup and no other prune of this vault is at work anywhere, and none begins: prune although the store cannot tell who came first.",
+)
 @vault_options
 @json_option
-def prune(dry_run: bool, stale: str, access: Access, as_json: bool) -> None:
+def prune(dry_run: bool, stale: str, exclusive: bool, access: Access, as_json: bool) -> None:
     """Give back the space of expired points and of runs that were interrupted. Backups go on meanwhile, and none waits.
 
     What nothing needs is condemned first, and deleted once no running backup can rely on it: by this run where none is at work, else by a
@@ -146,7 +156,11 @@ def prune(dry_run: bool, stale: str, access: Access, as_json: bool) -> None:
     except ValueError as error:
         raise UsageError(str(error), on="--stale") from error
     with Run.begin() as run:
-        report = prune_vault(run.open(access), this_host(run.paths.state), patience, run.ctx, dry_run=dry_run)
+        opened, host = run.open(access), this_host(run.paths.state)
+        if dry_run:
+            report = preview_prune(opened, host, patience, run.ctx)
+        else:
+            report = prune_vault(opened, host, patience, None if exclusive else broken_order, run.ctx)
     if as_json:
         print_json(_prune_document(report))
         return
@@ -158,13 +172,19 @@ def prune(dry_run: bool, stale: str, access: Access, as_json: bool) -> None:
             f"{'would condemn' if dry_run else 'condemned':<16} {format_size(report.condemned)} in {report.condemned_packs} packs"
         )
     if report.moved:
-        print(f"moved            {format_size(report.moved)} out of packs that were mostly garbage")
+        print(
+            f"{'would move' if dry_run else 'moved':<16} {format_size(report.moved)} out of packs that are mostly garbage"
+        )
+    for reason in report.spared.values():
+        print(printable(f"left whole       a writer's packs: {reason} → {reason.remedy}"))
     for session in report.fenced:
-        print(f"ended for good   {_session(session)}")
+        print(f"{'would end' if dry_run else 'ended for good':<16} {_session(session)}")
     for session in report.waiting:
         print(f"waiting for      {_session(session)}")
     if report.waiting:
         print("What is condemned is deleted by the next prune after these backups have ended.")
+    elif dry_run:
+        print("Its space would be free at once." if report.condemned_packs else "nothing to delete")
     elif not dry_run and not report.deleted_packs:
         print("nothing to delete")
 
@@ -201,6 +221,7 @@ def _prune_document(report: PruneReport) -> dict[str, object]:
         "absorbed_runs": report.absorbed,
         "waiting": told(report.waiting),
         "fenced": told(report.fenced),
+        "left_whole": [str(reason) for reason in report.spared.values()],
     }
 
 

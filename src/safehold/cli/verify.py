@@ -10,7 +10,7 @@ import click
 from safehold.app.verify import Depth, parse_expected, verify_next, verify_points
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.model.errors import DamageError, UsageError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size, parse_size, parse_span
 from safehold.recovery.verify import Finding, Findings, verify_stored
 

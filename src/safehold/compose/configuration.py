@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
+from safehold.compose.patterns import path_matcher
 from safehold.model.errors import UsageError
+from safehold.model.resource import can_be_chosen
 from safehold.model.units import parse_size, parse_span
+from safehold.objects.location import local_place
 from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import Schedule, parse_schedule
 from safehold.quiesce.specs import parse_bracket
@@ -65,10 +71,22 @@ class _Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: str = ""
     tags: list[str] = []
 
+    @property
+    def span(self) -> float:
+        return parse_span(self.window) if self.window else 0.0
+
 
 class _Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     older_than: str = "30d"
     read_budget: str = "10GB"
+
+    @property
+    def age(self) -> float:
+        return parse_span(self.older_than)
+
+    @property
+    def budget(self) -> int:
+        return parse_size(self.read_budget)
 
 
 class OnFailure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,7 +111,7 @@ class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """ValueError where there is none, or two."""
         if bool(self.every) == bool(self.at):
             raise ValueError('give one of every: 6h and at: "02:30"')
-        return Schedule(every=parse_span(self.every)) if self.every else parse_schedule(self.at)
+        return Schedule(every=_some_time(self.every)) if self.every else parse_schedule(self.at)
 
     @property
     def rules(self) -> KeepRules | None:
@@ -106,7 +124,7 @@ class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
         if min(counts.values()) < 0:
             raise ValueError("keep counts are 0 or more")
-        rules = KeepRules(**counts, window=parse_span(keep.window) if keep.window else 0.0, tags=tuple(keep.tags))
+        rules = KeepRules(**counts, window=keep.span, tags=tuple(keep.tags))
         if rules.empty:
             raise ValueError("keep says nothing to keep; leave it out to keep everything")
         return rules
@@ -114,12 +132,12 @@ class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def verification(self) -> tuple[float, int] | None:
         """Seconds after which data is read again, and bytes for one run."""
-        return (parse_span(self.verify.older_than), parse_size(self.verify.read_budget)) if self.verify else None
+        return (self.verify.age, self.verify.budget) if self.verify else None
 
     @property
     def pruning(self) -> float | None:
         """Seconds between prunes; None for never."""
-        return parse_span(self.prune) if self.prune else None
+        return _some_time(self.prune) if self.prune else None
 
 
 class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,6 +152,13 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def vault_of(self, resource: ResourceSettings) -> str:
         """The name of the vault that a resource goes into: the only one where none is named."""
         return resource.vault or next(iter(self.vaults))
+
+
+def _some_time(text: str) -> float:
+    span = parse_span(text)
+    if not span:
+        raise ValueError("no time at all")
+    return span
 
 
 class _Fault(Exception):
@@ -162,6 +187,7 @@ def load_configuration(path: Path) -> Configuration:
             f"is no YAML ({getattr(error, 'problem', error)})", on=f"{path}{line}", remedy="correct that line"
         ) from error
     try:
+        _refuse_doubles(root)
         return _check(plain)
     except _Fault as fault:
         where = ".".join(fault.path) or "file"
@@ -185,7 +211,14 @@ def _check(plain: Any) -> Configuration:
         ways = [w for w in ("passphrase_file", "passphrase_command", "kit", "identity", "writer") if getattr(vault, w)]
         if len(ways) != 1:
             raise _Fault(("vaults", name), "give one way to open it", "passphrase_file: /etc/safehold/passphrase")
+        for place in local_place(vault.place):
+            _whole(("vaults", name, "place"), str(place))
+        for way in ways:
+            if way != "passphrase_command":
+                _whole(("vaults", name, way), os.path.expanduser(getattr(vault, way)))
     for name, resource in found.resources.items():
+        if not can_be_chosen(name):
+            raise _Fault(("resources", name), "a name is of printable characters other than @")
         _known(("resources", name, "plan"), resource.plan, found.plans)
         if resource.vault or len(found.vaults) > 1:
             _known(("resources", name, "vault"), resource.vault, found.vaults)
@@ -195,22 +228,58 @@ def _check(plain: Any) -> Configuration:
                 ("resources", name, "require"), f"{resource.require!r} is none of none, crash, filesystem, application"
             )
     for name, plan in found.plans.items():
-        for field, read in (("every", "schedule"), ("keep", "rules"), ("verify", "verification"), ("prune", "pruning")):
+        for field, read in _readings(plan):
             try:
-                getattr(plan, read)
+                read()
             except ValueError as error:
-                raise _Fault(
-                    ("plans", name, field if getattr(plan, field) else "at" if field == "every" else field), str(error)
-                ) from None
+                raise _Fault(("plans", name, *field), str(error)) from None
+        command = _words(("plans", name, "on_failure", "command"), plan.on_failure.command)
+        if command and "/" in command[0]:
+            _whole(("plans", name, "on_failure", "command"), command[0])
         webhook = plan.on_failure.webhook
         if webhook and not re.match(r"https://|http://(127\.\d+\.\d+\.\d+|localhost)[:/]", webhook):
             raise _Fault(("plans", name, "on_failure", "webhook"), "is not encrypted", "use an https:// address")
+    if found.metrics:
+        _whole(("metrics",), found.metrics)
     return found
+
+
+def _readings(plan: PlanSettings) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
+    """What is read out of a plan's texts, each with its field; ValueError where that cannot be done."""
+    yield ("every",) if plan.every else ("at",), lambda: plan.schedule
+    if plan.keep is not None:
+        keep = plan.keep
+        yield ("keep", "window"), lambda: keep.span
+        yield ("keep",), lambda: plan.rules
+    if plan.verify is not None:
+        verify = plan.verify
+        yield ("verify", "older_than"), lambda: verify.age
+        yield ("verify", "read_budget"), lambda: verify.budget
+    yield ("prune",), lambda: plan.pruning
+
+
+def _whole(path: tuple[str, ...], place: str) -> None:
+    """A path that means the same whatever directory the program is started in: a timer's is another than a shell's."""
+    if not os.path.isabs(place):
+        raise _Fault(path, f"{place!r} does not begin with a slash", "write the whole path")
+
+
+def _words(path: tuple[str, ...], command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise _Fault(path, f"is no command ({error})") from None
 
 
 def _check_resource(path: tuple[str, ...], resource: ResourceSettings) -> None:
     if bool(resource.paths) == bool(resource.volumes):
         raise _Fault(path, "give one of paths and volumes", "paths: [/etc], or volumes: [data]")
+    for place in resource.paths:
+        _whole((*path, "paths"), os.path.expanduser(place.removeprefix("tree:").removeprefix("volume:")))
+    try:
+        path_matcher(resource.exclude, "exclude")
+    except UsageError as error:
+        raise _Fault((*path, "exclude"), error.what) from None
     for field in ("exclude", "exclude_caches", "one_file_system", "downtime") if resource.volumes else ():
         if getattr(resource, field):
             raise _Fault((*path, field), "says nothing of volumes", "leave it out")
@@ -266,6 +335,28 @@ def _unfit(path: list[str], value: Any) -> bool:
     except msgspec.ValidationError:
         return True
     return False
+
+
+def _refuse_doubles(root: yaml.Node | None) -> None:
+    """Of two settings of one name YAML takes the last without a word."""
+    waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(root, ())]
+    # An alias is the node itself, and may lie within itself.
+    met: set[int] = set()
+    while waiting:
+        node, path = waiting.pop()
+        if id(node) in met or not isinstance(node, yaml.CollectionNode):
+            continue
+        met.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            waiting += [(one, path) for one in node.value]
+            continue
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen and name != "<<":
+                raise _Fault((*path, name), f"is there twice, in lines {seen[name]} and {line}", "keep one of them")
+            seen[name] = line
+            waiting.append((value, (*path, name)))
 
 
 def _line(node: yaml.Node | None, path: tuple[str, ...]) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safehold.adapters.image.clone import CloneSource, can_clone
@@ -13,6 +14,7 @@ from safehold.adapters.image.lvm import LvmSource, can_snapshot
 from safehold.adapters.linux.downtime import ReadOnly, Unmount
 from safehold.adapters.linux.freeze import Freeze
 from safehold.adapters.linux.guest_agent import GuestAgent
+from safehold.adapters.linux.guest_disks import guest_processes, has_open
 from safehold.adapters.linux.hook import Hook
 from safehold.adapters.linux.mounts import mount_of
 from safehold.adapters.linux.stack import backing_file, below, disks, swap_places
@@ -28,7 +30,7 @@ from safehold.quiesce.forbidden import Needed, check_allowed
 from safehold.quiesce.guard import Terms
 from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
 
-__all__ = ["find_brackets", "find_downtime"]
+__all__ = ["Served", "find_brackets", "find_downtime"]
 
 _GRACE = 15.0
 """Seconds without a word after which the watchdog lets go of a copy's brackets: longer than a busy machine keeps a thread waiting."""
@@ -41,6 +43,25 @@ _AGENT = 20.0
 
 _MOMENT = 30.0
 """Seconds for making a clone, with the brackets around it, unless the user says otherwise: databases bear such a pause."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where volumes are: the devices that they are attached as on this machine, which processes are clients of the service for them, and the
+    vaults that their snapshots go to.
+    """
+
+    devices: Sequence[str]
+    vaults: Sequence[str]
+    clients: Callable[[], set[int]]
+
+
+@dataclass(frozen=True)
+class _Covering:
+    """What a bracket has to be about: checks of what is mounted somewhere, and of what the process of a guest has."""
+
+    mount: Callable[[BracketSpec, str], None]
+    guest: Callable[[int], bool]
 
 
 def find_downtime(
@@ -74,11 +95,12 @@ def find_downtime(
             on=", ".join(texts),
             remedy="say how long that may take with --downtime 30m; --dry-run with it estimates how long it will",
         )
-    brackets = tuple(_make(spec, lambda spec, path: _check_covers(spec, path, ref), ctx) for spec in specs)
+    covering = _Covering(lambda spec, path: _check_covers(spec, path, ref), lambda process: _has_disk(process, ref))
+    brackets = tuple(_make(spec, covering, ctx) for spec in specs)
     for spec in specs:
         if spec.kind is BracketKind.UNMOUNT and ref.kind != "volume":
             raise UsageError("there is nothing to read in what is unmounted", on=str(spec), remedy="use readonly:")
-    check_allowed(brackets, list(_needed(paths, vault)))
+    check_allowed(brackets, list(_needed(paths, [vault])))
     longest = limit if limit is not None else _MOMENT
     downtime = Downtime(brackets, Terms(min(_GRACE, longest), longest, _log(paths)), _size(ref), moment)
     if snapshots:
@@ -92,12 +114,13 @@ def _log(paths: Paths) -> Path:
 
 
 def find_brackets(
-    texts: Sequence[str], devices: Sequence[str], paths: Paths, vault: str, ctx: Context
+    texts: Sequence[str], served: Served, paths: Paths, ctx: Context
 ) -> tuple[tuple[Bracket, ...], Terms]:
-    """The brackets around the moment in which served volumes are sealed; `devices` are what they are attached as on this machine. UsageError
-    where a bracket is about something that lies on none of them, or would stop what the snapshot needs.
+    """The brackets around the moment in which served volumes are sealed. UsageError where a bracket is about something that lies on none of
+    them, or would stop what the snapshot needs.
     """
-    numbers = {f"{os.major(n)}:{os.minor(n)}" for n in (os.stat(device).st_rdev for device in devices)}
+    devices = {os.stat(device).st_rdev for device in served.devices}
+    numbers = {f"{os.major(n)}:{os.minor(n)}" for n in devices}
 
     def check(spec: BracketSpec, path: str) -> None:
         if not numbers & set(disks(path)):
@@ -107,29 +130,64 @@ def find_brackets(
                 remedy=f"that is on {mount_of(path).source}; safehold volume list shows where volumes are attached",
             )
 
-    brackets = tuple(_make(parse_bracket(text), check, ctx) for text in texts)
-    check_allowed(brackets, list(_needed(paths, vault)))
+    def guest(process: int) -> bool:
+        return process in served.clients() or has_open(
+            process, lambda info: stat.S_ISBLK(info.st_mode) and info.st_rdev in devices
+        )
+
+    brackets = tuple(_make(parse_bracket(text), _Covering(check, guest), ctx) for text in texts)
+    check_allowed(brackets, list(_needed(paths, served.vaults)))
     return brackets, Terms(min(_GRACE, _MOMENT), _MOMENT, _log(paths))
 
 
-def _make(spec: BracketSpec, check: Callable[[BracketSpec, str], None], ctx: Context) -> Bracket:
+def _make(spec: BracketSpec, covering: _Covering, ctx: Context) -> Bracket:
     match spec.kind:
         case BracketKind.FSFREEZE:
             frozen = Freeze(spec.argument)
-            check(spec, spec.argument)
+            covering.mount(spec, spec.argument)
             return frozen
         case BracketKind.GUEST_AGENT:
-            return GuestAgent(spec.argument, _AGENT)
+            agent = GuestAgent(spec.argument, _AGENT)
+            _check_guest(spec, agent.path, covering.guest)
+            return agent
         case BracketKind.HOOK:
             return Hook(spec.argument, os.environ, ctx.run_id, _HOOK)
         case BracketKind.READONLY:
             read_only = ReadOnly(spec.argument)
-            check(spec, read_only.path)
+            covering.mount(spec, read_only.path)
             return read_only
         case BracketKind.UNMOUNT:
             unmount = Unmount(spec.argument)
-            check(spec, unmount.path)
+            covering.mount(spec, unmount.path)
             return unmount
+
+
+def _check_guest(spec: BracketSpec, path: str, has_disk: Callable[[int], bool]) -> None:
+    """UsageError unless the guest whose agent that is has the disk: another guest's would be frozen, and this one's called quiet."""
+    unseen = True
+    for process in guest_processes(path):
+        try:
+            if has_disk(process):
+                return
+            unseen = False
+        except PermissionError:
+            continue
+    if unseen:
+        raise UsageError(
+            "which disks that guest has cannot be seen from here",
+            on=str(spec),
+            remedy="run this as root, or as the user that runs the guest, on the machine that it runs on; or use a hook",
+        )
+    raise UsageError(
+        "that guest does not have the disk", on=str(spec), remedy="give the socket of the guest that it is a disk of"
+    )
+
+
+def _has_disk(process: int, ref: ResourceRef) -> bool:
+    disk = os.stat(ref.location)
+    if stat.S_ISBLK(disk.st_mode):
+        return has_open(process, lambda info: stat.S_ISBLK(info.st_mode) and info.st_rdev == disk.st_rdev)
+    return has_open(process, lambda info: (info.st_dev, info.st_ino) == (disk.st_dev, disk.st_ino))
 
 
 def _check_covers(spec: BracketSpec, path: str, ref: ResourceRef) -> None:
@@ -159,13 +217,13 @@ def _size(ref: ResourceRef) -> int | None:
         return disk.seek(0, os.SEEK_END)
 
 
-def _needed(paths: Paths, vault: str) -> Iterator[Needed]:
+def _needed(paths: Paths, vaults: Iterable[str]) -> Iterator[Needed]:
     own = [
         ("the state directory", paths.state),
         ("the cache", paths.cache),
         ("the configuration", paths.config),
         ("the directory for temporary files", Path(tempfile.gettempdir())),
-        *(("the vault", place) for place in local_place(vault)),
+        *(("the vault", place) for vault in vaults for place in local_place(vault)),
     ]
     for what, path in own:
         yield Needed(what, str(path), below(str(path)))
@@ -173,6 +231,7 @@ def _needed(paths: Paths, vault: str) -> Iterator[Needed]:
         yield Needed("swap", swap, below(swap))
     for number in (1, 2):
         # A log that the output goes to: a line that has to wait would keep the backup waiting.
-        place = Path(f"/proc/self/fd/{number}").resolve()
-        if place.is_file():
-            yield Needed("the output of this command", str(place), below(str(place)))
+        # By way of the kernel's link: the user need not be let into the directory that it lies in.
+        output = f"/proc/self/fd/{number}"
+        if os.path.isfile(output):
+            yield Needed("the output of this command", os.readlink(output), below(output))

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from safehold.compose.configuration import Configuration, ResourceSettings, Vaul
 from safehold.compose.credentials import find_credentials
 from safehold.compose.paths import Paths
 from safehold.compose.quiet import find_brackets, find_downtime
+from safehold.compose.sources import Sources, TreeOptions
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_snapshot import take_snapshot, wait_for_snapshot
-from safehold.compose.wiring import Sources, TreeOptions, open_stores, places
+from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, UsageError, VaultKeyError
@@ -31,7 +32,7 @@ from safehold.objects.location import local_place
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
-__all__ = ["Opener", "jobs", "notify", "variables", "write_metrics"]
+__all__ = ["Opener", "jobs", "notify", "same_place", "variables", "write_metrics"]
 
 _PATIENCE = 60.0
 """Seconds that a failure command or address may take."""
@@ -145,7 +146,7 @@ def _of_volumes(name: str, resource: ResourceSettings, settings: VaultSettings, 
             )
         volumes = [client.order("show", name=volume) for volume in resource.volumes]
         for one in volumes:
-            if _same_place(one["vault"]) != _same_place(settings.place):
+            if same_place(one["vault"]) != same_place(settings.place):
                 raise UsageError(
                     f"snapshots of this volume go to {one['vault']}, not to {settings.place}",
                     on=one["name"],
@@ -155,7 +156,7 @@ def _of_volumes(name: str, resource: ResourceSettings, settings: VaultSettings, 
             client,
             resource.volumes,
             _required(resource),
-            lambda devices: find_brackets(resource.brackets, devices, paths, settings.place, ctx),
+            lambda served: find_brackets(resource.brackets, served, paths, ctx),
             resource.tags,
             ctx,
         )
@@ -176,7 +177,7 @@ def _of_volumes(name: str, resource: ResourceSettings, settings: VaultSettings, 
     return make_point
 
 
-def _same_place(address: str) -> str:
+def same_place(address: str) -> str:
     """An address by which two of one vault are equal."""
     return next((os.path.realpath(place) for place in local_place(address)), address.rstrip("/"))
 
@@ -215,15 +216,15 @@ def notify(configuration: Configuration, result: Result, ctx: Context) -> None:
             ctx.progress.warn(f"nobody could be told of the failure ({fault})")
 
 
-def write_metrics(path: Path, results: list[Result], ctx: Context) -> None:
-    """Replace the metrics file; figures of steps that did not run stay."""
+def write_metrics(path: Path, results: Sequence[Result], asked: Sequence[Job], ctx: Context) -> None:
+    """Replace the metrics file; figures of steps that did not run stay, unless none of the jobs that are `asked` for has them."""
     before: dict[str, float] = {}
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in path.read_text().splitlines():
             match = _METRIC.match(line)
             if match:
                 before[match[1]] = float(match[2])
-    figures = metrics(results, before)
+    figures = metrics(results, before, asked)
     names = sorted({name.partition("{")[0] for name in figures})
     text = ""
     for name in names:

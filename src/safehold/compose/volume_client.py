@@ -14,13 +14,16 @@ from safehold.adapters.linux import attach as devices
 from safehold.adapters.linux.attach import Attachment
 from safehold.compose.paths import Paths
 from safehold.model.context import Context
-from safehold.model.errors import FailedError, UsageError
+from safehold.model.errors import FailedError, SafeholdError, UsageError
 from safehold.wire.control import ServiceAbsent, ask
 
 __all__ = ["VolumeClient"]
 
 _PATIENCE = 600.0
 """Seconds that an order may take: making a volume of a point reads the point's whole map."""
+
+_LOOK = 5.0
+"""Seconds for an order that only looks."""
 
 _START = 20.0
 """Seconds until a service that was started has to answer."""
@@ -56,7 +59,7 @@ class VolumeClient:
     def running(self) -> bool:
         """True where the service answers."""
         try:
-            ask(self._paths.volume_control, {"verb": "ping"}, 5.0)
+            ask(self._paths.volume_control, {"verb": "ping"}, _LOOK)
         except ServiceAbsent:
             return False
         return True
@@ -65,34 +68,30 @@ class VolumeClient:
         """What somebody should look at; asks a service that runs, and starts none."""
         found = []
         try:
-            told = ask(self._paths.volume_control, {"verb": "list"}, 5.0)["result"]
+            told = ask(self._paths.volume_control, {"verb": "list"}, _LOOK)["result"]
         except ServiceAbsent:
             return [
                 f"volume {one.volume} is {one.device}{f' on {one.mount}' if one.mount else ''}, and nobody serves it: its requests wait "
                 f"{devices.RECONNECT} seconds and then fail → safehold volume serve"
                 for one in self.attachments().values()
-            ]
+                if not devices.dead(one)
+            ] + self._dead()
+        except SafeholdError as error:
+            return [f"volumes cannot be looked at: {error}", *self._dead()]
         found += [f"volume {one['name']}: {one['problem']}" for one in told["volumes"] if one["problem"]]
+        found += self._dead()
         return found + [f"volume {name} cannot be opened: {why}" for name, why in told["broken"].items()]
 
     def stop(self) -> None:
         """Return when the service has ended. ServiceAbsent where it does not run, FailedError where it does not end."""
-        process = int(ask(self._paths.volume_control, {"verb": "ping"}, 5.0)["result"]["pid"])
-        ask(self._paths.volume_control, {"verb": "stop"}, 5.0)
+        process = int(ask(self._paths.volume_control, {"verb": "ping"}, _LOOK)["result"]["pid"])
+        ask(self._paths.volume_control, {"verb": "stop"}, _LOOK)
         end = time.monotonic() + _STOP
-        while not self._ended(process):
+        # It listens no longer long before its volumes are put away, and the next service cannot have them before.
+        while _lives(process):
             if time.monotonic() > end:
                 raise FailedError("the volume service does not end", on=f"process {process}", remedy="see its log")
             time.sleep(0.05)
-
-    def _ended(self, process: int) -> bool:
-        if not Path(f"/proc/{process}").exists():
-            return True
-        try:
-            return not self.running()
-        except FailedError:
-            # It closed its socket while this was asked: soon, but not yet.
-            return False
 
     def _start(self) -> None:
         self._paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,6 +140,27 @@ class VolumeClient:
         """What is attached to this machine, by volume."""
         return {one.volume: one for one in devices.attachments(self._attached)}
 
+    def _dead(self) -> list[str]:
+        return [f"volume {name}: {why}" for name in self.attachments() if (why := self.device_problem(name))]
+
+    def device_problem(self, name: str) -> str:
+        """What somebody should know of the device that a volume is, or nothing."""
+        one = self.attachments().get(name)
+        if one is None or not devices.dead(one):
+            return ""
+        where = one.device + (f" on {one.mount}" if one.mount else "")
+        return f"{where} gives errors, for its storage daemon is gone → safehold volume detach {name}"
+
+    def demand_detached(self, name: str, what: str) -> None:
+        """UsageError where a volume is a device of this machine. The service does not know of one that waits for it."""
+        one = self.attachments().get(name)
+        if one is not None:
+            raise UsageError(
+                f"the volume is attached as {one.device} and cannot be {what}",
+                on=name,
+                remedy=f"first: safehold volume detach {name}",
+            )
+
     def attach(self, name: str, place: str | None = None, options: str = "") -> Attachment:
         """Make a device of a volume, and mount it."""
         self.order("show", name=name)
@@ -163,9 +183,9 @@ class VolumeClient:
         """Mount a volume that is attached."""
         devices.mount(self._attached, self.found(name), place, options)
 
-    def unmount(self, name: str) -> None:
-        """Unmount a volume where it was mounted by `attach` or `mount`; it stays attached."""
-        devices.unmount(self._attached, self.found(name))
+    def unmount(self, name: str, place: str) -> None:
+        """Unmount a volume from `place`, where it is mounted there; it stays attached."""
+        devices.unmount(self._attached, self.found(name), place)
 
     def found(self, name: str) -> Attachment:
         """The attachment of a volume. UsageError where it is not attached."""
@@ -175,6 +195,14 @@ class VolumeClient:
             raise UsageError(
                 "the volume is not attached", on=name, remedy="safehold volume list shows what is"
             ) from None
+
+
+def _lives(process: int) -> bool:
+    """True while a process has not ended. One that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _in_memory(secret: bytes) -> int:

@@ -12,7 +12,8 @@ from safehold.adapters.image.topology import detect
 from safehold.app.backup import this_host
 from safehold.app.opening import Credentials, open_vault
 from safehold.app.volumes import SnapshotRequest, VolumeService
-from safehold.blocks.directory import HeldVolume, VolumeDirectory
+from safehold.blocks.directory import VolumeDirectory
+from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeRecord
 from safehold.blocks.server import NbdServer
 from safehold.compose.paths import Paths
@@ -50,7 +51,8 @@ def serve_volumes(
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)
     exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
-    control = ControlServer(paths.volume_control, Orders(service, ctx.cancel.cancel).answer, _log)
+    orders = Orders(service, exports.processes, ctx.cancel.cancel)
+    control = ControlServer(paths.volume_control, orders.answer, _log)
     try:
         service.start()
         ready()
@@ -73,9 +75,10 @@ def _on_device(blocks: Blocks) -> Topology:
 class Orders:
     """Carries out what the command line asks the service for."""
 
-    def __init__(self, service: VolumeService, stop: Callable[[], None]) -> None:
-        """`stop` asks the process to end."""
+    def __init__(self, service: VolumeService, processes: Callable[[str], set[int]], stop: Callable[[], None]) -> None:
+        """`processes` gives the clients of a volume, `stop` asks the process to end."""
         self._service = service
+        self._processes = processes
         self._stop = stop
         self._verbs: dict[str, Callable[[Mapping[str, object]], object]] = {
             "ping": lambda order: {"pid": os.getpid()},
@@ -121,7 +124,8 @@ class Orders:
     def _list(self, order: Mapping[str, object]) -> object:
         directory = self._service.directory
         return {
-            "volumes": [self._volume(held) for held in directory.all()],
+            # All snapshots of many volumes would be longer than an answer may be.
+            "volumes": [self._volume(held) | {"snapshots": _last(held)} for held in directory.all()],
             "broken": {name: str(error) for name, error in directory.broken.items()},
             "deleted": [_record(record) for record in directory.deleted()],
         }
@@ -152,11 +156,16 @@ class Orders:
             **_record(record),
             "missing": min(held.missing * record.block, record.size),
             "clients": held.clients,
+            "processes": sorted(self._processes(held.name)),
             "read_only": held.volume.read_only,
             "problem": self._service.problem(held),
             "directory": str(held.files.directory),
             "snapshots": [_snapshot(snapshot) for snapshot in record.snapshots],
         }
+
+
+def _last(held: HeldVolume) -> list[dict[str, object]]:
+    return [_snapshot(snapshot) for snapshot in held.record.snapshots[-1:]]
 
 
 def _record(record: VolumeRecord) -> dict[str, object]:

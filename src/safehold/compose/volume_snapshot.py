@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from safehold.compose.quiet import Served
 from safehold.compose.volume_client import VolumeClient
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
@@ -26,17 +27,24 @@ def take_snapshot(
     client: VolumeClient,
     names: Sequence[str],
     require: Consistency | None,
-    find: Callable[[Sequence[str]], tuple[tuple[Bracket, ...], Terms]],
+    find: Callable[[Served], tuple[tuple[Bracket, ...], Terms]],
     tags: Mapping[str, str],
     ctx: Context,
 ) -> tuple[dict[str, Any], float]:
-    """Seal the volumes at one instant inside the brackets that `find` gives for their devices; returns the snapshot, which is pending, and for
-    how many seconds brackets were held. `require` None means what the brackets promise.
+    """Seal the volumes at one instant inside the brackets that `find` gives for them; returns the snapshot, which is pending, and for how many
+    seconds brackets were held. `require` None means what the brackets promise.
 
     ConsistencyError where that was not reached: all is let go of, and the snapshot has failed.
     """
     attached = client.attachments()
-    brackets, terms = find([attached[name].device for name in names if name in attached])
+    # Each volume goes to the vault that it was made for, whichever this run would take by itself.
+    vaults = sorted({client.order("show", name=name)["vault"] for name in names})
+    devices = [attached[name].device for name in names if name in attached]
+
+    def clients() -> set[int]:
+        return {int(one) for name in names for one in client.order("show", name=name)["processes"]}
+
+    brackets, terms = find(Served(devices, vaults, clients))
     if not brackets:
         asked = require if require is not None else Consistency.CRASH
         return client.order("snapshot", names=names, asked=asked.label, tags=dict(tags)), 0.0

@@ -106,7 +106,10 @@ def _take_away(client: VolumeClient, wanted: Underway, steps: list[SwitchStep]) 
         return
     if was.mount:
         with _step(steps, f"unmounted {was.mount}"):
-            client.unmount(wanted.old)
+            client.unmount(wanted.old, was.mount)
+    elif wanted.mount:
+        # It may be mounted all the same, by a switch that was killed before that was on record.
+        client.unmount(wanted.old, wanted.mount)
     with _step(steps, f"detached {wanted.old} from {was.device}"):
         client.detach(wanted.old)
 

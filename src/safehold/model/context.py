@@ -23,14 +23,14 @@ class CancelToken:
         """Ask the run to stop at the next safe place."""
         self._event.set()
 
-    def wait(self) -> None:
-        """Return once `cancel` was called."""
-        self._event.wait()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Return true once `cancel` was called, and false after so many seconds without."""
+        return self._event.wait(seconds)
 
     def check(self) -> None:
         """Raise CancelledError once `cancel` was called."""
         if self._event.is_set():
-            raise CancelledError("the run was stopped", remedy="start it again: a backup reuses what it had uploaded")
+            raise CancelledError("the run was stopped", remedy="start it again")
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from enum import IntEnum
 
 import msgspec
 
-__all__ = ["Entry", "Form", "path_key", "printable"]
+__all__ = ["Entry", "Form", "path_key"]
 
 
 class Form(IntEnum):
@@ -62,9 +61,3 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 def path_key(parent: bytes) -> bytes:
     """What directories are ordered by: their components, so that a directory's descendants follow it at once."""
     return parent.replace(b"/", b"\0")
-
-
-def printable(path: bytes | str) -> str:
-    """A path for people: bytes that are no text and characters that a terminal would obey are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

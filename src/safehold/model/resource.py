@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ResourceRef"]
+__all__ = ["ResourceRef", "can_be_chosen"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +20,8 @@ class ResourceRef:
     location: str
     more: tuple[str, ...] = ()
     chosen: bool = False
+
+
+def can_be_chosen(name: str) -> bool:
+    """Whether somebody may give a resource this name: what a terminal would obey, and what ends a name in `RESOURCE@WHEN`, are not in it."""
+    return name.isprintable() and "@" not in name

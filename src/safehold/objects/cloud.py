@@ -25,6 +25,7 @@ from safehold.model.errors import (
     StoreUnavailable,
     UsageError,
 )
+from safehold.objects.endpoint import s3_endpoint
 from safehold.objects.names import check_name, check_prefix
 from safehold.ports.store import Capabilities, Stamp
 
@@ -55,7 +56,7 @@ def open_s3(url: str) -> CloudStore:
     parts = urlsplit(url)
     if not parts.netloc:
         raise UsageError("no bucket in the vault's address", on=url, remedy="write s3://bucket/prefix")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     where = urlsplit(endpoint or "")
     plain = where.scheme == "http"
     if plain and not _on_loopback(where.hostname or ""):
@@ -90,7 +91,7 @@ class CloudStore:
     def __init__(self, bucket: ObjectStore, url: str) -> None:
         self._bucket = bucket
         self.url = url
-        self.caps = Capabilities(atomic_create=True, consistent=True, parallel=_PARALLEL)
+        self.caps = Capabilities(parallel=_PARALLEL)
 
     def put(self, name: str, parts: Sequence[Buffer], *, create_only: bool = True) -> Stamp:
         """See `ports.store.Store`. One request, never a multipart upload: its creation is what is atomic."""

@@ -144,7 +144,7 @@ class LocalStore:
         self._made: set[str] = set()
         self._numbers = itertools.count()
         self.url = self._root
-        self.caps = Capabilities(atomic_create=True, consistent=True, parallel=2)
+        self.caps = Capabilities(parallel=2)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._root, check_name(name))

@@ -6,10 +6,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from safehold.model.errors import UsageError
+from safehold.objects.endpoint import s3_endpoint
 from safehold.objects.local import LocalStore
 from safehold.ports.store import Store
 
-__all__ = ["UPLOAD_BUDGET", "local_place", "open_store"]
+__all__ = ["UPLOAD_BUDGET", "full_address", "local_place", "open_store"]
 
 UPLOAD_BUDGET = 192 * 1024 * 1024
 """Bytes being uploaded at once by a process, over all of its sessions."""
@@ -35,3 +36,9 @@ def local_place(url: str) -> list[Path]:
     if urlsplit(url).scheme == "file":
         return [Path(unquote(urlsplit(url).path))]
     return [Path(url).expanduser()] if url and "://" not in url else []
+
+
+def full_address(url: str) -> str:
+    """The address of a store with the service that it is at: a bucket of one name may be at several."""
+    endpoint = s3_endpoint() if urlsplit(url).scheme == "s3" else None
+    return f"{url} at {endpoint}" if endpoint else url

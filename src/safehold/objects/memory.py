@@ -29,7 +29,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._versions = itertools.count(1)
         self.url = "memory://"
-        self.caps = Capabilities(atomic_create=True, consistent=True, parallel=2)
+        self.caps = Capabilities(parallel=2)
 
     def put(self, name: str, parts: Sequence[Buffer], *, create_only: bool = True) -> Stamp:
         """See `ports.store.Store`."""

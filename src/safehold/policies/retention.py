@@ -2,18 +2,19 @@
 
 Rules only ever add reasons to keep; a point without a reason expires. Times are the store's, so no client's clock steers anything. Points
 of the owner's own writer count at once. Points of exported writers count only once their structure was verified, and of those made within
-one hour only the newest counts for `keep_last`: a stolen credential that floods the vault pushes nothing out.
+one hour only the newest counts for `keep_last`: a stolen credential that floods the vault pushes nothing out. Partial points push no complete
+one out: a failing disk must not end a history of whole backups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 
 __all__ = ["Candidate", "Decision", "KeepRules", "decide"]
 
-_HOUR, _DAY = 3600.0, 86400.0
+_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class KeepRules:
     """How many points to keep of each period, counted over periods that have any; 0 keeps none by that rule.
 
     `window` keeps everything of the last so many seconds, and the point before, so that each moment of the window can be restored.
-    `hanoi` keeps that many points at distances that double: the newest one from a day that is a multiple of 1, 2, 4, … days since 1970.
+    `hanoi` keeps that many points at distances that double, as the Tower of Hanoi has them: where there is a point of each day, six are at
+    most 0, 1, 3, 7, 15 and 31 days old, and the oldest at least 16.
     `tags` keeps points with that tag (`key` or `key=value`).
     """
 
@@ -57,15 +59,16 @@ class KeepRules:
 class Candidate:
     """A point as the rules see it. `time` is the store's, in seconds since 1970.
 
-    `own` is true for the owner's own writer; `sound` for a point whose structure is known to be whole (needed of others' points);
-    `verified` for one whose data was read and found right. `kept` is what stands outside of all rules: a hold, a pin, or the wish at its
-    making that no rule expires it.
+    `complete` is false for a point that lacks something of what was to be backed up. `own` is true for the owner's own writer; `sound` for a
+    point whose structure is known to be whole (needed of others' points); `verified` for one whose data was read and found right. `kept` is
+    what stands outside of all rules: a hold, a pin, or the wish at its making that no rule expires it.
     """
 
     id: str
     resources: tuple[str, ...]
     time: float
     tags: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
     own: bool = True
     sound: bool = True
     verified: bool = False
@@ -91,11 +94,13 @@ class Decision:
 
 
 def decide(
-    points: Iterable[Candidate], rules: KeepRules, now: float, *, minimum_age: float = 0.0, zone: tzinfo = UTC
+    points: Iterable[Candidate], rules: KeepRules, now: float, *, minimum_age: float = 0.0, zone: tzinfo | None = UTC
 ) -> list[Decision]:
     """Decide for each point, oldest first. Points of different sets of resources do not count for each other.
 
-    `minimum_age` protects points of exported writers that are younger; periods begin and end in `zone`. ValueError for empty rules.
+    Each rule is applied twice: to the complete points, as if there were no others, and to all of them. `minimum_age` protects points of
+    exported writers that are younger. Periods begin and end in `zone`; None for this machine's, by the rules in force at each point's time.
+    ValueError for empty rules.
     """
     if rules.empty:
         raise ValueError("no rule keeps anything")
@@ -108,24 +113,14 @@ def decide(
     return sorted(decisions, key=lambda d: (d.point.time, d.point.id))
 
 
-def _decide(group: list[Candidate], rules: KeepRules, now: float, minimum_age: float, zone: tzinfo) -> list[Decision]:
+def _decide(
+    group: list[Candidate], rules: KeepRules, now: float, minimum_age: float, zone: tzinfo | None
+) -> list[Decision]:
     reasons: dict[str, list[str]] = {point.id: list(point.kept) for point in group}
     counting = [point for point in reversed(group) if point.counts]
-    for point in _newest_of_hours(counting)[: rules.last]:
-        reasons[point.id].append("last")
-    for name, most, period in (
-        ("hourly", rules.hourly, "%Y-%m-%d %H %z"),
-        ("daily", rules.daily, "%Y-%m-%d"),
-        ("weekly", rules.weekly, "%G-%V"),
-        ("monthly", rules.monthly, "%Y-%m"),
-        ("yearly", rules.yearly, "%Y"),
-    ):
-        for point in _newest_of_each(counting, _calendar(period, zone), most):
-            reasons[point.id].append(name)
-    for point in _hanoi(counting, rules.hanoi):
-        reasons[point.id].append("hanoi")
-    for point in _window(counting, rules.window, now):
-        reasons[point.id].append("window")
+    complete = [point for point in counting if point.complete]
+    for name, point in (*_chosen(counting, rules, now, zone), *_chosen(complete, rules, now, zone)):
+        reasons[point.id].append(name)
     for point in group:
         if any(_tagged(point, tag) for tag in rules.tags):
             reasons[point.id].append("tag")
@@ -135,10 +130,29 @@ def _decide(group: list[Candidate], rules: KeepRules, now: float, minimum_age: f
             reasons[point.id].append("not verified yet")
     if counting:
         reasons[counting[0].id].append("newest")
+    if complete and complete[0] is not counting[0]:
+        reasons[complete[0].id].append("newest complete")
     verified = [point for point in reversed(group) if point.verified]
     if verified and not any(reasons[point.id] for point in verified):
         reasons[verified[0].id].append("only verified")
     return [Decision(point, tuple(dict.fromkeys(reasons[point.id]))) for point in group]
+
+
+def _chosen(
+    newest_first: Sequence[Candidate], rules: KeepRules, now: float, zone: tzinfo | None
+) -> Iterator[tuple[str, Candidate]]:
+    """What each rule picks, with the rule's name."""
+    yield from (("last", point) for point in _newest_of_hours(newest_first)[: rules.last])
+    for name, most, period in (
+        ("hourly", rules.hourly, "%Y-%m-%d %H %z"),
+        ("daily", rules.daily, "%Y-%m-%d"),
+        ("weekly", rules.weekly, "%G-%V"),
+        ("monthly", rules.monthly, "%Y-%m"),
+        ("yearly", rules.yearly, "%Y"),
+    ):
+        yield from ((name, point) for point in _newest_of_each(newest_first, _calendar(period, zone), most))
+    yield from (("hanoi", point) for point in _hanoi(newest_first, rules.hanoi, zone))
+    yield from (("window", point) for point in _window(newest_first, rules.window, now))
 
 
 def _newest_of_hours(newest_first: Sequence[Candidate]) -> list[Candidate]:
@@ -165,16 +179,31 @@ def _newest_of_each(
     return list(chosen.values())
 
 
-def _calendar(period: str, zone: tzinfo) -> Callable[[Candidate], str]:
-    return lambda point: datetime.fromtimestamp(point.time, zone).strftime(period)
+def _calendar(period: str, zone: tzinfo | None) -> Callable[[Candidate], str]:
+    return lambda point: _local(point, zone).strftime(period)
 
 
-def _hanoi(newest_first: Sequence[Candidate], levels: int) -> list[Candidate]:
-    out = []
-    for level in range(levels):
-        found = next((p for p in newest_first if int(p.time // _DAY) % (1 << level) == 0), None)
-        if found is not None:
-            out.append(found)
+def _local(point: Candidate, zone: tzinfo | None) -> datetime:
+    # Not by today's offset: summer time begins and ends between points.
+    return datetime.fromtimestamp(point.time, UTC).astimezone(zone)
+
+
+def _hanoi(newest_first: Sequence[Candidate], levels: int, zone: tzinfo | None) -> list[Candidate]:
+    """The newest point, and for spans of 1, 2, 4, … days the first one of the span before the newest.
+
+    Of a day its newest point counts. A span is aligned to days since the year 1, so a point that a longer span will need is the first of
+    each shorter one, and one of them keeps it until then: rules that are applied each day keep what they would keep if applied once. Where
+    there is a point of each day, these are the days whose numbers end in just 0, 1, 2, … zeros in binary.
+    """
+    days: dict[int, Candidate] = {}
+    for point in newest_first:
+        days.setdefault(_local(point, zone).toordinal(), point)
+    numbers = list(days)
+    out = [days[day] for day in numbers[: min(levels, 1)]]
+    for level in range(levels - 1):
+        before = [day for day in numbers if day >> level < numbers[0] >> level]
+        if before:
+            out.append(days[min(day for day in before if day >> level == before[0] >> level)])
     return out
 
 

@@ -60,7 +60,7 @@ class Capture(Protocol):
 
 
 class Source(Protocol):
-    """Reads one kind of resource. Entry point group `safehold.sources`."""
+    """Reads one kind of resource. Other packages bring theirs as entry points of the group `safehold.sources`; see `compose.plugins`."""
 
     def resolve(self, spec: str) -> ResourceRef | None:
         """The resource that `spec` names, or None where it is for another source. A `kind:` prefix forces the kind.

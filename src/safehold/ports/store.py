@@ -14,15 +14,11 @@ __all__ = ["Capabilities", "Stamp", "Store"]
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a store can be relied on for.
+    """How a store is best used; `parallel` is how many requests are worth keeping under way at once.
 
-    atomic_create  a create-only put has exactly one winner, and losers are told
-    consistent     GET and LIST see every put that returned (linearizable)
-    parallel       requests worth keeping under way at once
+    Whether it keeps its promises is for nobody to claim: `objects.check` tries it.
     """
 
-    atomic_create: bool
-    consistent: bool
     parallel: int
 
 
@@ -56,7 +52,7 @@ class Store(Protocol):
 
     @property
     def caps(self) -> Capabilities:
-        """What the store can be relied on for."""
+        """How the store is best used."""
         ...
 
     def put(self, name: str, parts: Sequence[Buffer], *, create_only: bool = True) -> Stamp:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import enum
 import errno
 import mmap
 import threading
@@ -21,10 +23,18 @@ _BATCH = REGION
 """Bytes asked for at once behind, at least a block: enough to share a pack, few enough that a client's wish comes next soon."""
 
 _PATIENCE = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Seconds until blocks that could not be had are tried again, the last one for ever."""
+"""Seconds until blocks that could not be had, or those that are damaged when all others are here, are tried again, the last one for ever."""
 
 _CHECKPOINT = 2048
 """Blocks filled in between checkpoints: what a power loss makes this fetch again."""
+
+
+class _Filled(enum.Enum):
+    """How filling blocks in went: all are here; some cannot be read; or there was no way to ask for them."""
+
+    WHOLE = enum.auto()
+    DAMAGED = enum.auto()
+    FAILED = enum.auto()
 
 
 class Hydrator:
@@ -45,6 +55,9 @@ class Hydrator:
         self._wish: int | None = None
         self._stop = threading.Event()
         self._claims: list[range] = []
+        self._damaged: list[range] = []
+        self._damage = ""
+        self._rounds = 0
         self._given_up = threading.Condition()
         self._at = self._filled = 0
         self._batch = max(1, _BATCH // volume.block)
@@ -74,7 +87,9 @@ class Hydrator:
         try:
             with lock:
                 if self._volume.maps.states.cells[block] != PRESENT:
-                    self._fill(block, 1, _pages(self._volume.block))
+                    filled = self._fill(block, 1, _pages(self._volume.block))
+                    if filled is _Filled.DAMAGED:
+                        self._reopen()
         finally:
             with self._table:
                 self._fetching.pop(block, None)
@@ -89,8 +104,8 @@ class Hydrator:
                 self._disk = self._open_disk()
             return self._disk
 
-    def _fill(self, first: int, count: int, buffer: memoryview) -> bool:
-        """Fetch blocks of the volume, by way of a buffer that has room for them; true where all of them came."""
+    def _fill(self, first: int, count: int, buffer: memoryview) -> _Filled:
+        """Fetch blocks of the volume, by way of a buffer that has room for them."""
         size = self._volume.block
         try:
             disk = self._disk_now()
@@ -99,21 +114,21 @@ class Hydrator:
             view = buffer[: min(count * size, disk.size - start)]
             missed = disk.read_whole(first * step, -(-len(view) // disk.block_size), view)
             for one in missed:
-                self._failed(f"block {one.position} of the point cannot be read: {one.reason}")
+                self.problem = f"block {one.position} of the point cannot be read: {one.reason}"
             lost = {one.position // step for one in missed}
             at = first
             for end in (*sorted(lost), first + count):
                 if at < end:
                     self._volume.fill_run(at, view[(at - first) * size : (end - first) * size])
                 at = end + 1
-            return not lost
+            return _Filled.DAMAGED if lost else _Filled.WHOLE
         except Exception as error:  # the last line of defence: a thread that died would never fill the volume in
-            self._failed(str(error))
-            return False
+            self.problem = str(error)
+            self._reopen()
+            return _Filled.FAILED
 
-    def _failed(self, why: str) -> None:
-        self.problem = why
-        # The next attempt opens the vault anew: a prune may have moved what this one knows.
+    def _reopen(self) -> None:
+        """The next attempt opens the vault anew: a prune may have moved what this one knows."""
         with self._opening:
             self._disk = None
 
@@ -122,16 +137,17 @@ class Hydrator:
         buffer = _pages(self._batch * self._volume.block)
         while (claim := self._claim()) is not None:
             try:
-                whole = self._fill(claim.start, len(claim), buffer)
+                filled = self._fill(claim.start, len(claim), buffer)
+                if filled is _Filled.DAMAGED:
+                    self._put_off(claim)
             finally:
                 self._give_up(claim)
-            if whole:
+            if filled is not _Filled.FAILED:
                 failures = 0
-                self._count(len(claim))
+                if filled is _Filled.WHOLE:
+                    self._count(len(claim))
                 continue
             self._ctx.progress.warn(f"hydration waits: {self.problem}")
-            # Past what is damaged: the rest is wanted all the same.
-            self._wish = claim.stop
             self._stop.wait(_PATIENCE[min(failures, len(_PATIENCE) - 1)])
             failures += 1
         if not self._stop.is_set():
@@ -173,11 +189,36 @@ class Hydrator:
                     self._claims.append(claim)
                     self._at = claim.stop
                     return claim
-                if not self._claims:
+                if self._claims:
+                    # What is missing is another thread's. It may fail.
+                    self._given_up.wait(1)
+                elif self._damaged:
+                    self._wait_for_repair()
+                else:
                     return None
-                # What is missing is another thread's. It may fail.
-                self._given_up.wait(1)
             return None
+
+    def _put_off(self, claim: range) -> None:
+        """What is damaged is tried again when all the rest is here."""
+        with self._given_up:
+            if not self._damaged:
+                self._ctx.progress.warn(f"hydration goes on past damage: {self.problem}")
+            self._damage = self.problem
+            at = bisect.bisect(self._damaged, claim.start, key=lambda one: one.start)
+            if at and self._damaged[at - 1].stop == claim.start:
+                self._damaged[at - 1] = range(self._damaged[at - 1].start, claim.stop)
+            else:
+                self._damaged.insert(at, claim)
+
+    def _wait_for_repair(self) -> None:
+        """With nothing missing but what is damaged: let some time pass, or see another thread do so, and try it again."""
+        self.problem = self._damage
+        patience, rounds = _PATIENCE[min(self._rounds, len(_PATIENCE) - 1)], self._rounds
+        if not self._given_up.wait_for(lambda: self._stop.is_set() or self._rounds != rounds, patience):
+            self._rounds += 1
+            self._damaged = []
+            self._reopen()
+            self._given_up.notify_all()
 
     def _give_up(self, claim: range) -> None:
         with self._given_up:
@@ -189,7 +230,7 @@ class Hydrator:
         wish, self._wish = self._wish, None
         at = min(self._at if wish is None else wish, states.length)
         for low, high in _missing(states.cells, ((at, states.length), (0, at))):
-            for claim in sorted(self._claims, key=lambda claim: claim.start):
+            for claim in sorted((*self._claims, *self._damaged), key=lambda claim: claim.start):
                 if claim.start <= low < claim.stop:
                     low = claim.stop
                 elif low < claim.start:

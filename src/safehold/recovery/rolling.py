@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-from blake3 import blake3
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, FormatError, ObjectNotFound, VaultKeyError
+from safehold.model.errors import DamageError, ObjectNotFound
 from safehold.model.spread import spread
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
+from safehold.recovery.hurt import hurt_by
+from safehold.recovery.packs import Packs
 from safehold.recovery.units import units
 from safehold.recovery.verify import Finding, Findings
 from safehold.vault.catalogue import Point
-from safehold.vault.pack import open_table, parse_header, table_span
+from safehold.vault.disk_tree import PagesSeen
+from safehold.vault.fetch import ChunkReader
+from safehold.vault.gc.quarantine import note_packs
+from safehold.vault.proof import BAD, prove_pack
 from safehold.vault.sealing import ChunkOpener
 from safehold.vault.vault import Vault
 
@@ -26,6 +30,8 @@ __all__ = ["ReadLog", "Rolled", "verify_rolling"]
 
 _SAVE_EVERY = 16
 _BATCH = 1024
+_MOST_LOST = 1000
+"""Chunks of a member that are found missing before the rest of it is left alone."""
 
 
 class ReadLog:
@@ -75,9 +81,15 @@ def verify_rolling(
     notes = vault.notes()
     facts = notes.facts()
     due = [p for p in points if p.subject not in facts or facts[p.subject].data < now - older_than]
-    sizes = {s.name: s.size for prefix in ("packs/", "meta/") for s in vault.store.list(prefix)}
-    needs = {point.name: _needs(vault, point, sizes, rolled.findings, ctx) for point in due}
-    wanted = {name for packs in needs.values() if packs is not None for name in packs}
+    packs = Packs(vault.store)
+    sizes = packs.sizes
+    needs = {point.name: _needs(vault, point, packs, rolled.findings, ctx) for point in due}
+    if _gone(vault, points, sizes, log):
+        # What was proved once may lack something by now.
+        for point in points:
+            if point not in due:
+                _needs(vault, point, packs, rolled.findings, ctx)
+    wanted = {name for one in needs.values() for name in one.packs}
     stale = sorted(
         (name for name in wanted if log.times.get(name, 0.0) < now - older_than),
         key=lambda n: (log.times.get(n, 0.0), n),
@@ -93,15 +105,16 @@ def verify_rolling(
     bad = _read(vault, chosen, log, now, sizes, rolled, ctx)
     ctx.progress.done()
     log.save(sizes)
-    notes.note_packs(set(chosen) - bad.keys(), set(bad))
+    right = {name for name in chosen if log.times.get(name) == now}
+    note_packs(vault, right, bad, rolled.findings.packs | vault.fetcher.failed)
     for name, reason in bad.items():
-        hurt = [p for p in due if name in (needs[p.name] or ())]
+        hurt = [p for p in due if name in needs[p.name].packs]
         rolled.findings.add(Finding(reason, name, hurt[0].id if hurt else ""))
     for point in due:
-        packs = needs[point.name]
-        if packs is None or any(name in bad for name in packs):
+        needed = needs[point.name].packs
+        if not needs[point.name].whole or any(name in bad for name in needed):
             continue
-        oldest = min((log.times.get(name, 0.0) for name in packs), default=now)
+        oldest = min((log.times.get(name, 0.0) for name in needed), default=now)
         if oldest >= now - older_than:
             notes.add(point.subject, "verified", {"depth": "data", "since": oldest})
             rolled.proved.append(point)
@@ -111,35 +124,79 @@ def verify_rolling(
     return rolled
 
 
-def _needs(
-    vault: Vault, point: Point, sizes: dict[str, int], findings: Findings, ctx: Context
-) -> frozenset[str] | None:
-    """The packs that hold a point's data; None where that cannot be told, with the reason among the findings."""
-    packs: set[str] = set()
+def _gone(vault: Vault, points: Sequence[Point], sizes: dict[str, int], log: ReadLog) -> bool:
+    """True where a pack is missing that an index run names, or that this machine has read, and that no prune gave up."""
+    dead = frozenset(vault.chain.record.dead) if vault.chain.record else frozenset()
+    one_of_each = {certificate.domain: point for point in points if (certificate := vault.certificate(point.wid))}
+    named = {name for point in one_of_each.values() for name in vault.finder(point.wid).packs()}
+    return bool((named | log.times.keys()) - sizes.keys() - dead)
+
+
+@dataclass
+class _Needs:
+    """The packs that hold a point's data, as far as that can be told; `whole` where all of it can."""
+
+    packs: set[str] = field(default_factory=set)
+    whole: bool = True
+
+
+def _needs(vault: Vault, point: Point, packs: Packs, findings: Findings, ctx: Context) -> _Needs:
+    """What a point needs. What nobody can tell, or is gone, is among the findings."""
+    needs, seen = _Needs(), PagesSeen()
+    gone: dict[bytes, str] = {}
+    missed = 0
     try:
         chunks = vault.chunks(point)
         for member in point.body.members:
-            for unit in units(vault, point, member):
+            for unit in units(vault, point, member, seen):
                 ctx.cancel.check()
-                for at in range(0, len(unit.ids), _BATCH):
-                    ids = unit.ids[at : at + _BATCH]
-                    for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
-                        place = location if location and location.pack in sizes else None
-                        for other in () if place else chunks.finder.locations(identity):
-                            place = other if other.pack in sizes else place
-                        if place is None:
-                            raise DamageError(f"chunk {identity.hex()[:16]} is gone", on=member.name)
-                        packs.add(place.pack)
+                missed += bool(unit.lost)
+                if missed + len(gone) > _MOST_LOST:
+                    break
+                _places(chunks, unit.ids, packs, needs.packs, gone, findings)
+        if gone:
+            packs.renew(chunks)
+            again, gone = list(gone), {}
+            _places(chunks, again, packs, needs.packs, gone, findings)
+        if missed or gone:
+            needs.whole = False
+            for member in point.body.members:
+                for what in hurt_by(vault, point, member, gone, PagesSeen()).told():
+                    findings.add(Finding(what, member.name, point.id))
     except DamageError as error:
-        findings.add(Finding(error.what, error.on, point.id))
-        return None
-    return frozenset(packs)
+        findings.add(Finding(f"{error.what} ({error.on})", ", ".join(point.resources), point.id))
+        needs.whole = False
+    return needs
+
+
+def _places(
+    chunks: ChunkReader,
+    ids: Sequence[bytes],
+    packs: Packs,
+    needed: set[str],
+    gone: dict[bytes, str],
+    findings: Findings,
+) -> None:
+    for at in range(0, len(ids), _BATCH):
+        some = ids[at : at + _BATCH]
+        for identity, (place, others) in zip(some, packs.places(chunks, some), strict=True):
+            if place is None:
+                lost = {other.pack for other in others}
+                findings.packs |= lost
+                gone[identity] = ", ".join(f"{pack} is gone" for pack in sorted(lost)) or "no pack holds it"
+            else:
+                needed.add(place.pack)
+
+
+def _dead(vault: Vault, pack: str) -> bool:
+    record = vault.newest_chain().record
+    return record is not None and pack in record.dead
 
 
 def _read(
     vault: Vault, chosen: list[str], log: ReadLog, now: float, sizes: dict[str, int], rolled: Rolled, ctx: Context
 ) -> dict[str, str]:
-    """Read packs whole; gives those that are not right, with the reason."""
+    """Read packs whole; gives those that are not right, with the reason. One that a prune deleted meanwhile proves nothing and is not wrong."""
     bad: dict[str, str] = {}
     lock = threading.Lock()
 
@@ -148,11 +205,12 @@ def _read(
         for name in share:
             ctx.cancel.check()
             try:
-                chunks = _prove(vault, name, opener)
-            except (DamageError, ObjectNotFound, FormatError, VaultKeyError, ValueError) as error:
+                chunks = prove_pack(vault, name, sizes[name], opener)
+            except BAD as error:
                 with lock:
-                    bad[name] = str(error)
                     log.times.pop(name, None)
+                    if not (isinstance(error, ObjectNotFound) and _dead(vault, name)):
+                        bad[name] = str(error)
                 continue
             with lock:
                 log.times[name] = now
@@ -165,24 +223,3 @@ def _read(
 
     spread(iter(chosen), work, THREADS_REMOTE if vault.store.caps.parallel > THREADS_LOCAL * 2 else THREADS_LOCAL)
     return bad
-
-
-def _prove(vault: Vault, name: str, opener: ChunkOpener) -> int:
-    """Read a pack and every chunk in it; returns how many there are. DamageError, ValueError where anything is wrong."""
-    data = memoryview(vault.store.get(name))
-    if blake3(data).hexdigest() != name.rpartition("/")[2]:
-        raise DamageError("stored bytes are not what was written under this name", on=name)
-    header = parse_header(data, vault.id, name)
-    if header is None or not header.sessions:
-        raise DamageError("pack has no header", on=name)
-    start, length = table_span(len(data), bytes(data[-4:]), name)
-    first = vault.session_secret(header.sessions[0], on=name)
-    rows = open_table(bytes(data[start : start + length]), vault.id, header, first, name)
-    for row in rows:
-        record = data[row.offset : row.offset + row.stored]
-        slot = int.from_bytes(record[:2], "little")
-        if slot >= len(header.sessions):
-            raise DamageError("record names a session that the pack does not list", on=name)
-        secret = vault.session_secret(header.sessions[slot], on=name)
-        opener.open(record, header.kind, row.identity, row.codec, row.plain, secret, secret.dedup_key)
-    return len(rows)

@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError
-from safehold.model.files import Entry, Form, path_key, printable
+from safehold.model.files import Entry, Form, path_key
+from safehold.model.shown import printable
 from safehold.model.spread import spread
 from safehold.ports.tree import Piece, TreeTarget
 from safehold.recovery.comparing import content_is_right
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
-from safehold.vault.content import Part, read_parts
+from safehold.recovery.selection import Selection, selected_pages
+from safehold.vault.content import LostParts, Part, parts_or_lost
 from safehold.vault.fetch import ChunkReader, Lost
 from safehold.vault.names import ZERO_ID
 from safehold.vault.records import Member
-from safehold.vault.tree import EntryAt, StoredTree
+from safehold.vault.tree import EntryAt, Gap, StoredTree
 
 __all__ = [
     "FileLosses",
-    "Selection",
     "TreeWritten",
     "file_data",
-    "selected_pages",
     "stream_data",
     "write_in_order",
     "write_one",
@@ -38,31 +38,9 @@ _SHARE = 32 * 1024 * 1024
 """Bytes of larger files that a thread takes at once."""
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What of a tree is meant: everything below `base` (the empty path: all of it), of that what `include` takes.
-
-    `include` is asked for paths from the base; a directory that is not taken itself is still looked into.
-    """
-
-    base: bytes = b""
-    include: Callable[[bytes], bool] | None = None
-
-    def relative(self, path: bytes) -> bytes:
-        """A path below the base, from the base."""
-        return path[len(self.base) + 1 :] if self.base else path
-
-    def takes(self, relative: bytes) -> bool:
-        """True where a path, or a directory above it, is included."""
-        if self.include is None:
-            return True
-        parts = relative.split(b"/")
-        return any(self.include(b"/".join(parts[:n])) for n in range(1, len(parts) + 1))
-
-
 @dataclass
 class FileLosses:
-    """Collects files that could not be read whole; `salvage` false makes the first one end the restore. Thread-safe."""
+    """Collects files that could not be read whole, and parts of a tree; `salvage` false makes the first one end the restore. Thread-safe."""
 
     salvage: bool
     found: list[str] = field(default_factory=list)
@@ -77,6 +55,17 @@ class FileLosses:
                 f"cannot be read whole: {reason}",
                 on=printable(path),
                 remedy="restore another point, or go on without it: --salvage",
+            )
+
+    def add_gap(self, gap: Gap) -> None:
+        """Note what a page that cannot be read would have held. DamageError as above."""
+        with self._lock:
+            self.found.append(f"{gap.told}: {gap.reason}")
+        if not self.salvage:
+            raise DamageError(
+                f"cannot be read: {gap.reason}",
+                on=gap.told,
+                remedy="restore another point, or go on without them: --salvage",
             )
 
 
@@ -104,15 +93,20 @@ def file_data(
     entry = found.entry
     if entry.form == Form.PIECE:
         identity, offset = found.piece
-        data = _slice(chunks.one(identity), offset, entry)
-        if data is None:
-            lost("its bytes are not what was backed up")
-        else:
-            yield 0, data
+        for result in chunks.many([identity]):
+            data = None if isinstance(result, Lost) else _slice(result.data, offset, entry)
+            if data is not None:
+                yield 0, data
+            else:
+                lost(result.reason if isinstance(result, Lost) else "its bytes are not what was backed up")
         return
     at = 0
     batch: list[tuple[int, Part]] = []
-    for part in found.parts(chunks.one):
+    for part in found.parts_or_lost(chunks.one):
+        if isinstance(part, LostParts):
+            lost(_lost_parts(at, part))
+            at += part.length
+            continue
         if part[0] != ZERO_ID:
             batch.append((at, part))
         at += part[1]
@@ -120,6 +114,10 @@ def file_data(
             yield from _parts(batch, chunks, lost)
             batch = []
     yield from _parts(batch, chunks, lost)
+
+
+def _lost_parts(at: int, part: LostParts) -> str:
+    return f"bytes {at}-{at + part.length - 1}: {part.error}"
 
 
 def _slice(plain: bytes | memoryview, offset: int, entry: Entry) -> memoryview | None:
@@ -149,7 +147,12 @@ def stream_data(
     at = 0
     if not member.size:
         return
-    for identity, length in read_parts(member.root, member.size, chunks.one):
+    for part in parts_or_lost(member.root, member.size, chunks.one):
+        if isinstance(part, LostParts):
+            lost(_lost_parts(at, part))
+            at += part.length
+            continue
+        identity, length = part
         if identity != ZERO_ID:
             yield from _parts([(at, (identity, length))], chunks, lost)
         at += length
@@ -197,30 +200,6 @@ def write_tree(
     return restore.written
 
 
-def selected_pages(tree: StoredTree, selection: Selection) -> Iterator[list[tuple[bytes, EntryAt]]]:
-    """What is selected with its path from the base, page by page. Where the base is a directory it comes too, with an empty path."""
-    base = selection.base
-    top = tree.find(base) if base else None
-    if top is not None and top.entry.is_directory:
-        yield [(b"", top)]
-    start = (path_key(base), b"")
-    for leaf in tree.leaves(start):
-        chosen = []
-        over = False
-        for found in tree.page(leaf):
-            if base and found.parent != base and not found.parent.startswith(base + b"/"):
-                over = found.key > start
-                continue
-            relative = selection.relative(found.path)
-            if not found.entry.name:
-                chosen.append((b"", found))
-            elif selection.takes(relative):
-                chosen.append((relative, found))
-        yield chosen
-        if over:
-            return
-
-
 def _shares(page: list[tuple[bytes, EntryAt]]) -> Iterator[list[tuple[bytes, EntryAt]]]:
     """A page in parts for one thread each: a few hundred files can be most of a tree. Files that share chunks stay together."""
     large = [pair for pair in page if pair[1].entry.form in (Form.PARTS, Form.NODE)]
@@ -262,6 +241,9 @@ class _TreeRestore:
     def pages(self) -> Iterator[list[tuple[bytes, EntryAt]]]:
         """The selected entries with their paths from the base, in pages, or parts of pages that hold much."""
         for page in selected_pages(self._tree, self._selection):
+            if isinstance(page, Gap):
+                self._losses.add_gap(page)
+                continue
             self._directories += [(path, found.entry) for path, found in page if not path]
             yield from _shares([(path, found) for path, found in page if path])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,20 +15,31 @@ from safehold.model.errors import DamageError, ObjectNotFound, ShortRead
 from safehold.model.spread import spread
 from safehold.ports.store import Stamp, Store
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
-from safehold.recovery.units import Hurt, Unit, units
+from safehold.recovery.hurt import hurt_by
+from safehold.recovery.packs import Packs
+from safehold.recovery.units import Unit, units
+from safehold.vault.bounds import check_size
 from safehold.vault.catalogue import Point
-from safehold.vault.envelope import decode, open_object, stored_as_named
+from safehold.vault.disk_tree import PagesSeen
+from safehold.vault.envelope import StoredCheck, decode, open_object
 from safehold.vault.fetch import ChunkReader, Lost
-from safehold.vault.index.rows import Location
 from safehold.vault.names import Kind, gc_name, kind_of
-from safehold.vault.records import GcRecord
+from safehold.vault.records import GcRecord, Member, RunPack
 from safehold.vault.run import read_run
 from safehold.vault.vault import Vault
 
 __all__ = ["Finding", "Findings", "verify_data", "verify_stored", "verify_structure"]
 
+_PIECE = 32 * 1024 * 1024
+"""Bytes read at once where a whole object need not be in memory; a usual pack is one piece."""
 _SEEN = 1_000_000
 """Ids remembered so that shared blocks are read once: about 100 MB at most, after which some are read again."""
+
+_PAGES = 1_000_000
+"""Pages of disks remembered from point to point, about 130 MB, so that what points share is walked once."""
+
+_MOST_LOST = 1000
+"""Metadata chunks of a dedup domain that are missed before a member is given up at the next one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,8 @@ class Findings:
     logical: int = 0
     stored: int = 0
     found: list[Finding] = field(default_factory=list)
+    packs: set[str] = field(default_factory=set)
+    """Packs that may be missing or bad: they were looked in for what was not found."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, finding: Finding) -> None:
@@ -81,21 +96,15 @@ def verify_structure(vault: Vault, points: Iterable[Point], ctx: Context) -> Fin
     """Everything that the points need is named by an index run or a pack and lies in the store with the size it
     should have.
     """
-    sizes = {s.name: s.size for prefix in (Kind.PACK, Kind.META) for s in vault.store.list(prefix.prefix + "/")}
+    packs, findings = Packs(vault.store), Findings()
 
     def check(chunks: ChunkReader, ids: list[bytes]) -> Iterator[tuple[bytes, str]]:
-        for identity, location in zip(ids, chunks.finder.find_many(ids), strict=True):
-            if location is not None and _present(location, sizes):
-                continue
-            places = chunks.finder.locations(identity)
-            if not any(_present(place, sizes) for place in places):
-                yield identity, ", ".join(sorted({f"{place.pack} is gone" for place in places})) or "no pack holds it"
+        for identity, (place, others) in zip(ids, packs.places(chunks, ids), strict=True):
+            if place is None:
+                findings.packs.update(other.pack for other in others)
+                yield identity, ", ".join(sorted({f"{other.pack} is gone" for other in others})) or "no pack holds it"
 
-    return _verify(vault, points, check, ctx)
-
-
-def _present(location: Location, sizes: dict[str, int]) -> bool:
-    return sizes.get(location.pack, -1) >= location.offset + location.stored
+    return _verify(vault, points, check, packs.renew, ctx, findings)
 
 
 def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings:
@@ -111,58 +120,87 @@ def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings
                 read += len(result.data)
         findings.count(0, 0, read)
 
-    return _verify(vault, points, check, ctx, findings)
+    # Reading looks for moved chunks by itself.
+    return _verify(vault, points, check, lambda chunks: None, ctx, findings)
+
+
+class _Domain:
+    """What a verification knows of the points of one dedup key: what it has looked at, what was bad, how much metadata it could not read."""
+
+    def __init__(self, chunks: ChunkReader) -> None:
+        self.chunks = chunks
+        self.walked = PagesSeen()
+        self.seen: set[bytes] = set()
+        self.bad: dict[bytes, str] = {}
+        self.lost = 0
 
 
 def _verify(
-    vault: Vault, points: Iterable[Point], check: Check, ctx: Context, findings: Findings | None = None
+    vault: Vault,
+    points: Iterable[Point],
+    check: Check,
+    renew: Callable[[ChunkReader], None],
+    ctx: Context,
+    findings: Findings,
 ) -> Findings:
-    findings = findings or Findings()
-    seen: set[bytes] = set()
-    bad: dict[bytes, str] = {}
-    for point in points:
-        for member in point.body.members:
-            hurt = Hurt()
-            try:
-                chunks = vault.chunks(point)
-                _member(units(vault, point, member), chunks, check, seen, bad, hurt, findings, ctx)
-            except DamageError as error:
-                findings.add(Finding(f"{error.what} ({error.on})", member.name, point.id))
-            for what in hurt.told():
+    """Look at everything first, at what was bad once more after `renew`, and then for what is hurt by what is: one bad block may hurt many
+    points, at many places.
+    """
+    domains: dict[bytes, _Domain] = {}
+    members = [(point, member) for point in points for member in point.body.members]
+    for point, member in members:
+        try:
+            domain = domains.setdefault(point.dedup_key, _Domain(vault.chunks(point)))
+            if domain.walked.count > _PAGES:
+                domain.walked = PagesSeen()
+            _member(_bounded(units(vault, point, member, domain.walked), domain, member), check, domain, findings, ctx)
+        except DamageError as error:
+            findings.add(Finding(f"{error.what} ({error.on})", member.name, point.id))
+    for domain in domains.values():
+        if domain.bad:
+            renew(domain.chunks)
+            domain.bad = dict(check(domain.chunks, list(domain.bad)))
+    clean: dict[bytes, PagesSeen] = defaultdict(PagesSeen)
+    for point, member in members:
+        at_hand = domains.get(point.dedup_key)
+        if at_hand is None or not (at_hand.bad or at_hand.lost):
+            continue
+        # What ended the look at a member is among the findings already.
+        with contextlib.suppress(DamageError):
+            for what in hurt_by(vault, point, member, at_hand.bad, clean[point.dedup_key]).told():
                 findings.add(Finding(what, member.name, point.id))
+    findings.packs |= vault.fetcher.failed
     return findings
 
 
-def _member(
-    work_units: Iterator[Unit],
-    chunks: ChunkReader,
-    check: Check,
-    seen: set[bytes],
-    bad: dict[bytes, str],
-    hurt: Hurt,
-    findings: Findings,
-    ctx: Context,
-) -> None:
+def _bounded(all_units: Iterator[Unit], domain: _Domain, member: Member) -> Iterator[Unit]:
+    """Units of a member. Each page that cannot be read costs some looking for, and a hostile writer can name any number that never were."""
+    for unit in all_units:
+        if unit.lost:
+            domain.lost += 1
+            if domain.lost > _MOST_LOST:
+                raise DamageError(
+                    f"more than {_MOST_LOST} metadata chunks cannot be read, the last: {unit.lost}", on=member.name
+                )
+        yield unit
+
+
+def _member(work_units: Iterator[Unit], check: Check, domain: _Domain, findings: Findings, ctx: Context) -> None:
     lock = threading.Lock()
 
     def work(share: Iterator[Unit]) -> None:
         for unit in share:
             ctx.cancel.check()
             with lock:
-                fresh = [identity for identity in dict.fromkeys(unit.ids) if identity not in seen]
-                if len(seen) < _SEEN:
-                    seen.update(fresh)
-            for identity, reason in check(chunks, fresh):
-                bad[identity] = reason
-            if bad:
-                # What is bad hurts every point that has it, not only the one in which it was found.
-                for identity in dict.fromkeys(unit.ids):
-                    if identity in bad:
-                        unit.tell(identity, bad[identity], hurt)
+                fresh = [identity for identity in dict.fromkeys(unit.ids) if identity not in domain.seen]
+                if len(domain.seen) < _SEEN:
+                    domain.seen.update(fresh)
+            for identity, reason in check(domain.chunks, fresh):
+                domain.bad[identity] = reason
             findings.count(len(fresh), unit.logical, 0)
             ctx.progress.advance(unit.logical)
 
-    spread(work_units, work, THREADS_REMOTE if chunks.remote else THREADS_LOCAL)
+    spread(work_units, work, THREADS_REMOTE if domain.chunks.remote else THREADS_LOCAL)
 
 
 def verify_stored(store: Store, ctx: Context) -> Findings:
@@ -174,7 +212,7 @@ def verify_stored(store: Store, ctx: Context) -> Findings:
     findings = Findings()
     listed: dict[str, tuple[int, str]] = {}
     there: dict[str, int] = {}
-    lock = threading.Lock()
+    lock, large = threading.Lock(), threading.Lock()
 
     def work(share: Iterator[Stamp]) -> None:
         buffer = bytearray()
@@ -186,24 +224,23 @@ def verify_stored(store: Store, ctx: Context) -> Findings:
             if kind is None:
                 findings.add(Finding("object is of no kind that a vault holds", stamp.name))
                 continue
-            if len(buffer) < stamp.size:
-                buffer = bytearray(stamp.size)
-            data = memoryview(buffer)[: stamp.size]
+            if len(buffer) < min(stamp.size, _PIECE):
+                buffer = bytearray(min(stamp.size, _PIECE))
             try:
-                store.read_into(stamp.name, 0, data)
+                check_size(stamp)
+                # Large runs one after the other: each is in memory whole.
+                with large if stamp.size > _PIECE and kind is Kind.INDEX else contextlib.nullcontext():
+                    packs = _read_stored(store, stamp, kind, memoryview(buffer))
+            except DamageError as error:
+                findings.add(Finding(error.what, stamp.name))
+                continue
             except (ObjectNotFound, ShortRead) as error:
                 findings.add(Finding(str(error), stamp.name))
                 continue
+            finally:
+                ctx.progress.advance(stamp.size)
             findings.count(1, 0, stamp.size)
-            ctx.progress.advance(stamp.size)
-            if not stored_as_named(stamp.name, data):
-                findings.add(Finding("stored bytes are not what was written under this name", stamp.name))
-            elif kind is Kind.INDEX:
-                try:
-                    packs = read_run(open_object(stamp.name, bytes(data))).packs
-                except DamageError as error:
-                    findings.add(Finding(error.what, stamp.name))
-                    continue
+            if packs:
                 with lock:
                     listed.update((pack.name, (pack.size, stamp.name)) for pack in packs)
 
@@ -217,6 +254,20 @@ def verify_stored(store: Store, ctx: Context) -> Findings:
     if Kind.VAULT.prefix not in there:
         findings.add(Finding("vault.json is missing", Kind.VAULT.prefix))
     return findings
+
+
+def _read_stored(store: Store, stamp: Stamp, kind: Kind, buffer: memoryview) -> tuple[RunPack, ...]:
+    """Read an object, whatever its size in memory of one piece, unless it is an index run; gives the packs that a run lists. DamageError."""
+    if kind is Kind.INDEX and stamp.size > len(buffer):
+        buffer = memoryview(bytearray(stamp.size))
+    check = StoredCheck(stamp.name, stamp.size)
+    for at in range(0, stamp.size, len(buffer) or 1):
+        piece = buffer[: min(len(buffer), stamp.size - at)]
+        store.read_into(stamp.name, at, piece)
+        check.update(piece)
+    if not check.right():
+        raise DamageError("stored bytes are not what was written under this name", on=stamp.name)
+    return read_run(open_object(stamp.name, bytes(buffer[: stamp.size]))).packs if kind is Kind.INDEX else ()
 
 
 def _dead(store: Store, there: dict[str, int], findings: Findings) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-__all__ = ["BUCKET", "S3Server", "start_s3"]
+__all__ = ["BUCKET", "S3Identity", "S3Server", "start_s3"]
 
 BUCKET = "vaults"
 """The one bucket: tests take a prefix each."""
@@ -30,6 +31,19 @@ _KEY, _SECRET = "safehold-test", "safehold-test-secret"
 
 
 @dataclass(frozen=True)
+class S3Identity:
+    """Somebody with access of his own: the name is his access key too, and `policy` (JSON) is all that he may do."""
+
+    name: str
+    policy: str
+
+    @property
+    def secret(self) -> str:
+        """The secret access key."""
+        return f"secret-of-{self.name}"
+
+
+@dataclass(frozen=True)
 class S3Server:
     """A running server: its endpoint and the environment that makes clients use it."""
 
@@ -37,11 +51,18 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The usual AWS variables."""
+        """The usual AWS variables, of whoever may do everything."""
+        return self._environment(_KEY, _SECRET)
+
+    def environment_of(self, who: S3Identity) -> dict[str, str]:
+        """The usual AWS variables, of somebody else."""
+        return self._environment(who.name, who.secret)
+
+    def _environment(self, key: str, secret: str) -> dict[str, str]:
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": _KEY,
-            "AWS_SECRET_ACCESS_KEY": _SECRET,
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
             "AWS_REGION": "us-east-1",
         }
 
@@ -74,8 +95,10 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def start_s3(directory: Path) -> Iterator[S3Server]:
-    """Run a server with its data in `directory` until the block ends. RuntimeError with its log where it does not come up."""
+def start_s3(directory: Path, identities: Sequence[S3Identity] = ()) -> Iterator[S3Server]:
+    """Run a server with its data in `directory` until the block ends; what an earlier one left there is served again. RuntimeError with its
+    log where it does not come up.
+    """
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if weed is None:
         raise RuntimeError("the S3 server is missing: install the development requirements")
@@ -87,6 +110,10 @@ def start_s3(directory: Path) -> Iterator[S3Server]:
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-webdav.port={webdav}", "-webdav=false",
         f"-s3.port.iceberg={iceberg}", f"-s3.port.lance={lance}", f"-admin.port={admin}", f"-bucket={BUCKET}",
     ]  # fmt: skip
+    if identities:
+        access = directory / "access.json"
+        access.write_text(_access(identities))
+        command.append(f"-s3.config={access}")
     with open(log, "wb") as output:
         server = subprocess.Popen(
             command,
@@ -107,6 +134,19 @@ def start_s3(directory: Path) -> Iterator[S3Server]:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+
+
+def _access(identities: Sequence[S3Identity]) -> str:
+    """The server's file of who may do what: once there is one, it has to name the administrator too."""
+    everybody = [_identity(_KEY, _SECRET, actions=["Admin"])]
+    everybody += [_identity(who.name, who.secret, actions=[], policyNames=[who.name]) for who in identities]
+    return json.dumps(
+        {"identities": everybody, "policies": [{"name": w.name, "content": w.policy} for w in identities]}
+    )
+
+
+def _identity(key: str, secret: str, **may: list[str]) -> dict[str, object]:
+    return {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], **may}
 
 
 def _await(server: subprocess.Popen[bytes], running: S3Server, log: Path) -> None:

@@ -6,10 +6,19 @@ from __future__ import annotations
 
 import msgspec
 
-from safehold.model.errors import DamageError, FormatError, ObjectNotFound, UsageError, VaultKeyError
+from safehold.model.errors import (
+    DamageError,
+    FormatError,
+    ObjectExists,
+    ObjectNotFound,
+    SafeholdError,
+    UsageError,
+    VaultKeyError,
+)
 from safehold.ports.store import Store
-from safehold.vault.envelope import decode, open_object
-from safehold.vault.keys import Keyring
+from safehold.vault.bounds import check_size
+from safehold.vault.envelope import close, decode, open_object
+from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.kit import Kit
 from safehold.vault.names import Kind, key_name
 from safehold.vault.records import Features, KeyPayload, KeySlot, OwnerPublic, Parameters, VaultDocument
@@ -21,6 +30,7 @@ __all__ = [
     "Unlocked",
     "document_owner",
     "parse_document",
+    "put_document_back",
     "read_document",
     "read_slots",
     "unlock",
@@ -32,12 +42,20 @@ _LARGEST_PACK = 1 << 30
 
 
 class Unlocked(msgspec.Struct, frozen=True):
-    """An opened key: its generations, the authenticated document, and the id of the slot (empty for a recovery kit)."""
+    """An opened key: its generations, the document that goes with it, and the id of the slot (empty for a recovery kit).
+
+    `document_lost` is true where the store has no usable `vault.json` and the key slot's copy can take its place.
+
+    `proven` is true where only somebody who knew the passphrase, or the kit, can have made what was opened. What opens with an identity,
+    anybody who knows its public key can have made.
+    """
 
     payload: KeyPayload
     document: VaultDocument
     slot: bytes
     warnings: tuple[str, ...] = ()
+    proven: bool = True
+    document_lost: bool = False
 
     @property
     def keyring(self) -> Keyring:
@@ -50,7 +68,8 @@ def parse_document(data: bytes, name: str) -> VaultDocument:
     try:
         document = msgspec.json.decode(data, type=VaultDocument)
         vault = bytes.fromhex(document.id)
-    except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
+        document_owner(document)
+    except (msgspec.MsgspecError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise DamageError(f"not a vault document ({error})", on=name) from error
     if len(vault) != 16:
         raise DamageError("vault id has the wrong length", on=name)
@@ -90,12 +109,23 @@ def read_document(store: Store) -> tuple[VaultDocument | None, bytes, str]:
         return None, b"", str(error)
 
 
+def put_document_back(store: Store, vault: bytes, document: bytes) -> bool:
+    """Create `vault.json` with the bytes that a key slot holds; false where an object of that name is there, be it a damaged one."""
+    name = Kind.VAULT.prefix
+    try:
+        store.put(name, [close(vault, name, document.removesuffix(b"\n"))])
+    except ObjectExists:
+        return False
+    return True
+
+
 def read_slots(store: Store) -> tuple[dict[bytes, KeySlot], list[DamageError]]:
     """Every key slot by its id, and what is wrong with the unreadable ones."""
     slots: dict[bytes, KeySlot] = {}
     problems: list[DamageError] = []
     for stamp in store.list(Kind.KEY.prefix + "/"):
         try:
+            check_size(stamp)
             slots[bytes.fromhex(stamp.name.split("/")[1])] = decode(
                 open_object(stamp.name, store.get(stamp.name)).payload, KeySlot, stamp.name
             )
@@ -107,32 +137,63 @@ def read_slots(store: Store) -> tuple[dict[bytes, KeySlot], list[DamageError]]:
 
 
 def _no_vault(store: Store) -> UsageError:
-    return UsageError("no vault here", on=store.url, remedy=f"make one with: safehold vault init {store.url}")
+    return UsageError(
+        "no vault here",
+        on=store.url,
+        remedy=f"is it mounted, and the address right? To make one: safehold vault init {store.url}",
+    )
 
 
 def unlock(store: Store, unlocker: Unlocker) -> Unlocked:
     """Open the vault's key with a passphrase or identity.
 
-    The document inside the slot is the one that is believed. VaultKeyError where no slot opens, DamageError where
-    `vault.json` says otherwise than the slot, UsageError where there is no vault.
+    The document inside the slot is the one that is believed. Slots that are for this unlocker and cannot be used are passed over with a
+    warning: whoever may write can put more there. VaultKeyError where no slot opens, DamageError where `vault.json` says otherwise than
+    those that do, UsageError where there is no vault.
     """
     document, raw, wrong = read_document(store)
     slots, problems = read_slots(store)
     if document is None and not slots and not problems:
         raise _no_vault(store)
-    for slot, record in slots.items():
-        payload = unlocker.unwrap(slot, record)
-        if payload is None:
+    unusable: list[SafeholdError] = []
+    replaced: list[SafeholdError] = []
+    # Newest first: a rotation that was killed leaves old slots beside its own, and the same passphrase may open both.
+    for slot, record in sorted(slots.items(), key=lambda found: found[1].created, reverse=True):
+        try:
+            payload = unlocker.unwrap(slot, record)
+            if payload is None:
+                continue
+            authentic = _vouched_for(payload, key_name(slot))
+        except (DamageError, FormatError) as error:
+            unusable.append(error)
             continue
-        authentic = parse_document(payload.document, key_name(slot))
         if raw and payload.document != raw:
-            raise DamageError(
-                "vault.json is not the one this key was made for: it was replaced",
-                on=store.url,
-                remedy="restore vault.json from a mirror; do not write to this vault before",
+            replaced.append(
+                DamageError(
+                    "vault.json is not the one this key was made for: it was replaced",
+                    on=store.url,
+                    remedy="restore vault.json from a mirror; do not write to this vault before",
+                )
             )
+            continue
+        passed_over = tuple(f"a key slot is passed over: {error}" for error in (*unusable, *replaced))
         warnings = (f"{wrong}; the copy inside the key slot is used",) if wrong else ()
-        return Unlocked(payload, authentic, slot, warnings)
+        return Unlocked(
+            payload,
+            authentic,
+            slot,
+            (*passed_over, *warnings),
+            proven=record.kdf is not None,
+            document_lost=document is None,
+        )
+    for told in (*replaced, *(one for one in unusable if isinstance(one, FormatError))):
+        raise told
+    if unusable:
+        raise DamageError(
+            f"no key slot opens, and {len(unusable)} cannot be used ({unusable[0].what})",
+            on=unusable[0].on,
+            remedy="see that it is the right passphrase or key, or open the vault with the recovery kit: --kit FILE",
+        )
     if problems and not slots:
         raise DamageError(
             f"no key slot can be read ({problems[0]})",
@@ -144,6 +205,15 @@ def unlock(store: Store, unlocker: Unlocker) -> Unlocked:
         on=store.url,
         remedy="try again, or open the vault with the recovery kit: --kit FILE",
     )
+
+
+def _vouched_for(payload: KeyPayload, name: str) -> VaultDocument:
+    """The document in a key slot. DamageError where the slot's keys are not those of the owner that the document names."""
+    document = parse_document(payload.document, name)
+    named = document_owner(document)
+    if not any(OwnerKey(one.number, one.seed).public == named for one in payload.generations):
+        raise DamageError("key slot holds other keys than those of its vault's owner", on=name)
+    return document
 
 
 def unlock_with_kit(store: Store, kit: Kit) -> Unlocked:

@@ -8,6 +8,7 @@ import msgspec
 
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, UsageError, VaultKeyError
 from safehold.ports.store import Stamp, Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.fetch import SecretCache
 from safehold.vault.names import Kind, commit_name, kind_of, point_subject, writer_name
@@ -48,20 +49,51 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it.
+    """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it. `time` is the store's.
 
-    `void` marks a sound one that does not count because the owner said so: nothing is damaged. `barred` marks a sound one of a name that its
-    writer may not use: nothing hangs on it either.
+    `void` marks one that does not count because the owner said so, whatever it is: nothing is damaged. `barred` marks a sound one of a name
+    that its writer may not use: nothing hangs on it either.
     """
 
     name: str
     reason: str
+    time: float
     void: bool = False
     barred: bool = False
 
+    @property
+    def wid(self) -> bytes:
+        """The writer in its name, who alone may have put it where the store keeps writers to their own names; empty where there is none."""
+        return _named_writer(self.name)
+
+    @property
+    def sid(self) -> bytes:
+        """The session in its name; empty where it is not the name of a point."""
+        return bytes.fromhex(self.name.split("/")[2]) if kind_of(self.name) is Kind.POINT else b""
+
+    @property
+    def id(self) -> str:
+        """What a point of that name would go by."""
+        return self.sid.hex()
+
+    @property
+    def subject(self) -> bytes:
+        """What notes about a point of that name go by."""
+        return point_subject(self.name)
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Nobody can say of what it is."""
+        return ()
+
+
+def _named_writer(name: str) -> bytes:
+    wid = name.split("/")[1]
+    return bytes.fromhex(wid) if kind_of(f"{Kind.WRITER.prefix}/{wid}") is Kind.WRITER else b""
+
 
 class _Void(Exception):
-    """A sound point that the owner decided not to count."""
+    """What the owner decided not to count."""
 
 
 class _Barred(Exception):
@@ -110,12 +142,13 @@ class Catalogue:
         for stamp in self._store.list(Kind.POINT.prefix + "/"):
             if stamp.size == 0:
                 continue
-            if kind_of(stamp.name) is not Kind.POINT:
-                rejected.append(Rejected(stamp.name, "not the name of a point"))
-                continue
             if self._forgotten(stamp.name):
                 continue
             try:
+                # First of all: what a revoked writer puts there is nobody's concern, be it a point or not.
+                self._refuse_revoked(stamp)
+                if kind_of(stamp.name) is not Kind.POINT:
+                    raise DamageError("not the name of a point", on=stamp.name)
                 entry = cached.get(stamp.name)
                 known = bytes.fromhex(stamp.name.split("/")[1]) in self._writers.certificates
                 if entry is None or entry.size != stamp.size or not known:
@@ -123,20 +156,26 @@ class Catalogue:
                 entries[stamp.name] = entry
                 points.append(self._accept(stamp, entry))
             except _Void as error:
-                rejected.append(Rejected(stamp.name, str(error), void=True))
+                rejected.append(Rejected(stamp.name, str(error), stamp.time, void=True))
             except _Barred as error:
-                rejected.append(Rejected(stamp.name, str(error), barred=True))
+                rejected.append(Rejected(stamp.name, str(error), stamp.time, barred=True))
             except ObjectNotFound:
                 # It was expired since it was listed.
                 continue
             except (DamageError, FormatError, VaultKeyError) as error:
-                rejected.append(Rejected(stamp.name, str(error)))
+                rejected.append(Rejected(stamp.name, str(error), stamp.time))
         if self._cache and entries.keys() != cached.keys():
             self._cache.store(entries)
         return sorted(points, key=lambda p: (p.time, p.name)), rejected
 
+    def _refuse_revoked(self, stamp: Stamp) -> None:
+        since = self._revoked.get(_named_writer(stamp.name))
+        if since is not None and stamp.time >= since:
+            raise _Void("made after its writer was revoked")
+
     def _open(self, stamp: Stamp) -> CachedPoint:
         wid = bytes.fromhex(stamp.name.split("/")[1])
+        check_size(stamp)
         stored = self._store.get(stamp.name)
         opened = open_object(stamp.name, stored)
         record = decode(opened.payload, PointObject, stamp.name)
@@ -153,8 +192,6 @@ class Catalogue:
         _, wid_text, sid_text = stamp.name.split("/")
         wid = bytes.fromhex(wid_text)
         certificate = self._writers.certificates[wid]
-        if wid in self._revoked and stamp.time >= self._revoked[wid]:
-            raise _Void("point was made after its writer was revoked")
         patterns = self._allowed(certificate)
         for member in entry.body.members:
             if not allows(patterns, member.name):

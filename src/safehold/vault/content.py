@@ -7,6 +7,7 @@ file.index   nodes: file.parts or file.index nodes in order; body: the bytes bel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -14,7 +15,7 @@ from safehold.model.errors import DamageError
 from safehold.vault.names import ZERO_ID
 from safehold.vault.node import Node, decode_node, read_ids
 
-__all__ = ["Part", "read_parts", "write_parts"]
+__all__ = ["LostParts", "Part", "parts_or_lost", "read_parts", "write_parts"]
 
 PARTS, INDEX = "file.parts", "file.index"
 _MOST = 1024
@@ -28,6 +29,15 @@ _REPEATED_FILE, _REPEATED_NODE = 1 << 40, 4 << 20
 
 Part = tuple[bytes, int]
 """Id of a chunk (the zero id for a hole) and its length in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostParts:
+    """`length` bytes of a file whose parts nobody can tell, since the list of them cannot be read for that `error`."""
+
+    length: int
+    error: DamageError
+
 
 _lengths = msgspec.msgpack.Decoder(list[int])
 
@@ -49,9 +59,36 @@ def write_parts(parts: Sequence[Part], put: Callable[[Node], bytes]) -> bytes:
         level, kind = above, INDEX
 
 
-def read_parts(root: bytes, size: int, load: Callable[[bytes], bytes], depth: int = _DEEPEST) -> Iterator[Part]:
+def read_parts(root: bytes, size: int, load: Callable[[bytes], bytes]) -> Iterator[Part]:
     """The parts below a node, which together have `size` bytes; DamageError otherwise. `load` gives a node's plaintext."""
+    for part in parts_or_lost(root, size, load):
+        if isinstance(part, LostParts):
+            raise part.error
+        yield part
+
+
+def parts_or_lost(
+    root: bytes, size: int, load: Callable[[bytes], bytes], depth: int = _DEEPEST
+) -> Iterator[Part | LostParts]:
+    """As `read_parts`, going on past nodes that cannot be read; what comes has `size` bytes in any case."""
+    try:
+        node, ids, lengths = _read_list(root, size, load, depth)
+    except DamageError as error:
+        yield LostParts(size, error)
+        return
+    for identity, length in zip(ids, lengths, strict=True):
+        if node.kind == PARTS:
+            yield identity, length
+        else:
+            yield from parts_or_lost(identity, length, load, depth - 1)
+
+
+def _read_list(
+    root: bytes, size: int, load: Callable[[bytes], bytes], depth: int
+) -> tuple[Node, list[bytes], list[int]]:
     name = f"metadata chunk {root.hex()[:16]}"
+    if root == ZERO_ID:
+        raise DamageError("list of a file's parts refers to nothing", on=name)
     node = decode_node(load(root), name)
     try:
         lengths = _lengths.decode(node.body)
@@ -66,13 +103,7 @@ def read_parts(root: bytes, size: int, load: Callable[[bytes], bytes], depth: in
         or (node.kind == INDEX and _endless(ids, lengths))
     ):
         raise DamageError("list of a file's parts does not add up", on=name)
-    for identity, length in zip(ids, lengths, strict=True):
-        if node.kind == PARTS:
-            yield identity, length
-        elif identity == ZERO_ID:
-            raise DamageError("list of a file's parts refers to nothing", on=name)
-        else:
-            yield from read_parts(identity, length, load, depth - 1)
+    return node, ids, lengths
 
 
 def _endless(ids: Sequence[bytes], lengths: Sequence[int]) -> bool:

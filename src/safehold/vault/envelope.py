@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from safehold.model.errors import DamageError
 from safehold.vault.names import Kind, kind_of
 
-__all__ = ["Opened", "close", "decode", "encode", "open_object", "stored_as_named"]
+__all__ = ["Opened", "StoredCheck", "close", "decode", "encode", "open_object"]
 
 _T = TypeVar("_T")
 _HASH = 32
@@ -49,7 +49,8 @@ def decode(payload: bytes, type_: type[_T], name: str) -> _T:
     """The record of type `type_` in `payload`; DamageError naming the object otherwise."""
     try:
         return msgspec.msgpack.decode(payload, type=type_)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        # Fields that nobody knows are skipped, however deeply they are nested: whoever may write could nest them too deeply.
         raise DamageError(f"object does not hold what its kind should ({error})", on=name) from error
 
 
@@ -103,20 +104,38 @@ def open_object(name: str, stored: bytes) -> Opened:
     return Opened(name, kind, stored)
 
 
-def stored_as_named(name: str, stored: memoryview | bytes) -> bool:
-    """True where the bytes are the ones written under `name`, as far as can be told without any key.
+class StoredCheck:
+    """Tells, piece by piece, whether bytes are the ones written under a name, as far as that can be told without any key.
 
     An empty object under `points/` is a fence and right as it is.
     """
-    kind = kind_of(name)
-    if kind is None:
-        return False
-    if kind in (Kind.PACK, Kind.META):
-        return blake3(stored).hexdigest() == name.rsplit("/", 1)[1]
-    if kind is Kind.POINT and not len(stored):
-        return True
-    try:
-        open_object(name, bytes(stored))
-    except DamageError:
-        return False
-    return True
+
+    def __init__(self, name: str, size: int) -> None:
+        """`size` is the length of all pieces together; ValueError for a name that no vault writes."""
+        kind = kind_of(name)
+        if kind is None:
+            raise ValueError(f"{name} is of no kind")
+        self._name, self._kind, self._size = name, kind, size
+        self._pack = kind in (Kind.PACK, Kind.META)
+        self._magic = b"" if self._pack or kind is Kind.VAULT else _MAGIC + kind.code
+        self._hasher = blake3() if self._pack else blake3(name.encode() + b"\0")
+        self._hashed = size if self._pack else max(0, size - _HASH)
+        self._at, self._start, self._end = 0, b"", b""
+
+    def update(self, piece: memoryview) -> None:
+        """The next bytes."""
+        if len(self._start) < len(_MAGIC) + 1:
+            self._start += bytes(piece[: len(_MAGIC) + 1])
+        body = max(0, min(len(piece), self._hashed - self._at))
+        self._hasher.update(piece[:body])
+        self._end += bytes(piece[body:])
+        self._at += len(piece)
+
+    def right(self) -> bool:
+        """True where everything given is what was written under the name."""
+        if self._pack:
+            return self._hasher.hexdigest() == self._name.rsplit("/", 1)[1]
+        if self._kind is Kind.POINT and not self._size:
+            return True
+        shortest = _HASH + len(self._magic) + (_SIGNATURE if self._kind.signed else 0)
+        return self._size >= shortest and self._start.startswith(self._magic) and self._hasher.digest() == self._end

@@ -14,11 +14,11 @@ from safehold.ports.store import Store
 from safehold.vault.index.rows import Location
 from safehold.vault.keys import Keyring
 from safehold.vault.names import Kind
-from safehold.vault.pack import HEADER_GUESS, PackHeader, parse_header
+from safehold.vault.pack import HEADER_GUESS, LARGEST_HEADER, PackHeader, parse_header
 from safehold.vault.records import SealedKey
 from safehold.vault.sealing import MAX_PLAIN, RECORD_OVERHEAD, ChunkOpener, SessionSecret, open_secret
 
-__all__ = ["ChunkReader", "Fetcher", "Finder", "Found", "Lost", "SecretCache"]
+__all__ = ["NOT_THERE", "ChunkReader", "Fetcher", "Finder", "Found", "Lost", "SecretCache"]
 
 _GAP = 64 * 1024
 """Bytes read for nothing when two wanted records lie this close: a second request costs more."""
@@ -30,8 +30,10 @@ _SPAN = 8 * 1024 * 1024
 _LOCAL_PARALLEL = 4
 """Stores that ask for more requests at once than this are across a network."""
 
-_NOT_THERE = (ValueError, DamageError, ObjectNotFound, ShortRead, FormatError, VaultKeyError)
-"""What says that a chunk cannot be had from one place: others may still have it. A pack may be another writer's, who may be hostile."""
+NOT_THERE = (ValueError, DamageError, ObjectNotFound, ShortRead, FormatError, VaultKeyError)
+"""What says that an object, or a chunk at one place, cannot be had: others may still have it. It may be another writer's, who may be hostile and
+name keys that nobody has or suites that do not exist.
+"""
 
 
 class Finder(Protocol):
@@ -94,6 +96,8 @@ class Fetcher:
         self._vault = vault
         self._secrets = secrets
         self._headers: dict[str, PackHeader] = {}
+        self.failed: set[str] = set()
+        """Packs that did not give a chunk that they were said to hold."""
         self._local = threading.local()
 
     @property
@@ -135,7 +139,7 @@ class Fetcher:
             record = self._scratch(location.stored)
             self._store.read_into(location.pack, location.offset, record)
             self._open(header, record, location, identity, dedup_key, None)
-        except _NOT_THERE:
+        except NOT_THERE:
             return False
         return True
 
@@ -154,7 +158,7 @@ class Fetcher:
             span = self._scratch(end - start)
             self._store.read_into(first.pack, start, span)
             header = self._header(first.pack, span if start == 0 else None)
-        except _NOT_THERE as error:
+        except NOT_THERE as error:
             for location, position in group:
                 failed = location, str(error)
                 yield self._alone(finder, position, identities[position], dedup_key, places, failed)
@@ -164,13 +168,13 @@ class Fetcher:
             try:
                 out = places[position] if places else None
                 data = self._open(header, record, location, identities[position], dedup_key, out)
-            except _NOT_THERE as error:
+            except NOT_THERE as error:
                 failed = location, f"{location.pack}: {error}"
                 yield self._alone(finder, position, identities[position], dedup_key, places, failed)
                 # The detour reused the scratch buffer; the span's other records have to be read again.
                 try:
                     self._store.read_into(first.pack, start, span)
-                except _NOT_THERE:
+                except NOT_THERE:
                     span[:] = bytes(len(span))
             else:
                 yield Found(position, data)
@@ -201,12 +205,15 @@ class Fetcher:
                     header = self._header(location.pack, None)
                     record = self._scratch(location.stored)
                     self._store.read_into(location.pack, location.offset, record)
-                    return Found(position, self._open(header, record, location, identity, dedup_key, out))
-                except _NOT_THERE as error:
+                    found = Found(position, self._open(header, record, location, identity, dedup_key, out))
+                    self.failed.update(pack for pack, _ in tried if pack != location.pack)
+                    return found
+                except NOT_THERE as error:
                     reasons.append(f"{location.pack}: {error}" if location.pack not in str(error) else str(error))
             before, look = look, finder.renew(look)
             if look == before:
                 break
+        self.failed.update(pack for pack, _ in tried)
         return Lost(position, identity, "; ".join(reasons) or "no index run and no pack names it")
 
     def _open(
@@ -251,7 +258,7 @@ class Fetcher:
                 return header
             if length >= size:
                 raise DamageError("pack is shorter than its header", on=pack)
-            length *= 16
+            length = min(length * 16, LARGEST_HEADER)
 
     def _scratch(self, length: int) -> memoryview:
         buffer: bytearray | None = getattr(self._local, "buffer", None)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
 from safehold.ports.store import Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.keys import OwnerKey, seal_to
 from safehold.vault.names import Kind, commit_name, forget_name, kind_of, pin_name, session_name
 from safehold.vault.records import Forget, NoteBody, Pin
 from safehold.vault.trust import OwnerTrust
 
-__all__ = ["Expiry", "forgotten_points", "is_forgotten", "pinned_points"]
+__all__ = ["Expiry", "forgotten_points", "is_forgotten", "lost_points", "pinned_points"]
 
 
 def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> bool:
@@ -33,6 +34,20 @@ def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> b
     except (ObjectNotFound, DamageError):
         return False
     return record.point == wanted
+
+
+def lost_points(store: Store, vault: bytes, trust: OwnerTrust, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of these points that are gone, or fenced, without the owner having said that they are to be forgotten. Empty names are no points."""
+    lost = []
+    for name in dict.fromkeys(names):
+        try:
+            if not name or store.head(name).size:
+                continue
+        except ObjectNotFound:
+            pass
+        if not is_forgotten(store, vault, trust, name):
+            lost.append(name)
+    return tuple(lost)
 
 
 def forgotten_points(
@@ -68,6 +83,7 @@ def pinned_points(store: Store, vault: bytes, trust: OwnerTrust) -> dict[str, st
     pinned: dict[str, str] = {}
     for stamp in store.list(Kind.PIN.prefix + "/"):
         try:
+            check_size(stamp)
             opened = open_object(stamp.name, store.get(stamp.name))
             record = decode(opened.payload, Pin, stamp.name)
             trust.check(vault, opened, record.generation)

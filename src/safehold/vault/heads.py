@@ -9,18 +9,22 @@ from pathlib import Path
 
 import msgspec
 
+from safehold.vault.records import OwnerPublic
+
 __all__ = ["Head", "Heads"]
 
 
 class Head(msgspec.Struct, frozen=True):
-    """Of one vault: number and digest of the newest gc record met, the point this machine committed last, and those of its points that
-    disappeared without having been expired.
+    """Of one vault: number and digest of the newest gc record that the chain was followed to, the owner keys met on the way, the point this
+    machine committed last, those of its points that disappeared without having been expired, and the last point that it made of each resource.
     """
 
     gc: int = -1
     digest: str = ""
     point: str = ""
     missing: tuple[str, ...] = ()
+    latest: dict[str, str] = {}
+    owners: tuple[OwnerPublic, ...] = ()
 
 
 class Heads:

@@ -4,6 +4,7 @@ the packs themselves.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from pathlib import Path
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, ShortRead, VaultKeyError
-from safehold.ports.store import Store
+from safehold.ports.store import Stamp, Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import open_object
 from safehold.vault.fetch import Fetcher, SecretCache
 from safehold.vault.index.cache import IndexCache
 from safehold.vault.index.rows import Location
 from safehold.vault.index.view import ChunkIndex
 from safehold.vault.names import Kind, kind_of
-from safehold.vault.pack import PackRow, open_table, table_span
+from safehold.vault.pack import PackHeader, PackRow, open_table, table_span
 from safehold.vault.records import Certificate, RunObject
 from safehold.vault.run import open_run_rows, read_run
 from safehold.vault.trust import Chain, OwnerTrust
@@ -49,29 +51,49 @@ class Locator:
         writers: dict[bytes, Certificate],
         domain: bytes,
         index_key: bytes,
+        chain: Chain,
         cache: Path,
         ctx: Context,
     ) -> None:
-        """`cache` is a directory of this domain's own."""
+        """`chain` vouches for base runs; `cache` is a directory of this domain's own."""
         self.store, self.vault, self.domain = store, vault, domain
         self.writers = writers
         self._trust, self._index_key, self._cache, self._ctx = trust, index_key, cache, ctx
+        self._vouched = chain.base_runs
+        self._listed: dict[str, Stamp] = {}
 
     def dedup_view(self, chain: Chain) -> DedupView:
-        """W2: what a writer may rely on: verified runs of sessions that are not fenced, without condemned and dead
-        packs.
+        """W2: what a writer may rely on: verified runs of sessions that are not fenced, without packs that are condemned, dead, damaged, or
+        simply not there; of these a warning tells.
 
         `chain` has been read before this call, and both after the session was announced.
         """
+        self._vouched = chain.base_runs
         fenced = {stamp.name.removeprefix("points/") for stamp in self.store.list("points/") if stamp.size == 0}
         names = [name for name in self._dedup_runs(chain) if name.split("/", 1)[1].rsplit("-", 1)[0] not in fenced]
         index = self._load(names)
-        index.exclude(chain.unusable_packs)
+        gone = self._gone(index, chain.unusable_packs)
+        index.exclude(chain.unusable_packs | gone)
         return DedupView(index, frozenset(names))
+
+    def _gone(self, index: ChunkIndex, unusable: frozenset[str]) -> frozenset[str]:
+        """Packs that the index tells of, that nothing else keeps from being relied on, and that are not in the store.
+
+        They are listed after the runs were: a pack is there before the run that tells of it, and a prune deletes only what this session's
+        chain calls condemned or dead. The names of millions of packs would take half a gigabyte, so only hashes of them are kept.
+        """
+        there = {hash(stamp.name) for kind in (Kind.META, Kind.PACK) for stamp in self.store.list(kind.prefix + "/")}
+        gone = frozenset(name for name in index.pack_names() if hash(name) not in there and name not in unusable)
+        if gone:
+            self._ctx.progress.warn(
+                f"{len(gone)} packs that the index tells of are gone from the vault, such as {min(gone)}: what this backup needs of them "
+                "is stored again; safehold verify tells which points lack them"
+            )
+        return gone
 
     def _dedup_runs(self, chain: Chain) -> Iterator[str]:
         """The base runs that the chain lists, and runs that were not made into one."""
-        base = {run.name for run in chain.record.base} if chain.record else set()
+        base = chain.base_runs
         absorbed = set(chain.record.absorbed) if chain.record else set()
         for name in self.run_names():
             if name in base or (name not in absorbed and name.split("/")[1] != self.domain.hex()):
@@ -86,6 +108,7 @@ class Locator:
         mine = {wid.hex() for wid, c in self.writers.items() if c.domain == self.domain} | {self.domain.hex()}
         for stamp in self.store.list("index/"):
             if kind_of(stamp.name) is Kind.INDEX and stamp.name.split("/")[1] in mine:
+                self._listed[stamp.name] = stamp
                 yield stamp.name
 
     def _load(self, names: Sequence[str]) -> ChunkIndex:
@@ -108,9 +131,12 @@ class Locator:
 
     def record(self, name: str) -> RunObject:
         """What a run says without its rows; DamageError unless a writer of this domain, or for a base run the owner, signed
-        it.
+        it. Of a base run in the gc chain only the version counts that is listed there.
         """
+        check_size(self._listed.get(name) or self.store.head(name))
         opened = open_object(name, self.store.get(name))
+        if self._vouched.get(name, opened.digest) != opened.digest:
+            raise DamageError("base run is not the one that the gc chain lists", on=name)
         record = read_run(opened)
         if record.domain != self.domain:
             raise DamageError("index run is of another dedup domain", on=name)
@@ -126,16 +152,6 @@ class Locator:
     def rows(self, name: str, record: RunObject) -> bytearray:
         """The rows in the record of a run; DamageError."""
         return open_run_rows(self.vault, name, self._index_key, record)
-
-    def listed_packs(self) -> set[str]:
-        """Names of the packs that a readable run of this domain speaks of; runs of other domains prove nothing here."""
-        listed: set[str] = set()
-        for name in self.run_names():
-            try:
-                listed.update(pack.name for pack in self.record(name).packs)
-            except (DamageError, ObjectNotFound):
-                continue
-        return listed
 
 
 class DomainFinder:
@@ -175,6 +191,14 @@ class DomainFinder:
         """Every location that any run tells, ascending by id."""
         return self._index.rows()
 
+    def packs(self) -> set[str]:
+        """Names of the packs that a readable run of this domain speaks of; runs of other domains prove nothing here."""
+        listed = self._index.packs()
+        for name in frozenset(self._locator.run_names()) - self._runs:
+            with contextlib.suppress(DamageError, ObjectNotFound):
+                listed.update(pack.name for pack in self._locator.record(name).packs)
+        return listed
+
     def locations(self, identity: bytes) -> list[Location]:
         """Every location: by the index, then by the tables of contents of packs that no run lists."""
         known = self._index.locations(identity)
@@ -186,16 +210,20 @@ class DomainFinder:
         return known + [location for location in more if (location.pack, location.offset) not in seen]
 
     def _read_tables(self) -> dict[bytes, list[Location]]:
-        """Chunks of the packs outside of every readable index run."""
+        """Chunks of the packs outside of every readable index run, but for those of writers of other domains alone."""
         store = self._locator.store
-        listed = self._locator.listed_packs()
+        listed = self.packs()
+        strangers = {wid for wid, one in self._locator.writers.items() if one.domain != self._locator.domain}
         out: dict[bytes, list[Location]] = {}
         for prefix in (Kind.META.prefix, Kind.PACK.prefix):
             for stamp in store.list(prefix + "/"):
                 if stamp.name in listed or kind_of(stamp.name) is None:
                     continue
                 try:
-                    rows = self.read_table(stamp.name, stamp.size)
+                    header = self._fetcher.read_header(stamp.name)
+                    if all(key.wid in strangers for key in header.sessions):
+                        continue
+                    rows = self.read_table(stamp.name, stamp.size, header)
                 except (DamageError, ObjectNotFound, ShortRead, FormatError, VaultKeyError):
                     continue
                 for row in rows:
@@ -204,10 +232,9 @@ class DomainFinder:
                     )
         return out
 
-    def read_table(self, name: str, size: int) -> list[PackRow]:
+    def read_table(self, name: str, size: int, header: PackHeader) -> list[PackRow]:
         """A pack's own table of contents."""
         store = self._locator.store
-        header = self._fetcher.read_header(name)
         tail = bytearray(4)
         store.read_into(name, size - 4, memoryview(tail))
         start, length = table_span(size, bytes(tail), name)

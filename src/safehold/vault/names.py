@@ -18,7 +18,6 @@ __all__ = [
     "kind_of",
     "log_name",
     "note_name",
-    "pack_hash",
     "pack_name",
     "pin_name",
     "point_subject",
@@ -116,11 +115,6 @@ def pack_name(kind: Kind, digest: bytes, storage_class: str) -> str:
     if kind is Kind.META:
         return f"meta/{text[:2]}/{text}"
     return f"packs/{storage_class}/{text[:2]}/{text}"
-
-
-def pack_hash(name: str) -> bytes:
-    """The digest in a pack's name."""
-    return bytes.fromhex(name.rsplit("/", 1)[1])
 
 
 def note_name(subject: bytes, number: int) -> str:

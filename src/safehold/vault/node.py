@@ -10,7 +10,7 @@ from safehold.model.errors import DamageError
 from safehold.vault.envelope import decode, encode
 from safehold.vault.names import ZERO_ID
 
-__all__ = ["Node", "decode_node", "encode_node", "read_ids", "split_ids"]
+__all__ = ["ID", "Node", "decode_node", "encode_node", "read_ids", "split_ids"]
 
 ID = 32
 

@@ -10,6 +10,7 @@ import msgspec
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound
 from safehold.ports.store import Stamp, Store
+from safehold.vault.bounds import check_size
 from safehold.vault.envelope import close, decode, encode, open_object
 from safehold.vault.keys import Keyring, OwnerKey, seal_to, unseal_with
 from safehold.vault.names import Kind, note_name
@@ -122,25 +123,6 @@ class Notes:
             n.kind == "kit" and n.data.get("generation") == self._owner.generation for n in self.about(self._vault)
         )
 
-    def damaged(self) -> frozenset[str]:
-        """Packs that were found damaged, and not right since."""
-        found: set[str] = set()
-        for note in self.about(self._vault):
-            names = {str(name) for name in note.data.get("packs", ())}
-            if note.kind == "damaged":
-                found |= names
-            elif note.kind == "repaired":
-                found -= names
-        return frozenset(found)
-
-    def note_packs(self, right: set[str], wrong: set[str]) -> None:
-        """Note which packs were read and found right or damaged, as far as that is news."""
-        known = self.damaged()
-        if wrong - known:
-            self.add(self._vault, "damaged", {"packs": sorted(wrong - known)})
-        if right & known:
-            self.add(self._vault, "repaired", {"packs": sorted(right & known)})
-
     def facts(self) -> dict[bytes, Facts]:
         """What the notes say of each subject."""
         facts: dict[bytes, Facts] = {}
@@ -175,6 +157,7 @@ class Notes:
             self._cache.store(entries)
 
     def _open(self, stamp: Stamp) -> FoundNote:
+        check_size(stamp)
         opened = open_object(stamp.name, self._store.get(stamp.name))
         record = decode(opened.payload, Note, stamp.name)
         self._trust.check(self._vault, opened, record.generation)

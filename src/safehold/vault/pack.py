@@ -28,13 +28,15 @@ from safehold.vault.records import SealedKey
 from safehold.vault.sealing import RECORD_OVERHEAD, ChunkSealer, SessionSecret
 
 __all__ = [
+    "EMPTY_PACK",
     "HEADER_GUESS",
+    "LARGEST_HEADER",
     "MAX_SESSIONS",
+    "TABLE_ROW",
     "PackBuilder",
     "PackHeader",
     "PackRow",
     "assemble",
-    "header_length",
     "open_table",
     "parse_header",
     "table_span",
@@ -47,11 +49,22 @@ _ROW = struct.Struct("<32sIII")
 _LENGTH = struct.Struct("<I")
 _TABLE_OVERHEAD = 12 + 16 + _LENGTH.size
 
+TABLE_ROW = _ROW.size
+"""Bytes that a chunk takes in the table of contents."""
+
+EMPTY_PACK = _HEADER.size + _ENTRY.size + 112 + _TABLE_OVERHEAD
+"""Bytes of a pack of one session beside its records and their rows."""
+
 MAX_SESSIONS = 256
 """Session keys in one header: 40 KiB of them."""
 
+_LONGEST_KEY = 4096
+"""Bytes of sealed session secrets; 112 with suite 1, and about 1,200 in a hybrid with ML-KEM."""
+
 HEADER_GUESS = 512
 """A header with one or two sessions is shorter than this; longer ones say so in their first bytes."""
+
+LARGEST_HEADER = _HEADER.size + MAX_SESSIONS * (_ENTRY.size + _LONGEST_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,8 @@ def parse_header(data: memoryview | bytes, vault: bytes, name: str) -> PackHeade
     kinds = {Kind.PACK.code: Kind.PACK, Kind.META.code: Kind.META}
     if magic != _MAGIC or code not in kinds or owner != vault:
         raise DamageError("not a pack of this vault", on=name)
+    if count > MAX_SESSIONS:
+        raise DamageError(f"pack lists {count} sessions, more than any can", on=name)
     at = _HEADER.size
     sessions = []
     for _ in range(count):
@@ -97,16 +112,13 @@ def parse_header(data: memoryview | bytes, vault: bytes, name: str) -> PackHeade
             return None
         wid, sid, generation, suite, length = _ENTRY.unpack_from(data, at)
         at += _ENTRY.size
+        if length > _LONGEST_KEY:
+            raise DamageError("pack lists a session key that is longer than any can be", on=name)
         if len(data) < at + length:
             return None
         sessions.append(SealedKey(wid, sid, generation, suite, bytes(data[at : at + length])))
         at += length
     return PackHeader(at, kinds[code], tuple(sessions))
-
-
-def header_length(key: SealedKey) -> int:
-    """Bytes of the header of a pack with that one session."""
-    return _HEADER.size + _ENTRY.size + len(key.sealed)
 
 
 def _table_cipher(session_key: bytes) -> AESGCM:

@@ -241,6 +241,8 @@ class PointBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sealed inside a point. `nodes` are the roots to walk for everything the point needs, whatever the kinds of its
     members.
 
+    `adopted`: the user said that this host goes on with what another began.
+
     Byte counts: `read` from the sources, `new` of plaintext that was not in the vault, `stored` added to it, `twice`
     that another writer stored at the same time.
     """
@@ -255,6 +257,7 @@ class PointBody(msgspec.Struct, frozen=True, omit_defaults=True):
     finished: float
     tags: dict[str, str] = {}
     keep: bool = False
+    adopted: bool = False
     read: int = 0
     new: int = 0
     stored: int = 0
@@ -322,8 +325,10 @@ class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`gc/<n>`, signed by the owner generation that was current before it.
 
     `previous` is the BLAKE3 of the stored bytes of record n-1 (empty for 0). `owner` are the public keys in force
-    from here on; a rotation is a record whose `owner` is newer than its signer. Names are object names. `awaited` are the sessions that may
-    rely on what is condemned; None while nobody listed them.
+    from here on; a rotation is a record whose `owner` is newer than its signer. Names are object names. `points` are
+    those that the last prune which deleted something found in the end. `awaited` are the sessions that may
+    rely on what is condemned; None while nobody listed them. `damaged` are packs that a verification found missing or bad: readers
+    still try them, and nobody deduplicates against them.
     """
 
     number: int
@@ -336,5 +341,5 @@ class GcRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     base: tuple[BaseRun, ...] = ()
     absorbed: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = ()
     awaited: tuple[str, ...] | None = None
+    damaged: tuple[str, ...] = ()

@@ -50,6 +50,9 @@ _RUN_PACKS = 256
 `_run_due`).
 """
 
+_RUN_ROWS = 1_000_000
+"""… or once it has so many rows, 48 MB of them: readers take a run whole."""
+
 _COMMIT_TRIES = 8
 _COMMIT_WAIT = 1.0
 """Seconds before the second attempt to commit; doubled each time. Together about two minutes, then the run fails and
@@ -278,7 +281,11 @@ class Session:
         session dies).
         """
         waited = self._ctx.clock.monotonic() - self._last_run
-        return len(self._pending) >= min(_RUN_PACKS, max(1, len(self._own_packs) // 2)) or waited >= _RUN_SECONDS
+        return (
+            len(self._pending) >= min(_RUN_PACKS, max(1, len(self._own_packs) // 2))
+            or sum(len(rows) for _, rows in self._pending) >= _RUN_ROWS
+            or waited >= _RUN_SECONDS
+        )
 
     def _put_run(self) -> None:
         with self._lock:

@@ -17,32 +17,25 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
-from blake3 import blake3
 
 from safehold.model.errors import DamageError
 from safehold.model.files import Entry, Form, path_key
-from safehold.vault.content import Part, read_parts
+from safehold.model.shown import printable
+from safehold.vault.content import LostParts, Part, parts_or_lost
 from safehold.vault.names import ZERO_ID
-from safehold.vault.node import Node, decode_node, read_ids
+from safehold.vault.node import decode_node, read_ids
 
 __all__ = [
-    "MOST_ENTRIES",
-    "Boundaries",
+    "Child",
     "EntryAt",
+    "Gap",
     "Group",
-    "InnerBuilder",
     "LeafRef",
-    "RawGroup",
     "StoredTree",
     "changed_entries",
-    "encode_leaf",
 ]
 
 LEAF, INNER = "tree.leaf", "tree.inner"
-FEWEST_ENTRIES, MOST_ENTRIES = 128, 4096
-_DIRECTORIES = 64
-"""One directory in so many begins a page."""
-_INNER_FEWEST, _INNER_MOST, _INNER_CHILDREN = 16, 1024, 128
 _DEEPEST = 16
 _LONGEST_PATH = 1 << 20
 
@@ -54,21 +47,16 @@ class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
     entries: list[Entry]
 
 
-class RawGroup(msgspec.Struct, frozen=True, array_like=True):
-    """A group whose entries are not decoded."""
+class Child(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an inner page says of a page below it: its first entry, and how many entries there are below."""
 
-    parent: bytes
-    entries: msgspec.Raw
-
-
-class _Child(msgspec.Struct, frozen=True, array_like=True, gc=False):
     parent: bytes
     name: bytes
     entries: int
 
 
 _groups = msgspec.msgpack.Decoder(list[Group])
-_children = msgspec.msgpack.Decoder(list[_Child])
+_children = msgspec.msgpack.Decoder(list[Child])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,72 +74,33 @@ class LeafRef:
         return path_key(self.parent), self.name
 
 
-class Boundaries:
-    """Where pages end, by a secret of the dedup domain: page sizes then tell nothing about known directory trees."""
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Entries that nobody can tell, since a page cannot be read for that `reason`: those from `first` on, in the order of the tree, and
+    before `end` (to the last, where that is None).
+    """
 
-    def __init__(self, dedup_key: bytes) -> None:
-        self._key = blake3(dedup_key, derive_key_context="safehold 1 tree page boundaries").digest()
+    first: LeafRef
+    end: LeafRef | None
+    reason: str
 
-    def _hash(self, *parts: bytes) -> int:
-        return int.from_bytes(blake3(b"\0".join(parts), key=self._key).digest()[:4], "big")
-
-    def begins_page(self, parent: bytes, first: bytes) -> bool:
-        """True where a page begins with these entries of a directory, unless it would get too small."""
-        return self._hash(parent, first) % _DIRECTORIES == 0
-
-    def begins_part(self, parent: bytes, name: bytes) -> bool:
-        """True where a large directory is cut before `name`."""
-        return self._hash(parent, name) % (MOST_ENTRIES // 4) == 0
-
-    def begins_inner(self, parent: bytes, name: bytes, level: int) -> bool:
-        """True where an inner page of that level begins."""
-        return self._hash(parent, name, bytes([level])) % _INNER_CHILDREN == 0
+    @property
+    def told(self) -> str:
+        """Which they are, for people."""
+        count = f"{self.first.entries} entries" if self.first.entries else "entries"
+        since, until = (_path(ref) if ref is not None else "the end" for ref in (self.first, self.end))
+        return f"{count} from {since} to {until}"
 
 
-def encode_leaf(groups: list[RawGroup] | list[Group], chunks: bytes, nodes: bytes) -> Node:
-    """The node of a leaf page."""
-    return Node(LEAF, nodes=nodes, chunks=chunks, body=msgspec.msgpack.encode(groups))
+class _Leaf(NamedTuple):
+    """A leaf page, and the page behind it."""
+
+    first: LeafRef
+    end: LeafRef | None
 
 
-class InnerBuilder:
-    """Takes leaves in order and stores the pages above them."""
-
-    def __init__(self, boundaries: Boundaries, put: Callable[[Node], bytes]) -> None:
-        self._boundaries, self._put = boundaries, put
-        self._levels: list[list[LeafRef]] = [[]]
-
-    def add(self, leaf: LeafRef) -> None:
-        """The next leaf."""
-        self._add(leaf, 0)
-
-    def _add(self, ref: LeafRef, level: int) -> None:
-        if level == len(self._levels):
-            self._levels.append([])
-        row = self._levels[level]
-        full = len(row) >= _INNER_MOST
-        if full or (len(row) >= _INNER_FEWEST and self._boundaries.begins_inner(ref.parent, ref.name, level)):
-            self._close(level)
-            row = self._levels[level]
-        row.append(ref)
-
-    def _close(self, level: int) -> None:
-        row, self._levels[level] = self._levels[level], []
-        children = [_Child(ref.parent, ref.name, ref.entries) for ref in row]
-        node = Node(INNER, nodes=b"".join(ref.identity for ref in row), body=msgspec.msgpack.encode(children))
-        first = row[0]
-        self._add(LeafRef(self._put(node), first.parent, first.name, sum(ref.entries for ref in row)), level + 1)
-
-    def finish(self) -> tuple[bytes, int, int]:
-        """The root's id, the number of levels of pages, and the number of entries."""
-        if self._levels == [[]]:
-            self._levels = [[LeafRef(self._put(encode_leaf([], b"", b"")), b"", b"", 0)]]
-        level = 0
-        while level < len(self._levels) - 1 or len(self._levels[level]) > 1:
-            if self._levels[level]:
-                self._close(level)
-            level += 1
-        root = self._levels[level][0]
-        return root.identity, level + 1, root.entries
+def _path(ref: LeafRef) -> str:
+    return "/" + printable(b"/".join(part for part in (ref.parent, ref.name) if part))
 
 
 class EntryAt(NamedTuple):
@@ -176,9 +125,16 @@ class EntryAt(NamedTuple):
 
     def parts(self, load: Callable[[bytes], bytes]) -> Iterator[Part]:
         """The content of a file as parts; a piece of a shared chunk is none (see `piece`). DamageError."""
+        for part in self.parts_or_lost(load):
+            if isinstance(part, LostParts):
+                raise part.error
+            yield part
+
+    def parts_or_lost(self, load: Callable[[bytes], bytes]) -> Iterator[Part | LostParts]:
+        """As `parts`, going on past lists of parts that cannot be read."""
         entry = self.entry
         if entry.form == Form.NODE:
-            yield from read_parts(self._at(self.nodes, entry.content[0]), entry.size, load)
+            yield from parts_or_lost(self._at(self.nodes, entry.content[0]), entry.size, load)
             return
         for at in range(0, len(entry.content), 2):
             position, length = entry.content[at], entry.content[at + 1]
@@ -245,19 +201,54 @@ class StoredTree:
         self.load = load
 
     def leaves(self, start: tuple[bytes, bytes] = (b"", b"")) -> Iterator[LeafRef]:
-        """Leaf pages in order, from the one on that holds the first entry not before `start`."""
-        last: tuple[bytes, bytes] | None = None
-        for leaf in self._leaves(LeafRef(self.root, b"", b"", 0), self.levels, start):
-            # A page met twice would come out of order, so no hostile tree is larger than what is stored of it.
-            if last is not None and leaf.key <= last:
-                raise DamageError("pages of the tree are out of order", on=self.name)
-            last = leaf.key
-            yield leaf
+        """Leaf pages in order, from the one on that holds the first entry not before `start`. DamageError."""
+        for found in self._ordered(start):
+            if isinstance(found, Gap):
+                raise self._unreadable(found)
+            yield found.first
 
-    def _leaves(self, ref: LeafRef, level: int, start: tuple[bytes, bytes]) -> Iterator[LeafRef]:
+    def pages(self, start: tuple[bytes, bytes] = (b"", b"")) -> Iterator[list[EntryAt] | Gap]:
+        """The entries of leaf pages in order, from the one on that holds the first entry not before `start`, and in their place what pages
+        that cannot be read would have held.
+        """
+        for found in self._ordered(start):
+            if isinstance(found, Gap):
+                yield found
+                continue
+            try:
+                page = self.page(found.first)
+            except DamageError as error:
+                yield Gap(*found, str(error))
+            else:
+                yield page
+
+    def _unreadable(self, gap: Gap) -> DamageError:
+        return DamageError(f"{gap.told} cannot be read: {gap.reason}", on=self.name)
+
+    def _ordered(self, start: tuple[bytes, bytes]) -> Iterator[_Leaf | Gap]:
+        last: tuple[bytes, bytes] | None = None
+        for found in self._walk(LeafRef(self.root, b"", b"", 0), None, self.levels, start):
+            # A page met twice would come out of order, so no hostile tree is larger than what is stored of it.
+            if last is not None and found.first.key <= last:
+                raise DamageError("pages of the tree are out of order", on=self.name)
+            last = found.first.key
+            yield found
+
+    def _walk(self, ref: LeafRef, end: LeafRef | None, level: int, start: tuple[bytes, bytes]) -> Iterator[_Leaf | Gap]:
         if level == 1:
-            yield ref
+            yield _Leaf(ref, end)
             return
+        try:
+            refs = self._below(ref)
+        except DamageError as error:
+            yield Gap(ref, end, str(error))
+            return
+        for child, behind in zip(refs, [*refs[1:], None], strict=True):
+            if behind is None or behind.key > start:
+                yield from self._walk(child, behind or end, level - 1, start)
+
+    def _below(self, ref: LeafRef) -> list[LeafRef]:
+        """The pages below an inner one. DamageError."""
         on = f"metadata chunk {ref.identity.hex()[:16]}"
         node = decode_node(self.load(ref.identity), on)
         try:
@@ -268,13 +259,9 @@ class StoredTree:
         if node.kind != INNER or len(ids) != len(children) or not ids:
             raise DamageError("page of the tree does not add up", on=on)
         refs = [LeafRef(i, c.parent, c.name, c.entries) for i, c in zip(ids, children, strict=True)]
-        keys = [child.key for child in refs]
-        if any(a >= b for a, b in itertools.pairwise(keys)):
+        if any(a.key >= b.key for a, b in itertools.pairwise(refs)):
             raise DamageError("pages of the tree are out of order", on=on)
-        for n, child in enumerate(refs):
-            if n + 1 < len(refs) and keys[n + 1] <= start:
-                continue
-            yield from self._leaves(child, level - 1, start)
+        return refs
 
     def page(self, leaf: LeafRef) -> list[EntryAt]:
         """The entries of a leaf page, in order. DamageError where they are not what a tree can hold."""
@@ -308,8 +295,10 @@ class StoredTree:
     def entries(self, start: tuple[bytes, bytes] = (b"", b"")) -> Iterator[EntryAt]:
         """Entries in order, those before `start` left out."""
         last: tuple[bytes, bytes] | None = None
-        for leaf in self.leaves(start):
-            for found in self.page(leaf):
+        for page in self.pages(start):
+            if isinstance(page, Gap):
+                raise self._unreadable(page)
+            for found in page:
                 if last is not None and found.key <= last:
                     raise DamageError("entries of the tree are out of order", on=self.name)
                 last = found.key
@@ -366,7 +355,11 @@ def changed_entries(old: StoredTree, new: StoredTree) -> Iterator[tuple[EntryAt 
 def _entries(tree: StoredTree, leaves: list[LeafRef], without: set[bytes]) -> Iterator[EntryAt]:
     for leaf in leaves:
         if leaf.identity not in without:
-            yield from tree.page(leaf)
+            try:
+                page = tree.page(leaf)
+            except DamageError as error:
+                raise DamageError(f"entries from {_path(leaf)} on cannot be read: {error}", on=tree.name) from error
+            yield from page
 
 
 def _told(found: EntryAt) -> tuple[object, ...]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -14,16 +12,18 @@ from blake3 import blake3
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectNotFound, VaultKeyError
 from safehold.ports.store import Store
-from safehold.vault.access import Unlocked, document_owner
+from safehold.vault.access import Unlocked, put_document_back
 from safehold.vault.catalogue import CachedPoint, Catalogue, Point, Rejected
-from safehold.vault.disk import DiskTree, StoredDisk
+from safehold.vault.disk import StoredDisk
+from safehold.vault.disk_tree import DiskTree
 from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
-from safehold.vault.forget import Expiry, forgotten_points, is_forgotten
+from safehold.vault.forget import Expiry, forgotten_points, lost_points
 from safehold.vault.heads import Head, Heads
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
-from safehold.vault.names import run_name, writer_name
+from safehold.vault.names import Kind, run_name, writer_name
 from safehold.vault.notes import FoundNote, Notes
+from safehold.vault.places import Places
 from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SealedKey, SessionInfo, VaultDocument
 from safehold.vault.sealed_cache import SealedCache
 from safehold.vault.sealing import SessionSecret
@@ -32,18 +32,10 @@ from safehold.vault.tree import StoredTree
 from safehold.vault.trust import Chain, OwnerTrust, read_chain, read_writers
 from safehold.vault.writers import WriterKey, new_writer, open_certificate, store_certificate, writer_from_secret
 
-__all__ = ["Places", "Vault"]
+__all__ = ["Vault"]
 
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where this machine keeps what it remembers (`state`) and what it could compute again (`cache`)."""
-
-    state: Path
-    cache: Path
 
 
 class Vault:
@@ -65,15 +57,17 @@ class Vault:
         self.id = bytes.fromhex(document.id)
         self.keyring = keyring
         self.ctx = ctx
-        self._places = places
+        self.places = places.of(self.id)
         self._heads = Heads(places.state / "heads")
         head = self._heads.load(self.id)
         self.trust = OwnerTrust(keyring, writer.owner if writer else None)
+        for public in head.owners:
+            self.trust.learn(public)
         seen = (head.gc, bytes.fromhex(head.digest)) if head.gc >= 0 else None
-        self.chain: Chain = read_chain(store, self.id, self.trust, seen)
+        self.chain: Chain = read_chain(store, self.id, self.trust, seen, document.features)
         self.chain.require("read")
         self._writers = read_writers(store, self.id, self.trust)
-        lost = _lost_points(store, self.id, self.trust, head)
+        lost = lost_points(store, self.id, self.trust, (*head.missing, head.point))
         if lost != head.missing:
             head = msgspec.structs.replace(head, missing=lost)
             self._remember(head)
@@ -88,10 +82,16 @@ class Vault:
         self.problems = [*self.chain.problems, *self._writers.problems, *gone]
         for problem in self.problems:
             ctx.progress.warn(f"{problem}" + (f" ({problem.remedy})" if problem.remedy else ""))
-        if self.chain.record:
-            head = msgspec.structs.replace(head, gc=self.chain.record.number, digest=self.chain.digest.hex())
+        if self.chain.record and not self.chain.behind:
+            head = msgspec.structs.replace(
+                head,
+                gc=self.chain.record.number,
+                digest=self.chain.digest.hex(),
+                owners=self.trust.believed,
+            )
             self._remember(head)
         self._writer = writer
+        self._lost_document = b""
         self._secrets = SecretCache(self.id, keyring) if keyring else None
         self._fetcher = Fetcher(store, self.id, self._secrets) if self._secrets else None
         self._finders: dict[bytes, DomainFinder] = {}
@@ -101,7 +101,9 @@ class Vault:
         """Opened with an owner key; warnings of the unlocking are passed on."""
         for warning in unlocked.warnings:
             ctx.progress.warn(warning)
-        return cls(store, direct, unlocked.document, unlocked.keyring, None, places, ctx)
+        vault = cls(store, direct, unlocked.document, unlocked.keyring, None, places, ctx)
+        vault._lost_document = unlocked.payload.document if unlocked.document_lost else b""
+        return vault
 
     @classmethod
     def for_writer(
@@ -127,10 +129,14 @@ class Vault:
         """Block and pack sizes and the rest that is fixed for the vault's life."""
         return self.document.parameters
 
+    def newest_chain(self) -> Chain:
+        """The gc chain as it is by now."""
+        return read_chain(self.store, self.id, self.trust, self.chain.head, self.document.features)
+
     @property
     def owner(self) -> OwnerPublic:
-        """The owner's public keys in force: from the gc chain, else from the authenticated document."""
-        return self.chain.record.owner if self.chain.record else document_owner(self.document)
+        """The owner's public keys in force: from the gc chain as far as it can be followed, else the newest that are believed without it."""
+        return self.chain.owner or self.trust.believed[-1]
 
     @property
     def owner_key(self) -> OwnerKey:
@@ -158,6 +164,7 @@ class Vault:
             if not certificate.exported:
                 secret = open_certificate(self.id, keyring, certificate)
                 return writer_from_secret(self.id, self.owner, certificate, secret)
+        self.chain.require("write")
         self.ctx.progress.warn(
             "the owner's own writer certificate is missing or damaged: a new one is made, and the next backups are full"
         )
@@ -196,7 +203,7 @@ class Vault:
     def _sealed_cache(self, name: str, type_: type[_T]) -> SealedCache[_T]:
         oldest = self._require_keyring().generations[0]
         key = blake3(oldest.seed, derive_key_context="safehold 1 point cache").digest()
-        return SealedCache(self._places.cache / self.id.hex() / name, self.id, key, type_)
+        return SealedCache(self.places.cache / name, self.id, key, type_)
 
     def points(
         self, *, fresh: bool = False, expired_before: float = float("inf")
@@ -207,6 +214,17 @@ class Vault:
         return self.catalogue(
             None if fresh else self._sealed_cache("points", CachedPoint), expired_before=expired_before
         ).read()
+
+    def missing_points(self, there: Iterable[str]) -> list[str]:
+        """Names of points that the last prune found, that are not among the object names `there` (listed since the vault was opened), and of
+        which nobody said that they are to be expired.
+        """
+        seen = self.chain.record.points if self.chain.record else ()
+        gone = set(seen).difference(there)
+        if not gone:
+            return []
+        forgotten = forgotten_points(self.store, self.id, self.trust)
+        return sorted(name for name in gone if not forgotten(name))
 
     @property
     def fetcher(self) -> Fetcher:
@@ -256,7 +274,8 @@ class Vault:
             self.writers,
             domain,
             index_key,
-            self._places.cache / self.id.hex() / f"index-{domain.hex()}",
+            self.chain,
+            self.places.cache / f"index-{domain.hex()}",
             self.ctx,
         )
 
@@ -279,15 +298,6 @@ class Vault:
         """Reads the chunks that a point refers to."""
         return ChunkReader(self.fetcher, self.finder(point.wid), point.dedup_key)
 
-    @property
-    def read_log(self) -> Path:
-        """Where this machine keeps when it read which pack."""
-        return self._places.state / "reads" / self.id.hex()
-
-    def tree_cache(self, resource: str) -> Path:
-        """Where this machine remembers the last backup of a tree."""
-        return self._places.cache / self.id.hex() / "trees" / blake3(resource.encode()).hexdigest()[:32]
-
     def store_time(self) -> float:
         """The store's clock, to the moment: the time that it gives to a note, which then goes again."""
         name = self.notes().add(self.id, "upkeep", {})
@@ -296,12 +306,26 @@ class Vault:
         finally:
             self.store.delete(name)
 
+    def listed_time(self) -> float:
+        """The store's clock as far as it can be told without writing: the time of the newest object that a backup or an owner makes. Long ago
+        where nobody did anything for long.
+        """
+        kinds = (Kind.GC, Kind.SESSION, Kind.POINT, Kind.NOTE, Kind.FORGET)
+        return max((stamp.time for kind in kinds for stamp in self.store.list(kind.prefix + "/")), default=0.0)
+
     # -- writing -----------------------------------------------------------------------------------------------------
+
+    def mend(self) -> None:
+        """Put `vault.json` back where it is missing and the key slot that opened the vault holds it: no writer opens the vault without."""
+        document, self._lost_document = self._lost_document, b""
+        if document and put_document_back(self.store, self.id, document):
+            self.ctx.progress.warn("vault.json was missing, and is put back as the key slot holds it")
 
     @contextlib.contextmanager
     def session(self, info: SessionInfo, lanes: int) -> Iterator[Session]:
         """W1 and W2 of a backup: an announced session that deduplicates against everything this writer may rely on."""
         self.chain.require("write")
+        self.mend()
         writer = self.writer()
         locator = self._locator(writer.domain, writer.index_key)
         certificate = self._writers.stored.get(writer.wid)
@@ -317,12 +341,9 @@ class Vault:
         with session:
             session.announce()
             # The view is taken after the session is visible: whoever condemns a pack later than that waits for this session.
-            chain = read_chain(self.store, self.id, self.trust)
+            chain = self.newest_chain()
             chain.require("write")
             view = locator.dedup_view(chain)
-            if self.keyring is not None:
-                # What is in a damaged pack is stored again, and so repaired. A mere writer cannot read the note.
-                view.index.exclude(chain.unusable_packs | self.notes().damaged())
             session.use(view.index, view.runs)
             yield session
 
@@ -341,24 +362,16 @@ class Vault:
                     total += session.overlap(locator.rows(name, locator.record(name)))
         return total
 
-    def committed(self, name: str) -> None:
-        """Remember the newest point this machine made, so that its disappearance is noticed."""
-        self._remember(msgspec.structs.replace(self._heads.load(self.id), point=name))
+    def committed(self, name: str, resources: Iterable[str]) -> None:
+        """Remember the newest point this machine made, so that its disappearance is noticed, and that it is of these resources."""
+        head = self._heads.load(self.id)
+        latest = head.latest | dict.fromkeys(resources, name)
+        self._remember(msgspec.structs.replace(head, point=name, latest=latest))
+
+    def last_made(self, resource: str) -> str:
+        """The object name of the last point that this machine made of a resource; empty where it remembers none."""
+        return self._heads.load(self.id).latest.get(resource, "")
 
     def certificate(self, wid: bytes) -> Certificate | None:
         """A writer's certificate."""
         return self.writers.get(wid)
-
-
-def _lost_points(store: Store, vault: bytes, trust: OwnerTrust, head: Head) -> tuple[str, ...]:
-    """Points that this machine made and that are gone, without the owner having said that they are to be forgotten."""
-    lost = []
-    for name in dict.fromkeys((*head.missing, head.point)):
-        try:
-            if not name or store.head(name).size:
-                continue
-        except ObjectNotFound:
-            pass
-        if not is_forgotten(store, vault, trust, name):
-            lost.append(name)
-    return tuple(lost)

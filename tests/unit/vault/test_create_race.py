@@ -15,9 +15,10 @@ from safehold.ports.store import Store
 from safehold.testing.interleave import InterleavedStore
 from safehold.vault.access import unlock
 from safehold.vault.create import create_vault
+from safehold.vault.places import Places
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Identity, Recipient
-from safehold.vault.vault import Places, Vault
+from safehold.vault.vault import Vault
 
 
 class Hasty(SystemClock):

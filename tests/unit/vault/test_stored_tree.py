@@ -16,7 +16,8 @@ from safehold.vault.content import read_parts, write_parts
 from safehold.vault.names import ZERO_ID
 from safehold.vault.node import Node, decode_node, encode_node
 from safehold.vault.sealing import chunk_id
-from safehold.vault.tree import Boundaries, Group, InnerBuilder, LeafRef, StoredTree, encode_leaf
+from safehold.vault.tree import Group, LeafRef, StoredTree
+from safehold.vault.tree_builder import Boundaries, InnerBuilder, encode_leaf
 
 KEY = bytes(32)
 FILE = stat.S_IFREG | 0o644

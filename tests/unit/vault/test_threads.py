@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safehold.vault.disk import DiskTreeBuilder
+from safehold.vault.disk_builder import DiskTreeBuilder
 from safehold.vault.names import Kind
 from safehold.vault.node import Node
 from safehold.vault.records import SessionInfo

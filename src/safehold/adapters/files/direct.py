@@ -10,21 +10,15 @@ import fcntl
 import mmap
 import os
 
-__all__ = ["DirectBuffer", "write_all"]
+from safehold.model.writing import write_all
+
+__all__ = ["DirectBuffer"]
 
 _PAGE = 4096
 """No device has larger sectors."""
 
 _ROOM = 4 * 1024 * 1024
 _NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
-
-
-def write_all(fd: int, offset: int, data: memoryview | bytes) -> None:
-    """Write all of it. OSError."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        offset, view = offset + done, view[done:]
 
 
 class DirectBuffer:

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from safehold.adapters.linux.mounts import mounts
+
 __all__ = ["expected_mounts", "kernel_mounts", "mount_points", "still_mounts"]
 
 _KERNEL = {"autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs"}
@@ -31,24 +33,14 @@ def _unescape(field: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field)
 
 
-def _mounts() -> list[tuple[bytes, str, bool]]:
-    """(mount point, file system type, whether the file system itself is read-only) of everything mounted here."""
-    out = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        before, _, after = line.partition(b" - ")
-        kind, _, options = after.split(b" ", 2)
-        out.append((_unescape(before.split()[4]), kind.decode(), b"ro" in options.split(b",")))
-    return out
-
-
 def mount_points() -> set[bytes]:
     """Paths of all mount points."""
-    return {path for path, _, _ in _mounts()}
+    return {os.fsencode(mounted.path) for mounted in mounts()}
 
 
 def kernel_mounts() -> set[bytes]:
     """Paths of mount points that show the kernel's state."""
-    return {path for path, kind, _ in _mounts() if kind in _KERNEL}
+    return {os.fsencode(mounted.path) for mounted in mounts() if mounted.type in _KERNEL}
 
 
 _STILL = {
@@ -74,7 +66,10 @@ below them.
 
 def still_mounts() -> dict[bytes, bool]:
     """For each mount point whether nobody can write to its file system, by whatever path. What is mounted last counts."""
-    return {path: (quiet and kind in _STILL) or kind in _KERNEL for path, kind, quiet in _mounts()}
+    return {
+        os.fsencode(mounted.path): ("ro" in mounted.super_options and mounted.type in _STILL) or mounted.type in _KERNEL
+        for mounted in mounts()
+    }
 
 
 def expected_mounts(table: Path = Path("/etc/fstab")) -> set[bytes]:

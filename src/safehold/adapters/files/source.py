@@ -16,8 +16,8 @@ from safehold.adapters.files.walk import FileTree, Rules
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, SourceError, UsageError
-from safehold.model.files import printable
 from safehold.model.resource import ResourceRef
+from safehold.model.shown import printable
 from safehold.model.topology import Topology
 from safehold.ports.source import Interval
 

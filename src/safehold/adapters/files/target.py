@@ -15,10 +15,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
-from safehold.adapters.files.direct import DirectBuffer, write_all
+from safehold.adapters.files.direct import DirectBuffer
 from safehold.adapters.files.walk import DirectoryFd, file_below, read_attributes
 from safehold.model.errors import TargetError
-from safehold.model.files import Entry, printable
+from safehold.model.files import Entry
+from safehold.model.shown import printable
+from safehold.model.writing import write_all
 from safehold.ports.tree import OpenFile, Piece, Unreadable
 
 __all__ = ["DirectoryTarget"]

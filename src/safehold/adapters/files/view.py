@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from safehold.adapters.files.walk import DirectoryFd, file_below, read_attributes
 from safehold.model.errors import TargetError
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.ports.tree import OpenFile, Unreadable
 
 __all__ = ["DirectoryView", "open_view"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from safehold.model.clock import Clock
 from safehold.model.errors import SourceError
 from safehold.model.extents import Extent, ExtentKind
-from safehold.model.files import printable
+from safehold.model.shown import printable
 from safehold.ports.tree import Attributes, Listing, SmallFile, Unreadable
 
 __all__ = [

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from safehold.adapters.linux.mounts import Mounted, mount_named, mount_of, mounts
+
 __all__ = ["Holder", "device_holders", "file_holders", "open_for_writing", "write_counter"]
 
 
@@ -45,10 +47,12 @@ def _device_holders(numbers: set[str]) -> Iterator[Holder]:
     numbers = set(numbers)
     for number in list(numbers):
         numbers.update(_partitions(Path("/sys/dev/block") / number))
-    for where, devices, read_only, superblock_read_only in _mounts():
-        if devices & numbers:
+    for mounted in mounts():
+        if _numbers(mounted) & numbers:
+            read_only = "ro" in mounted.options
             yield Holder(
-                f"mounted on {where}" + (" (read-only)" if read_only else ""), not (read_only and superblock_read_only)
+                f"mounted on {mounted.path}" + (" (read-only)" if read_only else ""),
+                not (read_only and "ro" in mounted.super_options),
             )
     for number in sorted(numbers):
         base = Path("/sys/dev/block") / number
@@ -77,23 +81,16 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _mounts() -> Iterator[tuple[str, set[str], bool, bool]]:
-    """Every mount: where, device numbers, whether the mount is read-only, and whether the file system is.
-
-    The file system's own number is not that of its device on btrfs; so that of its source counts too.
-    """
-    for line in _lines(Path("/proc/self/mountinfo")):
-        left, _, right = line.partition(" - ")
-        fields, after = left.split(), right.split()
-        if len(fields) < 6 or len(after) < 3:
-            continue
-        where = fields[4].encode().decode("unicode_escape")
-        devices = {fields[2]}
+def _numbers(mounted: Mounted) -> set[str]:
+    """The file system's own number, and on btrfs, where that is another one, its device's."""
+    numbers = {mounted.device}
+    # Nothing else is a device, and what else is named as a source may hang when it is looked at.
+    if mounted.source.startswith("/dev/"):
         with contextlib.suppress(OSError):
-            info = os.stat(after[1].encode().decode("unicode_escape"))
+            info = os.stat(mounted.source)
             if stat.S_ISBLK(info.st_mode):
-                devices.add(f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}")
-        yield where, devices, "ro" in fields[5].split(","), "ro" in after[2].split(",")
+                numbers.add(f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}")
+    return numbers
 
 
 def file_holders(path: str) -> list[Holder]:
@@ -102,10 +99,14 @@ def file_holders(path: str) -> list[Holder]:
 
 
 def _loops(path: str) -> Iterator[Holder]:
-    wanted = os.stat(path)
+    wanted, device = os.stat(path), mount_of(path).device
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             name = backing.read_text().rstrip("\n")
+            mounted = mount_named(name)
+            # What lies on another file system is another file, and that file system may hang.
+            if mounted is None or mounted.device != device:
+                continue
             there = os.stat(name)
         except OSError:
             continue
@@ -123,27 +124,35 @@ def _loops(path: str) -> Iterator[Holder]:
 
 
 def _writers(path: str) -> Iterator[Holder]:
-    wanted = os.stat(path)
+    own = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        wanted, inode = os.stat(own), _told(Path(f"/proc/self/fdinfo/{own}")).get("ino")
+    finally:
+        os.close(own)
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        try:
-            for fd in (entry / "fd").iterdir():
-                there = os.stat(fd)
-                if (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino) and _writable(
-                    entry / "fdinfo" / fd.name
-                ):
-                    yield Holder(f"process {entry.name} ({(entry / 'comm').read_text().strip()})", True)
-                    break
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            if any(_writes(entry, fd, wanted, inode) for fd in os.listdir(entry / "fd")):
+                yield Holder(f"process {entry.name} ({(entry / 'comm').read_text().strip()})", True)
 
 
-def _writable(fdinfo: Path) -> bool:
-    for line in fdinfo.read_text().splitlines():
-        if line.startswith("flags:"):
-            return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
-    return False
+def _writes(process: Path, fd: str, wanted: os.stat_result, inode: str | None) -> bool:
+    try:
+        told = _told(process / "fdinfo" / fd)
+        # The kernel tells this without a word to the file system, which may hang.
+        if told.get("ino") != inode or int(told["flags"], 8) & os.O_ACCMODE == os.O_RDONLY:
+            return False
+        there = os.stat(process / "fd" / fd)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino)
+
+
+def _told(fdinfo: Path) -> dict[str, str]:
+    """What the kernel says of an open file (proc_pid_fdinfo(5)). Before Linux 5.14 there is no `ino`."""
+    rows = (line.split(":", 1) for line in fdinfo.read_text().splitlines() if ":" in line)
+    return {name: value.strip() for name, value in rows}
 
 
 def open_for_writing(fd: int) -> bool | None:

@@ -34,8 +34,15 @@ class RawBlocks:
         """`fd` stays the caller's."""
         self._fd = fd
         self._path = path
-        # Seeking to the end gives the size of devices too.
-        self.size = os.lseek(fd, 0, os.SEEK_END)
+        try:
+            # Seeking to the end gives the size of devices too.
+            self.size = os.lseek(fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise SourceError(
+                f"nobody can tell its size ({error.strerror})",
+                on=path,
+                remedy="give a file that lies on a disk; what a program says is backed up from standard input: … | safehold backup -",
+            ) from error
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def extents(self, since: Lineage | None = None) -> Iterator[Extent]:

@@ -26,7 +26,8 @@ KIND = "volume"
 _PREFIX = "volume:"
 _QCOW2 = (".qcow2", ".qcow")
 """Only a file of such a name is opened as qcow2. What a raw disk begins with is its guest's to write: taken at its word, a guest could have any
-file of the host opened as its disk's backing file.
+file of the host opened as its disk's backing file. One of another name that begins like qcow2 is refused: stored as raw, a backing file would be
+missing, and nothing could tell what lies on the disk.
 """
 _TICK_NS = 20_000_000
 """A file changed less than this long ago may change again without its time moving: file times have a granularity of
@@ -79,7 +80,8 @@ class ImageSource:
             head = os.pread(fd, 4, 0)
             with contextlib.ExitStack() as stack:
                 blocks: Blocks
-                if is_qcow2(head) and not watch.device and ref.location.endswith(_QCOW2):
+                if is_qcow2(head) and not watch.device:
+                    _named_qcow2(ref)
                     blocks = stack.enter_context(serve_qcow2(ref.location, shared=bool(watch.writer)))
                     topology = detect(blocks, "qcow2")
                 else:
@@ -95,6 +97,16 @@ class ImageSource:
                 yield capture
         finally:
             os.close(fd)
+
+
+def _named_qcow2(ref: ResourceRef) -> None:
+    """UsageError for a file that begins like qcow2 and is not called so."""
+    if not ref.location.endswith(_QCOW2):
+        raise UsageError(
+            "the file begins like a qcow2 image, and its name does not say that it is one",
+            on=ref.location,
+            remedy=f"if it is one, name it {_QCOW2[0]}; the file as it is: safehold backup tree:{ref.location}",
+        )
 
 
 def _refusal(ref: ResourceRef, who: str, require: Consistency) -> ConsistencyError:

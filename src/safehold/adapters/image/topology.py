@@ -16,6 +16,7 @@ _SECTOR = 512
 _EXT_AT, _EXT_MAGIC, _EXT_CLEAN, _EXT_RECOVER, _EXT_JOURNAL, _EXT_EXTENTS = 1024, 0xEF53, 1, 0x4, 0x4, 0x40
 _BTRFS_AT = 65536
 _PAGE = 4096
+_LVM_AREA = b" LVM2 x[5A%r0N*>"
 
 
 def _read(blocks: Blocks, offset: int, length: int) -> bytes:
@@ -57,7 +58,7 @@ def _at(blocks: Blocks, base: int) -> Iterator[FileSystem]:
     if head[:6] == b"LUKS\xba\xbe":
         yield FileSystem("crypto_LUKS", base, _text(head[168:208]))
     if head[512:520] == b"LABELONE":
-        yield FileSystem("LVM2_member", base, head[544:576].decode(errors="replace"))
+        yield FileSystem("LVM2_member", base, head[544:576].decode(errors="replace"), _volume_group(blocks, base))
     if base == 0 and head[512:520] == b"EFI PART":
         yield FileSystem("gpt", base, str(uuid.UUID(bytes_le=head[568:584])))
     elif base == 0 and head[510:512] == b"\x55\xaa" and any(head[446 + 16 * n + 4] for n in range(4)):
@@ -70,6 +71,16 @@ def _at(blocks: Blocks, base: int) -> Iterator[FileSystem]:
     md = _read(blocks, base + 4096, 256)
     if struct.unpack_from("<I", md, 0)[0] == 0xA92B4EFC:
         yield FileSystem("linux_raid_member", base, _uuid(md[16:32]), _text(md[32:64]))
+
+
+def _volume_group(blocks: Blocks, base: int) -> str:
+    """The name of the group that an LVM member belongs to: the first word of its newest metadata (lvm2, format_text/layout.h)."""
+    area = _read(blocks, base + _PAGE, _SECTOR)
+    if area[4:20] != _LVM_AREA:
+        return ""
+    start, offset = struct.unpack_from("<Q", area, 24)[0], struct.unpack_from("<Q", area, 40)[0]
+    name, brace, _ = _read(blocks, base + start + offset, _SECTOR).partition(b" {")
+    return name.decode(errors="replace") if brace and name.isascii() else ""
 
 
 def _partitions(blocks: Blocks) -> Iterator[int]:

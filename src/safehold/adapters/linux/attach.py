@@ -18,9 +18,10 @@ from pathlib import Path
 
 import msgspec
 
+from safehold.adapters.linux.mounts import mounts
 from safehold.model.errors import FailedError, UsageError
 
-__all__ = ["Attachment", "attach", "attachments", "detach", "mount", "unmount"]
+__all__ = ["Attachment", "attach", "attachments", "dead", "detach", "mount", "unmount"]
 
 RECONNECT = 30
 """Seconds that requests wait for a service that went away, before the disk gives errors: longer than a restart, shorter than the kernel's
@@ -45,14 +46,19 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 def attachments(directory: Path) -> list[Attachment]:
-    """What is attached; records of daemons or devices that are gone are left out."""
+    """What is attached, also where its daemon is gone and the device is `dead`; records of devices that are gone are left out."""
     found = []
     for path in sorted(directory.glob("*.json")):
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             one = msgspec.json.decode(path.read_bytes(), type=Attachment)
-            if _start(one.pid) == one.started and _backing(one.device) == one.file:
+            if _backing(one.device) == one.file:
                 found.append(one)
     return found
+
+
+def dead(attached: Attachment) -> bool:
+    """True where the daemon ended under the device, which gives errors for ever: it can only be detached."""
+    return _start(attached.pid) != attached.started
 
 
 def attach(directory: Path, socket: Path, volume: str) -> Attachment:
@@ -68,7 +74,12 @@ def attach(directory: Path, socket: Path, volume: str) -> Attachment:
 def _attach(directory: Path, socket: Path, volume: str, turn: int) -> Attachment:
     for one in attachments(directory):
         if one.volume == volume:
-            raise UsageError(f"the volume is attached already, as {one.device}", on=volume)
+            raise UsageError(
+                f"the volume is attached already, as {one.device}"
+                + (", whose storage daemon is gone" if dead(one) else ""),
+                on=volume,
+                remedy=f"safehold volume detach {volume}",
+            )
     _demand()
     file, pidfile = directory / f"{volume}.disk", directory / f"{volume}.pid"
     _end_stale(file, pidfile, turn)
@@ -104,15 +115,19 @@ def mount(directory: Path, attached: Attachment, place: str, options: str = "") 
     return mounted
 
 
-def unmount(directory: Path, attached: Attachment) -> Attachment:
-    """Unmount what was mounted with `mount`. FailedError while it is in use."""
+def unmount(directory: Path, attached: Attachment, place: str) -> Attachment:
+    """Unmount what was mounted on `place` with `mount`, also where whoever mounted it was killed before that was on record. FailedError while
+    it is in use.
+    """
     with _turn(directory) as turn:
-        return _unmount(directory, attached, turn)
+        return _unmount(directory, msgspec.structs.replace(attached, mount=place), turn)
 
 
 def _unmount(directory: Path, attached: Attachment, turn: int) -> Attachment:
-    if attached.mount and os.path.ismount(attached.mount):
-        _run(["umount", attached.mount], attached.volume, turn)
+    if attached.mount and attached.mount in _mounted(attached.device):
+        # What is open on a device that is dead stays open, and need not be closed first.
+        lazily = ["--lazy"] if dead(attached) else []
+        _run(["umount", *lazily, attached.mount], attached.volume, turn)
     unmounted = msgspec.structs.replace(attached, mount="", options="")
     _keep(directory, unmounted)
     return unmounted
@@ -120,9 +135,12 @@ def _unmount(directory: Path, attached: Attachment, turn: int) -> Attachment:
 
 def detach(directory: Path, attached: Attachment) -> None:
     """Take the device away, unmounted before where Safehold mounted it; one that was killed on the way goes on. UsageError where something else
-    holds it.
+    holds it. A dead one is let go of, and is gone for good once nobody has anything open on it.
     """
     with _turn(directory) as turn:
+        if dead(attached):
+            _take_dead(directory, attached, turn)
+            return
         if _backing(attached.device) == attached.file:
             _take_device(directory, attached, turn)
         # The kernel lets go of a loop device behind; the daemon can be stopped only then.
@@ -143,15 +161,27 @@ def detach(directory: Path, attached: Attachment) -> None:
 
 
 def _take_device(directory: Path, attached: Attachment, turn: int) -> None:
-    users = _mounted(attached.device)
-    if users and users != [attached.mount]:
-        raise UsageError(
-            f"{attached.device} is mounted on {', '.join(users)}", on=attached.volume, remedy="unmount it first"
-        )
+    _demand_ours(attached, "unmount it first")
     if attached.mount:
         attached = _unmount(directory, attached, turn)
     _run(["blockdev", "--flushbufs", attached.device], attached.volume, turn)
     _run(["losetup", "--detach", attached.device], attached.volume, turn)
+
+
+def _take_dead(directory: Path, attached: Attachment, turn: int) -> None:
+    if _backing(attached.device) == attached.file:
+        _demand_ours(attached, "unmount it first: umount --lazy")
+        _unmount(directory, attached, turn)
+        _run(["losetup", "--detach", attached.device], attached.volume, turn)
+    _unmount_file(Path(attached.file), turn)
+    (directory / f"{attached.volume}.json").unlink(missing_ok=True)
+    Path(attached.file).unlink(missing_ok=True)
+
+
+def _demand_ours(attached: Attachment, remedy: str) -> None:
+    users = _mounted(attached.device)
+    if users and users != [attached.mount]:
+        raise UsageError(f"{attached.device} is mounted on {', '.join(users)}", on=attached.volume, remedy=remedy)
 
 
 @contextlib.contextmanager
@@ -208,7 +238,12 @@ def _end_stale(file: Path, pidfile: Path, turn: int) -> None:
         if str(pidfile).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
             os.kill(pid, signal.SIGTERM)
             _wait_for_end(pid, _start(pid), time.monotonic() + _PATIENCE)
-    if any(line.split()[4] == str(file) for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+    _unmount_file(file, turn)
+
+
+def _unmount_file(file: Path, turn: int) -> None:
+    """A daemon that was killed leaves its file as a mount."""
+    if any(mounted.path == str(file) for mounted in mounts()):
         _run(["umount", "--lazy", str(file)], str(file), turn)
 
 
@@ -241,10 +276,9 @@ def _run(command: Sequence[str], on: str, *keep: int) -> str:
 
 
 def _mounted(device: str) -> list[str]:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
     number = os.stat(device).st_rdev
     wanted = f"{os.major(number)}:{os.minor(number)}"
-    return [line.split()[4] for line in lines if line.split()[2] == wanted]
+    return [mounted.path for mounted in mounts() if mounted.device == wanted]
 
 
 def _backing(device: str) -> str:
@@ -255,8 +289,9 @@ def _backing(device: str) -> str:
 
 
 def _start(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 where there is none."""
+    """When a process started, in clock ticks since boot; 0 where there is none, or one that has ended and that nobody has waited for."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
+    return 0 if told[0] in "ZX" else int(told[19])

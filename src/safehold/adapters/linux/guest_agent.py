@@ -34,10 +34,10 @@ class GuestAgent:
     def __init__(self, path: str, seconds: float) -> None:
         """Each command may take `seconds`. UsageError where there is no such socket."""
         self.spec = f"guest-agent:{path}"
-        self._path = os.path.abspath(os.path.expanduser(path))
+        self.path = os.path.abspath(os.path.expanduser(path))
         self._seconds = seconds
         try:
-            found = stat.S_ISSOCK(os.stat(self._path).st_mode)
+            found = stat.S_ISSOCK(os.stat(self.path).st_mode)
         except OSError:
             found = False
         if not found:
@@ -55,7 +55,7 @@ class GuestAgent:
 
     def undo(self) -> Undo:
         """See `ports.bracket.Bracket`."""
-        return {"kind": "agent", "path": self._path, "seconds": self._seconds}
+        return {"kind": "agent", "path": self.path, "seconds": self._seconds}
 
     @contextlib.contextmanager
     def hold(self, deadline: float, begin: Begin) -> Iterator[Consistency]:
@@ -91,11 +91,11 @@ class GuestAgent:
         except ConsistencyError as error:
             raise StillHeldError(error.what, on=error.on, remedy="the watchdog tries again") from error
         if ended.code:
-            raise StillHeldError(f"the guest agent {ended.last_line}", on=self._path, remedy="the watchdog tries again")
+            raise StillHeldError(f"the guest agent {ended.last_line}", on=self.path, remedy="the watchdog tries again")
         return int(ended.said)
 
     def _run(self, verb: str, seconds: float, begin: Begin | None) -> Ended:
-        command = [*_PROGRAM, verb, self._path, str(seconds)]
+        command = [*_PROGRAM, verb, self.path, str(seconds)]
         try:
             # The program has its own clock; this one is for a program that does not come to look at it.
             return run_gated(command, {}, "/", seconds + 5, begin)
@@ -103,4 +103,4 @@ class GuestAgent:
             raise self._failed(str(error), "see whether the guest is running") from error
 
     def _failed(self, what: str, remedy: str) -> ConsistencyError:
-        return ConsistencyError(f"the guest agent {what}", on=self._path, remedy=remedy)
+        return ConsistencyError(f"the guest agent {what}", on=self.path, remedy=remedy)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Mounted", "mount_of", "mounts"]
+__all__ = ["Mounted", "mount_named", "mount_of", "mounts"]
 
 _PER_MOUNT = {
     "ro": 0x1,
@@ -100,3 +100,14 @@ def mount_of(path: str) -> Mounted:
         if mounted.number == number:
             return mounted
     raise FileNotFoundError(2, "its file system is not mounted in this namespace", path)
+
+
+def mount_named(path: str) -> Mounted | None:
+    """The mount that an absolute path without symbolic links lies on, by its words alone: its file system, which may hang, is not asked."""
+    found = None
+    for mounted in mounts():
+        # The later one hides the earlier.
+        below = path.startswith(mounted.path.rstrip("/") + "/") or path == mounted.path
+        if below and (found is None or len(mounted.path) >= len(found.path)):
+            found = mounted
+    return found

@@ -16,6 +16,7 @@ from safehold.vault.fetch import ChunkReader, Found
 from safehold.vault.index.rows import Location
 from safehold.vault.names import ZERO_ID
 from safehold.vault.node import decode_node, split_ids
+from safehold.vault.pack import TABLE_ROW
 
 __all__ = ["Chosen", "IdSorter", "choose", "walk"]
 
@@ -68,38 +69,56 @@ def _read(file: IO[bytes]) -> Iterator[bytes]:
             yield block[at : at + _ID]
 
 
-def walk(points: Iterable[Point], reader: Callable[[Point], ChunkReader], live: IdSorter, ctx: Context) -> None:
-    """Every id that the points refer to, at any depth, without knowing what kinds of nodes there are. DamageError where a node cannot be
-    read: what lies below it is unknown then.
+def walk(
+    points: Iterable[Point], reader: Callable[[Point], ChunkReader], live: IdSorter, ctx: Context
+) -> list[DamageError]:
+    """Every id that the points refer to, at any depth, without knowing what kinds of nodes there are. Returns the nodes that cannot be read:
+    what lies below them is unknown.
     """
+    lost: list[DamageError] = []
     seen: set[bytes] = {ZERO_ID}
     for point in points:
         chunks = reader(point)
-        frontier = [identity for identity in point.body.nodes if identity not in seen]
+        frontier = [identity for identity in dict.fromkeys(point.body.nodes) if identity not in seen]
+        seen.update(frontier)
         while frontier:
             ctx.cancel.check()
-            batch, frontier = frontier[:_BATCH], frontier[_BATCH:]
-            seen.update(batch)
+            # From the end: depth first keeps the frontier short, and takes nothing twice from a list that may be long.
+            batch = frontier[-_BATCH:]
+            del frontier[-_BATCH:]
             live.add(batch)
             for result in chunks.many(batch):
-                if not isinstance(result, Found):
-                    raise DamageError(
-                        f"metadata chunk {result.identity.hex()[:16]} cannot be read: {result.reason}",
-                        on=f"point {point.id[:8]} of {', '.join(point.resources)}",
-                        remedy="repair the vault, or expire that point; nothing is pruned before",
+                chunk = f"metadata chunk {batch[result.position].hex()[:16]}"
+                try:
+                    if not isinstance(result, Found):
+                        raise DamageError(result.reason, on=chunk)
+                    node = decode_node(bytes(result.data), chunk)
+                except DamageError as error:
+                    lost.append(
+                        DamageError(
+                            f"{chunk} cannot be read: {error.what}",
+                            on=f"point {point.id[:8]} of {', '.join(point.resources)}",
+                            remedy="repair the vault, or expire that point; nothing is pruned before",
+                        )
                     )
-                node = decode_node(bytes(result.data), f"metadata chunk {batch[result.position].hex()[:16]}")
+                    continue
                 live.add(split_ids(node.chunks))
-                frontier += [identity for identity in dict.fromkeys(split_ids(node.nodes)) if identity not in seen]
-            frontier = list(dict.fromkeys(frontier))
+                fresh = [identity for identity in dict.fromkeys(split_ids(node.nodes)) if identity not in seen]
+                seen.update(fresh)
+                frontier += fresh
+    return lost
 
 
 @dataclass
 class Chosen:
-    """Bytes of live chunks by the pack that is to keep them, and live chunks that no pack holds."""
+    """Bytes of live chunks by the pack that is to keep them, and live chunks that no pack is known to hold."""
 
     packs: dict[str, int] = field(default_factory=dict)
     missing: list[bytes] = field(default_factory=list)
+
+    def keep(self, at: Location) -> None:
+        """A live chunk stays where it is, with its row in the pack's table of contents."""
+        self.packs[at.pack] = self.packs.get(at.pack, 0) + at.stored + TABLE_ROW
 
 
 def choose(
@@ -107,14 +126,16 @@ def choose(
     rows: Iterable[tuple[bytes, Location]],
     present: dict[str, int],
     avoid: frozenset[str],
+    suspect: frozenset[str],
     good: Callable[[bytes, Location], bool],
     into: Chosen,
 ) -> None:
     """For each live chunk choose one place among `rows`, which ascend by id: in a pack that is there, and outside of `avoid` where there is
-    such a one. Packs that are used already are used on.
+    such a one, and outside of `suspect` where there is. Packs that are used already are used on.
 
-    Where there are several places, only one that `good` has read and found right lets the others go: a row may lie, and a copy may have
-    rotted.
+    Where there are several places, or only one in a `suspect` pack, nothing but one that `good` has read and found right lets the others go: a
+    row may lie, and a copy may have rotted. Without such a one all are kept, and the chunk counts as missing too: a better copy may lie where no
+    row tells.
     """
     source = iter(rows)
     row = next(source, None)
@@ -130,7 +151,12 @@ def choose(
         if not places:
             into.missing.append(identity)
             continue
-        places.sort(key=lambda at: (at.pack in avoid, at.pack not in into.packs, at.pack))
-        first = places[0] if len(places) == 1 else next((at for at in places if good(identity, at)), None)
+        places.sort(key=lambda at: (at.pack in avoid, at.pack in suspect, at.pack not in into.packs, at.pack))
+        if len(places) == 1 and places[0].pack not in suspect:
+            into.keep(places[0])
+            continue
+        first = next((at for at in places if good(identity, at)), None)
         for kept in places if first is None else [first]:
-            into.packs[kept.pack] = into.packs.get(kept.pack, 0) + kept.stored
+            into.keep(kept)
+        if first is None:
+            into.missing.append(identity)

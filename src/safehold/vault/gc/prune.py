@@ -11,62 +11,41 @@ P7  delete D, absorbed runs, ended sessions
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
+from safehold.model.errors import DamageError, ObjectNotFound, StoreFull, UsageError
+from safehold.vault.bounds import check_size, largest_pack
 from safehold.vault.catalogue import Point
-from safehold.vault.envelope import close, decode, encode, open_object
+from safehold.vault.envelope import decode, open_object
+from safehold.vault.gc.link import add_link
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
+from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.runs import absorb, write_base
+from safehold.vault.gc.sessions import OpenSession, Sessions
+from safehold.vault.gc.spared import Spared
 from safehold.vault.index.rows import Location
 from safehold.vault.locate import DomainFinder
-from safehold.vault.names import Kind, commit_name, gc_name, kind_of, session_name
-from safehold.vault.records import BaseRun, GcRecord, SessionInfo, SessionObject
-from safehold.vault.sealing import open_body
-from safehold.vault.trust import Chain, read_chain
+from safehold.vault.names import Kind, kind_of, session_name
+from safehold.vault.records import BaseRun, GcRecord
+from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
 
-__all__ = ["OpenSession", "Prune", "PruneReport"]
+__all__ = ["Prune"]
+
+_Good = Callable[[bytes, Location], bool]
+"""Whether a chunk can be had at a place."""
 
 LISTED = 30 * 86400.0
 """Seconds that dead packs and absorbed runs stay named in the chain."""
 
 _MOST_RACES = 10
 
-
-@dataclass(frozen=True)
-class OpenSession:
-    """A session without a commit: when it was last heard of by the store's clock, and what it says of itself where that can be read."""
-
-    wid: bytes
-    sid: bytes
-    heard: float
-    info: SessionInfo | None
-
-
-@dataclass
-class PruneReport:
-    """What a prune found and did; sizes in bytes.
-
-    `live` is needed by points, `condemned` is not and goes once no session can rely on it; `deleted` is gone; `moved` was copied out of packs
-    that were mostly garbage. `waiting` are the sessions
-    that have to end first, `fenced` those that were found dead.
-    """
-
-    live: int = 0
-    stored: int = 0
-    condemned: int = 0
-    condemned_packs: int = 0
-    deleted: int = 0
-    deleted_packs: int = 0
-    absorbed: int = 0
-    moved: int = 0
-    waiting: list[OpenSession] = field(default_factory=list)
-    fenced: list[OpenSession] = field(default_factory=list)
+_MOST_ROOM = 32 * 1024 * 1024
+"""Bytes that are kept free for the records of a prune at most: a note must not be much larger."""
 
 
 class Prune:
@@ -79,21 +58,18 @@ class Prune:
         vault.chain.require("delete")
         self._vault, self._store, self._ctx = vault, vault.store, ctx
         self._scratch, self._dead = scratch, dead
-        self._owner = vault.owner_key
+        self._owner, self._sessions = vault.owner_key, Sessions(vault)
         self._seen: set[str] = set()
+        self._counted: tuple[str, ...] = ()
         self._moved_base: tuple[BaseRun, ...] = ()
         self._emptied: set[str] = set()
+        self._full = False
         self.report = PruneReport()
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
-    def preview(self) -> PruneReport:
-        """P1 and P2 only: nothing is changed."""
-        self._condemned(self._chain(), move=False)
-        return self.report
-
     def run(self) -> PruneReport:
-        """As far as it goes now. DamageError where the points cannot all be walked: nothing is deleted then."""
+        """As far as it goes now. DamageError where the owner's points cannot all be walked: nothing is deleted then."""
         for _ in range(_MOST_RACES):
             chain = self._chain()
             try:
@@ -112,16 +88,19 @@ class Prune:
         record = self._record(chain)
         if not record.condemned:
             condemned = self._condemned(chain)
-            if not condemned:
-                self._sessions_ended(None)
-                self.report.waiting = []
-                self._clean(chain)
+            if condemned:
+                if not self._create(chain, condemned=condemned, awaited=None, base=(*record.base, *self._moved_base)):
+                    return False
+                chain = self._chain()
+                record = self._record(chain)
+        ended = self._sessions_ended(record.awaited)
+        if not record.condemned:
+            # Nobody can rely on what is not condemned, so nobody is waited for.
+            self.report.waiting = []
+            if not self._names_lost(record):
+                self._delete(record)
                 return True
-            if not self._create(chain, condemned=condemned, awaited=None, base=(*record.base, *self._moved_base)):
-                return False
-            chain = self._chain()
-            record = self._record(chain)
-        if not self._sessions_ended(record.awaited):
+        elif not ended:
             # What begins from here on cannot rely on what is condemned, so that no stream of backups holds a prune up for ever.
             names = tuple(sorted(session_name(one.wid, one.sid) for one in self.report.waiting))
             return record.awaited is not None or self._create(chain, awaited=names)
@@ -131,6 +110,13 @@ class Prune:
         self._delete(done)
         return True
 
+    def _names_lost(self, record: GcRecord) -> bool:
+        """True where index runs speak of packs that are lost: then they are written anew without them."""
+        domains = {certificate.domain for certificate in self._vault.writers.values()}
+        named = {name for domain in domains for name in self._vault.domain(domain)[0].reader_view().pack_names()}
+        # The packs come after the runs: see `_finish`.
+        return not named.issubset(self._packs().keys() | set(record.dead))
+
     def _moved(self, chain: Chain) -> bool:
         """True where the chain or the points are no longer what this attempt began with."""
         return self._chain().digest != chain.digest or self._point_names() != self._seen
@@ -139,7 +125,7 @@ class Prune:
         return {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/") if stamp.size}
 
     def _chain(self) -> Chain:
-        chain = read_chain(self._store, self._vault.id, self._vault.trust)
+        chain = self._vault.newest_chain()
         chain.require("delete")
         return chain
 
@@ -156,58 +142,121 @@ class Prune:
         listed = [*self._store.list(Kind.PACK.prefix + "/"), *self._store.list(Kind.META.prefix + "/")]
         return {stamp.name: stamp.size for stamp in listed if kind_of(stamp.name) in (Kind.PACK, Kind.META)}
 
-    def _condemned(self, chain: Chain, *, move: bool = True) -> tuple[str, ...]:
+    def _now(self) -> float:
+        """The store's time."""
+        return self._vault.store_time()
+
+    def _condemned(self, chain: Chain) -> tuple[str, ...]:
         """P2. The listing of packs comes first: a pack that a session uploads later is none of this prune's business.
 
-        With `move` packs that are mostly garbage are emptied into new ones, which `base` then tells of.
+        Packs that are mostly garbage are emptied into new ones, which `base` then tells of.
         """
         packs = self._packs()
         dead = frozenset(self._record(chain).dead)
-        self._moved_base, self._emptied = (), set()
-        chosen = self._mark(frozenset(), dead, packs if move else {})
-        condemned = tuple(sorted((packs.keys() - chosen.packs.keys()) | self._emptied))
+        self._moved_base, self._emptied, self._full = (), set(), False
+        self.report.moved = 0
+        with self._room(packs) as movable:
+            chosen = self._mark(chain, frozenset(), movable)
+        # What is dead already nobody can rely on: it is deleted without waiting.
+        condemned = tuple(sorted(((packs.keys() - chosen.packs.keys()) | self._emptied) - dead))
+        for name in chosen.packs:
+            if packs.get(name, 0) > largest_pack(self._vault.parameters):
+                self._ctx.progress.warn(
+                    f"a pack of {packs[name]} bytes is larger than any of this vault can be: it is left as it is ({name})"
+                )
         self.report.stored = sum(packs.values())
         self.report.live = sum(chosen.packs.values())
         self.report.condemned = sum(packs[name] for name in condemned)
         self.report.condemned_packs = len(condemned)
         return condemned
 
-    def _mark(self, avoid: frozenset[str], dead: frozenset[str], movable: dict[str, int] | None = None) -> Chosen:
+    @contextlib.contextmanager
+    def _room(self, packs: dict[str, int]) -> Iterator[dict[str, int]]:
+        """Keep room for the records of this prune while packs are moved, and give the packs that may be: none where the store is full already."""
+        size = min(_MOST_ROOM, 4096 + 256 * len(packs))
+        try:
+            kept = self._vault.notes().add(self._vault.id, "upkeep", {"room": "-" * size})
+        except StoreFull:
+            yield {}
+            return
+        try:
+            yield packs
+        finally:
+            self._store.delete(kept)
+
+    def _mark(self, chain: Chain, avoid: frozenset[str], movable: dict[str, int] | None = None) -> Chosen:
         """One place for each chunk that any point needs. Every run counts, whoever wrote it and whether the session ended or not.
 
         Points are listed before runs, and runs before packs: what a point that is seen needs is then seen too. `movable` are packs (with
         sizes) that may be emptied into others.
         """
-        chosen = Chosen()
-        for points in self._points_by_domain().values():
-            finder = self._vault.fresh_finder(points[0].wid)
-            present = {name: size for name, size in self._packs().items() if name not in dead}
+        record = self._record(chain)
+        dead, suspect = frozenset(record.dead), frozenset(record.damaged)
+        chosen, spared = Chosen(), Spared(self._vault)
+        found = [
+            (domain, points, self._vault.fresh_finder(points[0].wid))
+            for domain, points in self._points_by_domain(spared).items()
+        ]
+        present = {name: size for name, size in self._packs().items() if name not in dead}
+        for domain, points, finder in found:
             with IdSorter(self._scratch) as live:
-                walk(points, self._vault.chunks, live, self._ctx)
-                before = len(chosen.missing)
-                choose(live, finder.rows(), present, avoid, self._vault.chunks(points[0]).holds, chosen)
-                for identity in chosen.missing[before:]:
-                    # No run tells: a run may be lost, and then the packs themselves tell.
-                    places = [
-                        at for at in finder.locations(identity) if present.get(at.pack, -1) >= at.offset + at.stored
-                    ]
-                    if not places:
-                        raise DamageError(
-                            f"chunk {identity.hex()[:16]} is gone that points need",
-                            on=self._store.url,
-                            remedy="find the damaged points with safehold verify; repair or expire them; nothing is pruned before",
-                        )
-                    best = min(places, key=lambda at: (at.pack in avoid, at.pack))
-                    chosen.packs[best.pack] = chosen.packs.get(best.pack, 0) + best.stored
-                del chosen.missing[before:]
-                self._move(
-                    points[0], worth_moving(movable or {}, chosen.packs, self._vault.parameters.pack_size), live, finder
-                )
+                spared.add(domain, walk(points, self._vault.chunks, live, self._ctx))
+                good = self._vault.chunks(points[0]).holds
+                choose(live, finder.rows(), present, avoid, suspect, good, chosen)
+                spared.add(domain, self._look_in_packs(finder, present, avoid | suspect, good, chosen))
+                if domain not in spared.reasons:
+
+                    def kept(identity: bytes, at: Location, good: _Good = good) -> bool:
+                        there = present.get(at.pack, -1) >= at.offset + at.stored and at.pack not in self._emptied
+                        return there and good(identity, at)
+
+                    for few in worth_moving(movable or {}, chosen.packs, self._vault.parameters):
+                        self._move(points[0], few, live, finder, kept)
+        self._spare(spared, present, chosen)
         return chosen
 
-    def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder) -> None:
-        """Empty packs of the domain of a point."""
-        found = live_in(packs, live, finder.rows()) if packs else {}
+    def _look_in_packs(
+        self,
+        finder: DomainFinder,
+        present: dict[str, int],
+        avoid: frozenset[str],
+        good: _Good,
+        chosen: Chosen,
+    ) -> list[DamageError]:
+        """Choose places of chunks that no run tells of, or none that is right: a run may be lost, and then the packs themselves tell. Returns what
+        is nowhere.
+        """
+        gone = []
+        for identity in chosen.missing:
+            places = [at for at in finder.locations(identity) if present.get(at.pack, -1) >= at.offset + at.stored]
+            if places:
+                places.sort(key=lambda at: (at.pack in avoid, at.pack))
+                best = places[0] if len(places) == 1 else next((at for at in places if good(identity, at)), None)
+                for at in places if best is None else [best]:
+                    chosen.keep(at)
+                continue
+            gone.append(
+                DamageError(
+                    f"chunk {identity.hex()[:16]} is gone that points need",
+                    on=self._store.url,
+                    remedy="find the damaged points with safehold verify; repair or expire them; nothing is pruned before",
+                )
+            )
+        chosen.missing.clear()
+        return gone
+
+    def _spare(self, spared: Spared, packs: dict[str, int], chosen: Chosen) -> None:
+        """Choose whatever the domains that are left whole may need."""
+        self.report.spared = spared.reasons
+        for name in spared.packs(packs.keys() - (chosen.packs.keys() - self._emptied)):
+            chosen.packs[name] = packs[name]
+            self._emptied.discard(name)
+
+    def _move(self, point: Point, packs: frozenset[str], live: IdSorter, finder: DomainFinder, kept: _Good) -> None:
+        """Empty packs of the domain of a point, but for chunks that are `kept` elsewhere."""
+        if self._full:
+            return
+        found = live_in(packs, live, finder.rows(), kept)
         if not found:
             return
         certificate = self._vault.certificate(point.wid)
@@ -220,23 +269,25 @@ class Prune:
             for row in found_there
         )
         sizes = {pack.name: pack.size for pack, _ in moved.packs}
+        self._full = moved.full
+        try:
+            base = write_base(locator, rows, sizes, self._owner, index_key, self._scratch)
+        except StoreFull:
+            # Nothing tells where they are: they are garbage, and what is garbage already is what makes room.
+            self._full = True
+            return
+        self._moved_base += base
         # The same bytes may give the same pack again, and that one is not to go.
         self._emptied |= moved.emptied - sizes.keys()
-        self._moved_base += write_base(locator, rows, sizes, self._owner, index_key, self._scratch)
         self.report.moved += sum(sizes.values())
 
-    def _points_by_domain(self) -> dict[bytes, list[Point]]:
+    def _points_by_domain(self, spared: Spared) -> dict[bytes, list[Point]]:
         self._seen = self._point_names()
-        recycled = self._vault.store_time() - self._vault.parameters.recycle
+        recycled = self._now() - self._vault.parameters.recycle
         # What was expired longer ago is gone, even where a put that came late has brought its object back.
         points, rejected = self._vault.points(fresh=True, expired_before=recycled)
-        damaged = [one for one in rejected if not one.void and not one.barred]
-        if damaged:
-            raise DamageError(
-                f"{len(damaged)} objects under points/ are none: what they needed is unknown ({damaged[0].reason})",
-                on=damaged[0].name,
-                remedy="bring them back from a copy, or delete these objects; nothing is pruned before",
-            )
+        spared.reject(rejected)
+        self._counted = tuple(sorted(point.name for point in points))
         domains: dict[bytes, list[Point]] = {}
         for point in points:
             certificate = self._vault.certificate(point.wid)
@@ -247,74 +298,28 @@ class Prune:
 
     def _create(self, chain: Chain, **changes: object) -> bool:
         """The next record of the chain; False where somebody else made it first."""
-        before = self._record(chain)
-        fields = {name: getattr(before, name) for name in before.__struct_fields__}
-        fields |= {
-            "number": before.number + 1,
-            "previous": chain.digest,
-            "generation": self._owner.generation,
-            **changes,
-        }
-        name = gc_name(before.number + 1)
-        try:
-            self._store.put(name, [close(self._vault.id, name, encode(GcRecord(**fields)), self._owner.sign)])
-        except ObjectExists:
-            return False
-        return True
+        return add_link(self._store, self._vault.id, self._owner, self._record(chain), chain.digest, **changes)
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
-    def open_sessions(self) -> list[OpenSession]:
-        """Sessions that have neither committed nor been fenced."""
-        return [OpenSession(wid, sid, time, self._info(wid, sid)) for (wid, sid), time in self._open_ids().items()]
-
-    def _open_ids(self) -> dict[tuple[bytes, bytes], float]:
-        """Writer and session ids of open sessions, with the store's time of their last sign of life."""
-        heard: dict[tuple[bytes, bytes], float] = {}
-        for stamp in self._store.list(Kind.SESSION.prefix + "/"):
-            if kind_of(stamp.name) is Kind.SESSION:
-                _, wid, rest = stamp.name.split("/")
-                key = bytes.fromhex(wid), bytes.fromhex(rest.partition(".")[0])
-                heard[key] = max(stamp.time, heard.get(key, 0.0))
-        # The points come after the sessions: one that commits in between is not taken for open.
-        ended = {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/")}
-        return {ids: time for ids, time in heard.items() if commit_name(*ids) not in ended}
-
-    def _info(self, wid: bytes, sid: bytes) -> SessionInfo | None:
-        name = session_name(wid, sid)
-        try:
-            opened = open_object(name, self._store.get(name))
-            certificate = self._vault.certificate(wid)
-            if certificate is None:
-                return None
-            opened.check(self._vault.id, certificate.verify)
-            record = decode(opened.payload, SessionObject, name)
-            secret = self._vault.session_secret(record.key, on=name)
-            return decode(open_body(secret.session_key, self._vault.id, name, record.sealed), SessionInfo, name)
-        except (DamageError, ObjectNotFound):
-            return None
-
     def _sessions_ended(self, awaited: tuple[str, ...] | None) -> bool:
         """P4: fence the dead ones; true where none is left that may rely on what is condemned: of `awaited`, or of all while nobody listed them."""
-        now = self._vault.store_time()
-        revoked = self._vault.notes().revocations()
-        self.report.waiting = []
-        for session in self.open_sessions():
-            if session.wid in revoked or self._dead(session, now):
-                if self._fence(session):
-                    self.report.fenced.append(session)
-            elif awaited is None or session_name(session.wid, session.sid) in awaited:
-                self.report.waiting.append(session)
+        dead, self.report.waiting = self._sessions_by_life(awaited)
+        self.report.fenced += [session for session in dead if self._sessions.fence(session)]
         return not self.report.waiting
 
-    def _fence(self, session: OpenSession) -> bool:
-        """End a session for good; False where it committed first."""
-        name = commit_name(session.wid, session.sid)
-        try:
-            self._store.put(name, [b""])
-        except ObjectExists:
-            return not self._store.head(name).size
-        return True
+    def _sessions_by_life(self, awaited: tuple[str, ...] | None) -> tuple[list[OpenSession], list[OpenSession]]:
+        """Open sessions that are dead or of a revoked writer, and those that are waited for."""
+        now = self._now()
+        revoked = self._vault.notes().revocations()
+        dead: list[OpenSession] = []
+        waiting: list[OpenSession] = []
+        for session in self._sessions.open():
+            if session.wid in revoked or self._dead(session, now):
+                dead.append(session)
+            elif awaited is None or session_name(session.wid, session.sid) in awaited:
+                waiting.append(session)
+        return dead, waiting
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -322,18 +327,18 @@ class Prune:
         """P5 and P6; None where somebody else went on with the chain."""
         packs = self._packs()
         condemned = frozenset(record.condemned)
-        chosen = self._mark(condemned, frozenset(record.dead))
+        chosen = self._mark(chain, condemned)
         dead = condemned - chosen.packs.keys()
         self.report.live = sum(chosen.packs.values())
         self.report.stored = sum(packs.values())
         base, absorbed = list(record.base), list(record.absorbed)
         domains = {certificate.domain for certificate in self._vault.writers.values()}
         runs = {domain: self._vault.domain(domain) for domain in domains}
+        open_now = {(wid.hex(), sid.hex()) for wid, sid in self._sessions.open_ids()}
         # The packs come after the runs: one that a listed run names and that is not there was deleted, and is not merely younger.
         # What an earlier prune deleted is not there either, whoever names it again.
         alive = frozenset(self._packs().keys() - dead - set(record.dead))
         for domain, (locator, index_key, listed) in runs.items():
-            open_now = {(wid.hex(), sid.hex()) for wid, sid in self._open_ids()}
             known = {run.name for run in base}
             ended = [
                 name
@@ -352,8 +357,8 @@ class Prune:
             "dead": tuple(sorted((set(record.dead) - old_dead) | dead)),
             "base": tuple(base),
             "absorbed": tuple(sorted(set(absorbed) - old_absorbed)),
-            "points": tuple(sorted(s.name for s in self._store.list(Kind.POINT.prefix + "/") if s.size)),
-            "sessions": tuple(sorted(session_name(wid, sid) for wid, sid in self._open_ids())),
+            "points": self._counted,
+            "damaged": tuple(sorted(set(record.damaged) - set(record.dead) - dead)),
         }
         if not self._create(chain, **changes):
             return None
@@ -364,36 +369,25 @@ class Prune:
 
     def _long_listed(self, record: GcRecord) -> tuple[set[str], set[str]]:
         """Names listed as dead or absorbed for long enough, whose objects are gone: a run that an interrupted prune left would count again."""
-        now = self._vault.store_time()
+        now = self._now()
         for stamp in reversed(list(self._store.list(Kind.GC.prefix + "/"))):
-            if stamp.time < now - LISTED:
-                old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
+            if kind_of(stamp.name) is Kind.GC and stamp.time < now - LISTED:
+                try:
+                    check_size(stamp)
+                    old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
+                except (DamageError, ObjectNotFound):
+                    # An older one does as well: what it lists has been listed for longer.
+                    continue
                 runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
                 dead = (set(old.dead) & set(record.dead)) - self._packs().keys()
                 return dead, (set(old.absorbed) & set(record.absorbed)) - runs
         return set(), set()
 
     def _delete(self, record: GcRecord) -> None:
-        """P7. Everything that the record calls dead and absorbed, so that what another prune left undone is done too."""
-        for name in (*record.dead, *record.absorbed):
+        """P7. What is there of everything that the record calls dead and absorbed, so that what another prune left undone is done too."""
+        dead = self._packs().keys() & set(record.dead)
+        absorbed = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")} & set(record.absorbed)
+        for name in (*sorted(dead), *sorted(absorbed)):
             self._ctx.cancel.check()
             self._store.delete(name)
-        self._clean_sessions()
-
-    def _clean(self, chain: Chain) -> None:
-        """P7 of prunes that were interrupted, where there is nothing else to do."""
-        record = self._record(chain)
-        there = self._packs().keys()
-        runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
-        for name in sorted((set(record.dead) & there) | (set(record.absorbed) & runs)):
-            self._store.delete(name)
-        self._clean_sessions()
-
-    def _clean_sessions(self) -> None:
-        """Session objects of sessions that ended; fences stay for good."""
-        ended = {stamp.name for stamp in self._store.list(Kind.POINT.prefix + "/")}
-        for stamp in list(self._store.list(Kind.SESSION.prefix + "/")):
-            if kind_of(stamp.name) is Kind.SESSION:
-                _, wid, rest = stamp.name.split("/")
-                if commit_name(bytes.fromhex(wid), bytes.fromhex(rest.partition(".")[0])) in ended:
-                    self._store.delete(stamp.name)
+        self._sessions.clean()

@@ -40,12 +40,13 @@ class IndexCache:
     """Use as a context manager: it holds a lock, so that processes on one cache take turns in changing it."""
 
     def __init__(self, directory: Path, ctx: Context) -> None:
-        """A directory that cannot be used is replaced by a temporary one for this run, with a warning."""
+        """A directory that cannot be used, or has no room, is replaced by a temporary one for this run, with a warning."""
         self._ctx = ctx
         self._stack = contextlib.ExitStack()
         self._directory = directory
         self._tables: list[SortedTable] = []
         self._spill = directory
+        self._lasting = True
         self._settled = 0
 
     def __enter__(self) -> IndexCache:
@@ -53,9 +54,7 @@ class IndexCache:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            self._ctx.progress.warn(f"the index cache cannot be used ({error}): the index is read again on every run")
-            self._spill = Path(tempfile.gettempdir())
-            self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="safehold-")))
+            self._go_elsewhere(error)
             return self
         self._stack.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -67,6 +66,13 @@ class IndexCache:
                 path.unlink(missing_ok=True)
         self._settled = len(self._tables)
         return self
+
+    def _go_elsewhere(self, error: OSError) -> None:
+        """Tables from here on last for this run only; those that are open stay so."""
+        self._ctx.progress.warn(f"the index cache cannot be used ({error}): the index is read again on every run")
+        self._spill = Path(tempfile.gettempdir())
+        self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="safehold-")))
+        self._lasting = False
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
@@ -89,7 +95,15 @@ class IndexCache:
         """Take in a run's rows, which are sorted by chunk id."""
         runs = (run,)
         names = [pack.name for pack in packs]
-        self._tables.append(table_of(self._directory, runs, names, rows, [True] * len(names), _name(runs)))
+        wanted = [True] * len(names)
+        try:
+            table = table_of(self._directory, runs, names, rows, wanted, _name(runs))
+        except OSError as error:
+            if not self._lasting:
+                raise
+            self._go_elsewhere(error)
+            table = table_of(self._directory, runs, names, rows, wanted, _name(runs))
+        self._tables.append(table)
         if len(self._tables) - self._settled >= _MOST_UNMERGED:
             self._settle()
 
@@ -105,11 +119,13 @@ class IndexCache:
                 first = position
             after += self._tables[position].rows
         group = self._tables[first:]
-        if len(group) > 1:
-            merged = merge_tables(self._directory, group, _name([run for table in group for run in table.runs]))
-            for table in group:
-                self._drop(table)
-            self._tables.append(merged)
+        # Without room for one large table the small ones do as well.
+        with contextlib.suppress(OSError):
+            if len(group) > 1:
+                merged = merge_tables(self._directory, group, _name([run for table in group for run in table.runs]))
+                for table in group:
+                    self._drop(table)
+                self._tables.append(merged)
         self._settled = len(self._tables)
 
     def index(self) -> ChunkIndex:

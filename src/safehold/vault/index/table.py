@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
+from safehold.model.writing import write_all
 from safehold.vault.index.rows import ID_SIZE, PLAIN_BITS, ROW, Location
 
 __all__ = ["BrokenTable", "SortedTable", "combine", "merge_tables", "table_of", "write_table"]
@@ -53,10 +54,6 @@ class _Header(msgspec.Struct, frozen=True):
 
 def _bits_for(rows: int) -> int:
     return max(4, min(_MAX_BITS, (rows // _BUCKET).bit_length()))
-
-
-def _bucket_of(identity: bytes, bits: int) -> int:
-    return int.from_bytes(identity[:4], "big") >> (_PREFIX_BITS - bits)
 
 
 class SortedTable:
@@ -229,9 +226,8 @@ def write_table(
         hasher = blake3(header)
         hasher.update(fan.tobytes())
         hasher.update(pack_bytes)
-        os.pwrite(
-            fd, _MAGIC + struct.pack("<I", len(header)) + header + hasher.digest() + fan.tobytes() + pack_bytes, 0
-        )
+        front = _MAGIC + struct.pack("<I", len(header)) + header + hasher.digest() + fan.tobytes() + pack_bytes
+        write_all(fd, 0, front)
         os.ftruncate(fd, rows_at + count * ROW.size)
         if keep is not None:
             os.replace(temporary, directory / keep)
@@ -258,9 +254,10 @@ def _write_rows(fd: int, at: int, rows: Iterable[bytes], fan: array[int], bits: 
         block += row
         written += 1
         if len(block) >= _BLOCK:
-            at += os.pwrite(fd, block, at)
+            write_all(fd, at, block)
+            at += len(block)
             block.clear()
-    os.pwrite(fd, block, at)
+    write_all(fd, at, block)
     while bucket < (1 << bits):
         bucket += 1
         fan[bucket] = written

@@ -79,6 +79,15 @@ class ChunkIndex:
         stored = [location for table in self._tables for location in table.find(identity)]
         return [location for location in dict.fromkeys(recent + stored) if location.pack not in self._excluded]
 
+    def pack_names(self) -> Iterator[str]:
+        """Names of the packs that the tables speak of, each once for every table that does; recent ones are not among them."""
+        for table in self._tables:
+            yield from table.pack_names()
+
+    def packs(self) -> set[str]:
+        """Names of all packs that the tables speak of; recent ones are not among them."""
+        return set(self.pack_names())
+
     def rows(self) -> Iterator[tuple[bytes, Location]]:
         """Every row of the tables, ascending by id; recent rows are not among them."""
         return heapq.merge(*(table.locations() for table in self._tables))

@@ -1,0 +1,181 @@
+"""One open volume with its record: snapshots become points or fail, and the record says so before anybody counts on it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from pathlib import Path
+
+import msgspec
+
+from safehold.blocks.epochs import Epochs
+from safehold.blocks.ids import BlockIds
+from safehold.blocks.layers import PRESENT
+from safehold.blocks.layout import (
+    Lineage,
+    Snapshot,
+    SnapshotState,
+    VolumeFiles,
+    VolumeRecord,
+    read_record,
+    write_record,
+)
+from safehold.blocks.opening import open_volume
+from safehold.blocks.volume import LiveVolume
+from safehold.model.quiet import Quieted
+
+__all__ = ["HeldVolume"]
+
+_NOT_WRITTEN = "the disk below failed to write before the snapshot was on it"
+_KEPT_SNAPSHOTS = 100
+"""Finished snapshots that a record remembers; the vault has their points."""
+
+
+def _report(held: HeldVolume | None, problem: str) -> None:
+    if held is not None:
+        held.told(problem)
+
+
+class HeldVolume:
+    """One open volume, its record, and who uses it."""
+
+    def __init__(self, directory: Path, boot: str) -> None:
+        """FailedError where it cannot be opened."""
+        self.files = VolumeFiles(directory)
+        self.record = read_record(self.files)
+        self._told = ""
+        self.clients = 0
+        self._changing = threading.Lock()
+        # Not bound to this object: in a circle nothing is closed before the garbage collector comes along.
+        mine = weakref.ref(self)
+        opened = open_volume(directory, self.record, boot, lambda problem: _report(mine(), problem))
+        self.volume: LiveVolume = opened.volume
+        self.epochs: Epochs = opened.epochs
+        self.ids = BlockIds(self.files)
+        if self.record.lineage:
+            self.ids.adopt(self.record.lineage.point)
+        if self.volume.read_only:
+            self.told(self.record.failed or opened.suspect)
+        elif opened.suspect:
+            self.update(suspect=opened.suspect)
+        self._reconcile()
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.record.name
+
+    @property
+    def problem(self) -> str:
+        """What an operator should know, or nothing. That everything is to be compared is no news before there is a point to compare with."""
+        return self._told or (self.record.suspect if self.record.lineage else "")
+
+    def told(self, problem: str) -> None:
+        """The volume says what an operator should know. That its disk failed it is on record, and stands before all else."""
+        self._told = self.record.failed or problem
+        if self.volume.read_only and not self.record.failed:
+            # Such a disk may not take this either; `live.map` says it too.
+            with contextlib.suppress(OSError):
+                self.update(failed=problem, suspect=problem)
+
+    def update(self, **changes: object) -> None:
+        """Change the record, durably. OSError, and nothing has changed then."""
+        with self._changing:
+            self._replace(msgspec.structs.replace(self.record, **changes))
+
+    def _replace(self, record: VolumeRecord) -> None:
+        write_record(self.files, record)
+        self.record = record
+
+    def change_snapshot(self, identity: str, lineage: Lineage | None = None, **changes: object) -> Snapshot:
+        """Change what the record says of one snapshot, and of the lineage where there is another, durably; returns the snapshot."""
+        with self._changing:
+            return self._change_snapshot(identity, lineage, changes)
+
+    def vouch(self, identity: str, achieved: str, quiet: tuple[Quieted, ...]) -> Snapshot:
+        """Somebody says how still a snapshot was held; returns it. One that is not pending stays as it is."""
+        with self._changing:
+            snapshot = next(one for one in self.record.snapshots if one.id == identity)
+            if snapshot.state is not SnapshotState.PENDING:
+                return snapshot
+            return self._change_snapshot(identity, None, {"vouched": True, "achieved": achieved, "quiet": quiet})
+
+    def _change_snapshot(self, identity: str, lineage: Lineage | None, changes: dict[str, object]) -> Snapshot:
+        all_of_them = tuple(
+            msgspec.structs.replace(one, **changes) if one.id == identity else one for one in self.record.snapshots
+        )
+        done = [one for one in all_of_them if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
+        kept = tuple(one for one in all_of_them if one not in done)
+        self._replace(msgspec.structs.replace(self.record, snapshots=kept, lineage=lineage or self.record.lineage))
+        return next(one for one in all_of_them if one.id == identity)
+
+    def _reconcile(self) -> None:
+        """Bring snapshots and epochs together after whatever came between."""
+        pending = {one.epoch: one for one in self.record.pending}
+        for one in pending.values():
+            if one.epoch not in self.epochs.open:
+                self.change_snapshot(
+                    one.id,
+                    state=SnapshotState.FAILED,
+                    problem="the machine went down before the snapshot was on its disk; take another",
+                )
+            elif self.volume.read_only and not one.durable:
+                self.change_snapshot(one.id, state=SnapshotState.FAILED, problem=_NOT_WRITTEN)
+        if self.volume.read_only:
+            return
+        for epoch in list(self.epochs.open):
+            if epoch not in pending:
+                done = any(s.epoch == epoch and s.state is SnapshotState.COMPLETED for s in self.record.snapshots)
+                # A seal that nobody recorded belongs to nobody; a completed one only has to be let go of.
+                self.epochs.drop(epoch) if done else self.epochs.give_up(epoch)
+        self.epochs.fold()
+
+    def settle(self, snapshot: Snapshot) -> None:
+        """Have a pending snapshot survive a power loss. OSError where it does not; on a volume that its disk has failed it is none then."""
+        try:
+            self.epochs.settle(snapshot.epoch)
+        except OSError:
+            if self.volume.read_only:
+                self.fail_snapshot(snapshot, _NOT_WRITTEN, compare=False)
+            raise
+        self.change_snapshot(snapshot.id, durable=True)
+
+    def fail_snapshot(self, snapshot: Snapshot, problem: str, *, compare: bool) -> None:
+        """A pending snapshot will never be a point; with `compare` the next one reads everything. OSError."""
+        if compare:
+            # First: whoever sees that it failed takes another at once, and that one is to compare everything.
+            self.update(suspect=problem)
+        self.change_snapshot(snapshot.id, state=SnapshotState.FAILED, problem=problem)
+        if not self.volume.read_only:
+            self.epochs.give_up(snapshot.epoch)
+
+    def complete_snapshot(self, identity: str, lineage: Lineage, *, read: int, stored: int) -> None:
+        """The oldest pending snapshot has become the point of that lineage. OSError; what is left is done by another call then."""
+        snapshot = next((one for one in self.record.snapshots if one.id == identity), None)
+        if snapshot is None:
+            return
+        if snapshot.state is SnapshotState.PENDING:
+            self.ids.keep(lineage.point)
+            self.change_snapshot(
+                identity,
+                lineage,
+                state=SnapshotState.COMPLETED,
+                point=lineage.point,
+                read=read,
+                stored=stored,
+                problem="",
+            )
+        self.ids.adopt(lineage.point)
+        if self.volume.read_only:
+            return
+        if snapshot.epoch in self.epochs.open:
+            self.epochs.drop(snapshot.epoch)
+        else:
+            self.epochs.fold()
+
+    @property
+    def missing(self) -> int:
+        """Blocks that are not all here."""
+        states = self.volume.maps.states
+        return states.length - states.cells[: states.length].count(PRESENT)

@@ -1,0 +1,127 @@
+"""Which source takes what the user names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from safehold.testing.program import Program
+from tests.disks import make_disk, same
+
+MODULE = """
+import contextlib
+
+from safehold.model.consistency import Consistency
+from safehold.model.extents import Extent, ExtentKind
+from safehold.model.resource import ResourceRef
+from safehold.ports.source import Interval
+
+
+class Disk:
+    size = 12_000
+
+    def extents(self, since=None):
+        yield Extent(0, self.size, ExtentKind.DATA)
+
+    def read_into(self, offset, buf):
+        buf[:] = (b"from elsewhere " * 1000)[offset : offset + len(buf)]
+
+
+class Capture:
+    content, taken, topology, achieved = Disk(), Interval(0.0, 1.0), None, Consistency.CRASH
+
+    def __init__(self, resource):
+        self.resource = resource
+
+    def committed(self):
+        pass
+
+
+class Source:
+    def resolve(self, spec):
+        kind, _, name = spec.partition(":")
+        kinds = {"demo": "volume", "odd": "oddity"}
+        return ResourceRef(kinds[kind], name, spec) if kind in kinds else None
+
+    @contextlib.contextmanager
+    def capture(self, ref, require, ctx):
+        yield Capture(ref)
+"""
+
+
+def install(place: Path, entry: str) -> str:
+    """A package in a directory, as pip leaves it; returns the path to give to Python."""
+    information = place / "demo_source-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: demo-source\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[safehold.sources]\ndemo = {entry}\n")
+    (place / "demo_source.py").write_text(MODULE)
+    return str(place)
+
+
+def test_a_source_of_another_package(program: Program, vault: Path, tmp_path: Path) -> None:
+    assert "no such file" in program.run("backup", "demo:thing", code=2).stderr
+    program.environment["PYTHONPATH"] = install(tmp_path / "site", "demo_source:Source")
+    assert program.json("backup", "demo:thing")["points"][0]["size"] == 12_000
+    program.run("restore", "thing@latest", "--to", tmp_path / "back.img")
+    assert (tmp_path / "back.img").read_bytes() == (b"from elsewhere " * 1000)[:12_000]
+    # Ours are asked first, and what nobody takes is told as before.
+    program.run("backup", make_disk(tmp_path / "disk.img", "ab"))
+    assert "no such file" in program.run("backup", "other:thing", code=2).stderr
+    said = program.run("backup", "odd:thing", code=2).stderr
+    assert "the kind 'oddity', which cannot be restored" in said
+    assert len(program.json("points")["points"]) == 2
+
+
+@pytest.mark.parametrize("entry", ["demo_source:Nothing", "absent_module:Source"])
+def test_a_source_that_does_not_load(program: Program, vault: Path, tmp_path: Path, entry: str) -> None:
+    program.environment["PYTHONPATH"] = install(tmp_path / "site", entry)
+    said = program.run("backup", "demo:thing", code=2).stderr
+    assert "the source 'demo' cannot be loaded" in said
+    assert "reinstall or remove" in said
+    program.run("backup", make_disk(tmp_path / "disk.img", "ab"))
+
+
+def test_a_volume_by_its_prefix(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "a file of any name", "abc.0")
+    done = program.json("backup", f"volume:{disk}")["points"][0]
+    assert done["size"] == disk.stat().st_size
+    member = program.json("point", "show", f"{disk.name}@latest")["members"][0]
+    assert (member["kind"], member["location"]) == ("volume", str(disk))
+    program.run("restore", f"{disk.name}@latest", "--to", tmp_path / "back.img")
+    same(disk, tmp_path / "back.img")
+    assert "cannot be backed up" in program.run("backup", f"volume:{tmp_path / 'none'}", code=2).stderr
+    (tmp_path / "folder").mkdir()
+    said = program.run("backup", f"volume:{tmp_path / 'folder'}", code=2).stderr
+    assert "neither an image file nor a block device" in said
+
+
+def test_a_volume_prefix_takes_a_device(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    loop = subprocess.run(
+        ["losetup", "--show", "-r", "-f", disk], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        program.run("backup", f"volume:{loop}", "--name", "device")
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
+    program.run("restore", "device@latest", "--to", tmp_path / "back.img")
+    same(disk, tmp_path / "back.img")
+
+
+def test_qcow2_under_another_name_is_refused(program: Program, vault: Path, tmp_path: Path) -> None:
+    image, right = tmp_path / "disk.img", tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    for spec in (image, f"volume:{image}"):
+        said = program.run("backup", spec, code=2).stderr
+        assert "begins like a qcow2 image" in said
+        assert f"tree:{image}" in said
+    program.run("backup", f"tree:{image}", "--name", "as it is")
+    os.rename(image, right)
+    assert program.json("backup", right)["points"][0]["size"] == 1 << 20
+    # A raw disk is none, whatever it is called.
+    (tmp_path / "raw.img").write_bytes(b"QFI" + bytes(5000))
+    program.run("backup", tmp_path / "raw.img")

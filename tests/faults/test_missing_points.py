@@ -1,0 +1,94 @@
+"""Points that are gone, and points that came by ways a prune has not seen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from safehold.app.expire import apply_expiry
+from safehold.app.keys import rotate_key
+from safehold.app.verify import Depth, verify_next, verify_points
+from safehold.objects.memory import MemoryStore
+from safehold.vault.gc.prune import Prune
+from safehold.vault.names import gc_name
+from safehold.vault.slots import Recipient
+from safehold.vault.trust import Chain
+from tests.worlds import BLOCK, World, read_back
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Five backups, of which the first two were expired and pruned."""
+    world = World(tmp_path)
+    for _ in range(5):
+        world.back_up(os.urandom(3 * BLOCK))
+    vault = world.open()
+    apply_expiry(vault, vault.points()[0][:2], world.ctx)
+    assert prune(world).report.deleted
+    return world
+
+
+def prune(world: World) -> Prune:
+    done = Prune(world.fresh(), world.root, lambda session, now: False, world.ctx)
+    done.run()
+    return done
+
+
+def found(world: World, store: MemoryStore | None = None) -> list[str]:
+    by_all = [f.on for f in verify_points(world.fresh(store), None, Depth.STRUCTURE, [], world.ctx).found]
+    by_piece = [f.on for f in verify_next(world.fresh(store), 0.0, 1 << 40, world.ctx).findings.found]
+    assert by_all == by_piece
+    return by_all
+
+
+def test_a_point_that_is_gone_is_found_by_a_machine_that_knows_nothing(world: World) -> None:
+    assert found(world) == []
+    first, second, third = world.fresh().points()[0]
+    world.store.delete(second.name)
+    assert found(world) == [second.name]
+    rotate_key(world.open(), world.unlock(), Recipient(world.private.public_key().public_bytes_raw()), "new")
+    assert found(world) == [second.name]
+    vault = world.fresh()
+    apply_expiry(vault, [first], world.ctx)
+    assert found(world) == [second.name], "an expired point is not lost"
+    prune(world)
+    assert found(world) == [], "the owner pruned without it"
+    assert [p.name for p in world.fresh().points()[0]] == [third.name]
+
+
+def test_a_point_that_is_put_while_a_prune_ends_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the last look at the points and the record that tells of them: it is older than the record, which lacks it."""
+    apply_expiry(world.open(), world.open().points()[0][:1], world.ctx)
+    late: list[str] = []
+    create = Prune._create
+
+    def create_late(self: Prune, chain: Chain, **changes: object) -> bool:
+        if "points" in changes:
+            late.append(world.back_up(os.urandom(BLOCK), vault=world.fresh()).point)
+        return create(self, chain, **changes)
+
+    monkeypatch.setattr(Prune, "_create", create_late)
+    prune(world)
+    monkeypatch.undo()
+    vault = world.fresh()
+    assert vault.chain.record is not None
+    point = vault.points()[0][-1]
+    assert late == [point.id]
+    assert point.name not in vault.chain.record.points
+    assert point.time <= world.store.head(gc_name(vault.chain.record.number)).time
+    assert found(world) == []
+    prune(world)
+    assert read_back(world.fresh(), point) == world.expected[point.id]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_in_a_copy_all_points_count(world: World, *, backwards: bool) -> None:
+    store = MemoryStore()
+    for stamp in sorted(world.store.list(""), key=lambda one: one.name, reverse=backwards):
+        store.put(stamp.name, [world.store.get(stamp.name)])
+    points, rejected = world.fresh(store).points()
+    assert len(points) == 3
+    assert rejected == []
+    assert found(world, store) == []

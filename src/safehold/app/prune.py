@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 from safehold.app.backup import UNKNOWN, Host, process_start
 from safehold.model.context import Context
 from safehold.model.errors import StoreError
+from safehold.model.remembered import keep, recall
 from safehold.ports.store import Store
 from safehold.vault.gc.preview import Preview
 from safehold.vault.gc.prune import Prune
@@ -75,10 +75,7 @@ def prune_vault(vault: Vault, host: Host, patience: float, trial: Trial | None, 
 def _demand_order(vault: Vault, trial: Trial, now: float) -> None:
     """StoreError unless the store was seen to keep order, now or not long ago. What it failed is tried again each time."""
     known = vault.places.tried_stores
-    try:
-        times = msgspec.json.decode(known.read_bytes(), type=dict[str, float])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        times = {}
+    times = recall(known, dict[str, float], {})
     if abs(now - times.get(vault.store.url, -_TRIED)) < _TRIED:
         return
     wrong = trial(vault.direct)
@@ -91,7 +88,4 @@ def _demand_order(vault: Vault, trial: Trial, now: float) -> None:
         )
     times[vault.store.url] = now
     with contextlib.suppress(OSError):
-        known.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = known.with_name(f"{known.name}.{os.getpid()}")
-        fresh.write_bytes(msgspec.json.encode(times))
-        fresh.replace(known)
+        keep(known, msgspec.json.encode(times))

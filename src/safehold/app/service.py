@@ -20,6 +20,7 @@ from safehold.app.prune import Trial, prune_vault
 from safehold.app.verify import verify_next
 from safehold.model.context import Context
 from safehold.model.errors import CancelledError, PartialError, SafeholdError
+from safehold.model.remembered import keep, recall
 from safehold.model.resource import ResourceRef
 from safehold.model.unforeseen import explain
 from safehold.policies.retention import KeepRules
@@ -127,10 +128,7 @@ class Memory:
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._path, self._warn = path, warn
         self._warned = False
-        try:
-            self._steps = msgspec.json.decode(path.read_bytes(), type=_Steps)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            self._steps = _Steps()
+        self._steps = recall(path, _Steps, _Steps())
 
     def last(self, step: str) -> float | None:
         """Seconds since 1970; None for never."""
@@ -159,10 +157,7 @@ class Memory:
 
     def _keep(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = self._path.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.encode(self._steps))
-            fresh.replace(self._path)
+            keep(self._path, msgspec.json.encode(self._steps))
         except OSError as error:
             if not self._warned:
                 self._warn(

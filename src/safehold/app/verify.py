@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import os
 from collections.abc import Sequence
 
 import msgspec
@@ -13,6 +12,7 @@ from safehold.app.points import select
 from safehold.app.sharing import warn_of_shared_names
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
+from safehold.model.remembered import keep, recall
 from safehold.recovery.rolling import ReadLog, Rolled, verify_rolling
 from safehold.recovery.verify import Finding, Findings, verify_data, verify_structure
 from safehold.vault.access import read_slots
@@ -118,10 +118,8 @@ class Remembered(msgspec.Struct, frozen=True):
 
 def last_findings(vault: Vault) -> Remembered | None:
     """None where the last verification found nothing, or there was none."""
-    try:
-        return msgspec.json.decode(vault.places.findings.read_bytes(), type=Remembered)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+    found = recall(vault.places.findings, Remembered, Remembered(0.0, 0, ""))
+    return found if found.problems else None
 
 
 def _remember(vault: Vault, findings: Findings) -> None:
@@ -132,10 +130,7 @@ def _remember(vault: Vault, findings: Findings) -> None:
             return
         first = findings.found[0]
         told = Remembered(vault.ctx.clock.now(), len(findings.found), f"{first.what} ({first.on})")
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = place.with_name(f"{place.name}.{os.getpid()}")
-        fresh.write_bytes(msgspec.json.encode(told))
-        fresh.replace(place)
+        keep(place, msgspec.json.encode(told))
 
 
 def _lost_points(vault: Vault, points: Sequence[Point], rejected: Sequence[Rejected]) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ import msgspec
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectNotFound
+from safehold.model.remembered import keep
 from safehold.model.spread import spread
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
 from safehold.recovery.hurt import hurt_by
@@ -47,13 +48,8 @@ class ReadLog:
     def save(self, there: Iterable[str]) -> None:
         """Keep what is known of packs that are still there. A machine that cannot keep it goes on without."""
         kept = {name: self.times[name] for name in there if name in self.times}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            fresh.write_bytes(msgspec.msgpack.encode(kept))
-            fresh.replace(self._path)
-        except OSError:
-            return
+        with contextlib.suppress(OSError):
+            keep(self._path, msgspec.msgpack.encode(kept))
 
 
 @dataclass

@@ -6,13 +6,14 @@ opens with a passphrase or a kit was made by somebody who knows it.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 
 import msgspec
 from blake3 import blake3
 
 from safehold.model.errors import DamageError
+from safehold.model.remembered import keep, recall
 from safehold.vault.access import Unlocked
 
 __all__ = ["Addresses"]
@@ -69,18 +70,9 @@ class Addresses:
         return self._directory / f"{blake3(place.encode()).hexdigest()[:32]}.json"
 
     def _load(self, place: str) -> _Address:
-        try:
-            return msgspec.json.decode(self._path(place).read_bytes(), type=_Address)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return _Address()
+        return recall(self._path(place), _Address, _Address())
 
     def _store(self, address: _Address) -> None:
         """A machine that cannot remember goes on without."""
-        path = self._path(address.place)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            fresh.write_bytes(msgspec.json.encode(address))
-            fresh.replace(path)
-        except OSError:
-            return
+        with contextlib.suppress(OSError):
+            keep(self._path(address.place), msgspec.json.encode(address))

@@ -4,11 +4,12 @@ harm.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 
 import msgspec
 
+from safehold.model.remembered import keep, recall
 from safehold.vault.records import OwnerPublic
 
 __all__ = ["Head", "Heads"]
@@ -38,18 +39,9 @@ class Heads:
 
     def load(self, vault: bytes) -> Head:
         """What is remembered; an unreadable file counts as nothing."""
-        try:
-            return msgspec.json.decode(self._path(vault).read_bytes(), type=Head)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return Head()
+        return recall(self._path(vault), Head, Head())
 
     def store(self, vault: bytes, head: Head) -> None:
         """Remember `head`. A machine that cannot remember goes on without."""
-        path = self._path(vault)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            fresh.write_bytes(msgspec.json.encode(head))
-            fresh.replace(path)
-        except OSError:
-            return
+        with contextlib.suppress(OSError):
+            keep(self._path(vault), msgspec.json.encode(head))

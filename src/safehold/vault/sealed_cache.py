@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 
 from safehold.model.errors import DamageError
+from safehold.model.remembered import keep
 from safehold.vault.sealing import open_body, seal_body
 
 __all__ = ["SealedCache"]
@@ -33,11 +35,5 @@ class SealedCache(Generic[_T]):
     def store(self, entries: dict[str, _T]) -> None:
         """Replace the file; a machine without room for it goes on without."""
         sealed = seal_body(self._key, self._vault, self._name, msgspec.msgpack.encode(entries))
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = self._path.with_suffix(".new")
-            fresh.write_bytes(sealed)
-            fresh.chmod(0o600)
-            fresh.replace(self._path)
-        except OSError:
-            return
+        with contextlib.suppress(OSError):
+            keep(self._path, sealed)

@@ -16,6 +16,7 @@ from safehold.adapters.files.walk import FileTree, Rules
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, SourceError, UsageError
+from safehold.model.remembered import keep
 from safehold.model.resource import ResourceRef
 from safehold.model.shown import printable
 from safehold.model.topology import Topology
@@ -46,10 +47,7 @@ class MountMemory:
 
     def store(self, name: str, mounts: set[bytes]) -> None:
         """Replace what is remembered. OSError where it cannot be."""
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._path(name).with_suffix(".new")
-        fresh.write_text(json.dumps(sorted(os.fsdecode(path) for path in mounts)))
-        fresh.replace(self._path(name))
+        keep(self._path(name), json.dumps(sorted(os.fsdecode(path) for path in mounts)).encode())
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from safehold.vault.records import NoteBody, Parameters, PointObject
 from safehold.vault.sealing import seal_body
 from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey
-from tests.faults.clocks import FakeClock
+from tests.clocks import FakeClock
 from tests.faults.test_stolen_writer import Thief
 from tests.worlds import BLOCK, BytesDisk, BytesSource, World
 

@@ -20,7 +20,7 @@ from safehold.testing.fault_store import FaultStore, Killed
 from safehold.vault.create import create_vault
 from safehold.vault.slots import Recipient
 from safehold.vault.vault import Vault
-from tests.faults.test_store_faults import PatientClock
+from tests.clocks import FakeClock
 from tests.struck import Struck
 from tests.worlds import BLOCK, World, read_back
 
@@ -62,7 +62,7 @@ ACTS: dict[str, tuple[Act, Callable[[World, Vault], bool]]] = {
 
 
 def prepared(root: Path) -> World:
-    clock = PatientClock()
+    clock = FakeClock()
     world = World(root, ctx=Context(clock=clock))
     world.back_up(random.Random(1).randbytes(4 * BLOCK))
     world.new_writer("mine")
@@ -123,7 +123,7 @@ def test_every_change_of_a_key_fails_once(tmp_path: Path, what: str, lost: bool,
 def test_every_put_of_an_init_fails_once(
     tmp_path: Path, error: type[BaseException], lost: bool, struck: Struck
 ) -> None:
-    ctx = Context(clock=PatientClock())
+    ctx = Context(clock=FakeClock())
     hits = 0
     for nth in range(1, 5):
         world = World(tmp_path / str(nth))

@@ -22,6 +22,7 @@ from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession, Sessions
 from safehold.vault.records import PointBody, SessionInfo
 from safehold.vault.session import Session
+from tests.clocks import FakeClock
 from tests.worlds import BLOCK, World, read_back
 
 HOUR, DAY = 3600.0, 86400.0
@@ -29,22 +30,6 @@ PATIENCE = 36 * HOUR
 NOW = 1_795_000_000.0
 BODY = PointBody((), (), "elsewhere", "id", "test", "run", 0.0, 0.0)
 HERE = Host("host", "host id", "boot/namespace")
-
-
-class FakeClock:
-    """Stands still until it is moved."""
-
-    def __init__(self, time: float = NOW) -> None:
-        self.time = time
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
 
 
 def info(host: str = HERE.id, boot: str = HERE.boot, pid: int = 0, start: int = 0) -> SessionInfo:

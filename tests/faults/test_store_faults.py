@@ -14,24 +14,9 @@ from safehold.objects.memory import MemoryStore
 from safehold.objects.retry import RetryPolicy, RetryStore
 from safehold.testing.fault_store import FaultStore, Killed
 from safehold.vault.vault import Vault
+from tests.clocks import FakeClock
 from tests.struck import Struck
 from tests.worlds import BLOCK, World, read_back
-
-
-class PatientClock:
-    """Time passes by sleeping only."""
-
-    def __init__(self) -> None:
-        self.time = 1_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
 
 
 def content(seed: int) -> bytes:
@@ -92,7 +77,7 @@ def test_retries_make_passing_faults_invisible(tmp_path: Path, struck: Struck) -
     for verb in ("put", "get", "head", "list", "read"):
         for nth in range(1, 8):
             hits.append(faulty.fail(verb, nth=rng.randrange(1, 40) + nth, lost=rng.random() < 0.5))
-    store = RetryStore(faulty, PatientClock(), rng=random.Random(1))
+    store = RetryStore(faulty, FakeClock(), rng=random.Random(1))
     for seed in range(4):
         vault = Vault.for_owner(store, faulty, world.unlock(store), world.places(), world.ctx)
         world.back_up(content(seed), vault=vault)
@@ -101,8 +86,8 @@ def test_retries_make_passing_faults_invisible(tmp_path: Path, struck: Struck) -
     assert whole(world) == 4
 
 
-def retrying(inner: FaultStore, attempts: int = 4) -> tuple[RetryStore, PatientClock]:
-    clock = PatientClock()
+def retrying(inner: FaultStore, attempts: int = 4) -> tuple[RetryStore, FakeClock]:
+    clock = FakeClock(1_000_000.0)
     return RetryStore(inner, clock, RetryPolicy(attempts=attempts), random.Random(0)), clock
 
 
@@ -183,7 +168,7 @@ def test_a_fenced_session_cannot_commit(tmp_path: Path) -> None:
 
 
 def test_a_commit_is_retried_only_while_its_session_exists(tmp_path: Path) -> None:
-    clock: Clock = PatientClock()
+    clock: Clock = FakeClock()
     world = World(tmp_path)
     world.ctx = type(world.ctx)(clock=clock)
     faulty = FaultStore(world.store)

@@ -22,7 +22,7 @@ from safehold.policies.retention import KeepRules
 from safehold.policies.schedule import Schedule
 from safehold.ports.source import Source
 from safehold.testing.fault_store import Killed
-from tests.faults.clocks import FakeClock
+from tests.clocks import FakeClock
 from tests.worlds import BLOCK, BytesDisk, BytesSource, World
 
 DAY = 86400.0

@@ -19,7 +19,7 @@ from safehold.policies.schedule import parse_schedule
 from safehold.ports.source import Source
 from safehold.testing.fault_store import FaultStore, Killed
 from safehold.vault.vault import Vault
-from tests.faults.clocks import FakeClock
+from tests.clocks import FakeClock
 from tests.worlds import BLOCK, BytesDisk, BytesSource, World, read_back
 
 DAY = 86400.0

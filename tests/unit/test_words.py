@@ -15,6 +15,7 @@ from safehold.model.consistency import Consistency
 from safehold.model.context import CancelToken
 from safehold.model.errors import CancelledError, UsageError
 from safehold.model.units import format_duration, format_rate, format_size, parse_size
+from tests.clocks import FakeClock
 
 
 @pytest.mark.parametrize(
@@ -89,23 +90,8 @@ def test_cancelling() -> None:
         token.check()
 
 
-class Hand:
-    """A clock moved by hand."""
-
-    time = 0.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
-
-
 def test_progress_in_a_pipe_is_plain_lines_with_the_run_id() -> None:
-    stream, clock = io.StringIO(), Hand()
+    stream, clock = io.StringIO(), FakeClock()
     progress = LineProgress(clock, "run1", stream)
     progress.start("backup x", 4096)
     for _ in range(3):
@@ -124,7 +110,7 @@ def test_progress_on_a_terminal_is_one_line_that_moves() -> None:
         def isatty(self) -> bool:
             return True
 
-    stream, clock = Terminal(), Hand()
+    stream, clock = Terminal(), FakeClock()
     progress = LineProgress(clock, "run1", stream)
     progress.start("verify", None)
     clock.sleep(1)

@@ -114,7 +114,7 @@ def plan_expiry(
 
     points = [p for p in vault.points()[0] if any(covered(name) for name in p.resources)]
     if not any_times:
-        _demand_order(vault, points)
+        _demand_true_times(vault, points)
     facts = vault.notes().facts()
     verified, damaged = _verify_new(vault, points, facts, ctx)
     for point in verified:
@@ -130,7 +130,7 @@ def plan_expiry(
     return ExpiryPlan(now, [(by_name[decision.point.id], decision) for decision in decisions], damaged, verified)
 
 
-def _demand_order(vault: Vault, points: Sequence[Point]) -> None:
+def _demand_true_times(vault: Vault, points: Sequence[Point]) -> None:
     """Whoever made several points made them one after the other by his own clock, however wrong that is."""
     last: dict[bytes, float] = {}
     turned = 0

@@ -42,14 +42,13 @@ class Standing:
         return "OVERDUE" if self.overdue else "failed" if self.failure else "partial" if self.partial else "ok"
 
 
-def standings(vault: Vault, ctx: Context, max_age: float | None, expected: Mapping[str, str]) -> list[Standing]:
-    """Every resource, what needs attention first. Objects that are no points are warned of, and names that several hosts use.
+def standings(
+    vault: Vault, points: Sequence[Point], ctx: Context, max_age: float | None, expected: Mapping[str, str]
+) -> list[Standing]:
+    """Every resource of these points, all that there are, what needs attention first. Names that several hosts use are warned of.
 
     `expected` are resources that there should be points of, each with what made its last backup fail (empty: nothing).
     """
-    points, rejected = vault.points()
-    for one in rejected:
-        ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
     warn_of_shared_names(points, ctx)
     facts = vault.notes().facts()
     now = _now(vault, points, ctx) if points else 0.0

@@ -9,6 +9,7 @@ import click
 
 from safehold.app.backup import BackupOptions, BackupOutcome, back_up, this_host
 from safehold.app.downtime import announcement
+from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.cli.tags import parse_tags
 from safehold.compose.quiet import find_downtime
@@ -17,7 +18,7 @@ from safehold.model.consistency import Consistency
 from safehold.model.errors import PartialError, SafeholdError, UsageError
 from safehold.model.resource import ResourceRef, can_be_chosen
 from safehold.model.shown import printable
-from safehold.model.units import format_duration, format_rate, format_size, parse_span
+from safehold.model.units import format_duration, format_rate, format_size
 from safehold.ports.source import Source
 
 __all__ = ["backup"]
@@ -150,10 +151,7 @@ def _limit(downtime: str | None, brackets: tuple[str, ...]) -> float | None:
         raise UsageError(
             "a downtime of what?", on=f"--downtime {downtime}", remedy="say what is made quiet with --bracket"
         )
-    try:
-        seconds = parse_span(downtime)
-    except ValueError as error:
-        raise UsageError(str(error), on="--downtime") from error
+    seconds = span_of(downtime, "--downtime")
     if not seconds:
         raise UsageError("no time at all", on="--downtime")
     return seconds

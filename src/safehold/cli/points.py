@@ -13,12 +13,13 @@ from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
 from safehold.app.points import select
 from safehold.app.sharing import warn_of_shared_names
+from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, confirm, json_option, print_json, print_table, vault_options
 from safehold.cli.tags import parse_tags
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
 from safehold.model.shown import printable
-from safehold.model.units import format_duration, format_size, format_time, parse_span
+from safehold.model.units import format_duration, format_size, format_time
 from safehold.policies.retention import KeepRules
 from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.notes import Facts
@@ -333,9 +334,4 @@ def expire(
 
 
 def _span(text: str | None) -> float:
-    if text is None:
-        return 0.0
-    try:
-        return parse_span(text)
-    except ValueError as error:
-        raise UsageError(str(error), on="--window") from error
+    return 0.0 if text is None else span_of(text, "--window")

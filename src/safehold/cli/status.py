@@ -9,12 +9,14 @@ import click
 
 from safehold.app.status import Standing, damaged_packs, standings
 from safehold.app.verify import last_findings
+from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.compose.asked import asked_for, only_vault
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
-from safehold.model.errors import DamageError, FailedError, OverdueError, UsageError
-from safehold.model.units import format_duration, format_size, format_time, parse_span
+from safehold.compose.wiring import named_vault
+from safehold.model.errors import DamageError, FailedError, OverdueError
+from safehold.model.units import format_duration, format_size, format_time
 from safehold.vault.vault import Vault
 
 __all__ = ["status"]
@@ -39,17 +41,17 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
     Resources that unattended runs are to back up are shown even where no backup of them succeeded. Ages are by the store's clock. Ends with 8
     where a resource is overdue, else with 4 where damage is known, and with 1 where there is another problem.
     """
-    try:
-        limit = parse_span(max_age) if max_age else None
-    except ValueError as error:
-        raise UsageError(str(error), on="--max-age") from error
+    limit = span_of(max_age, "--max-age") if max_age else None
     with Run.begin() as run:
         configuration = path or run.paths.config / "safehold.yaml"
-        named = access.vault or os.environ.get("SAFEHOLD_VAULT") or run.paths.default_vault.exists()
+        named = named_vault(access.vault, os.environ, run.paths)
         opened = (None if named else only_vault(configuration, run.paths, run.ctx)) or run.open(access)
         asked = asked_for(configuration, run.paths, opened.store.url)
-        found = standings(opened, run.ctx, limit, asked.expected)
-        damage = [f"not a valid point: {one.name}: {one.reason}" for one in opened.points()[1] if not one.void]
+        points, rejected = opened.points()
+        for one in rejected:
+            run.ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
+        found = standings(opened, points, run.ctx, limit, asked.expected)
+        damage = [f"not a valid point: {one.name}: {one.reason}" for one in rejected if not one.void]
         damage += [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened)), *_found(opened)]
         problems = [*damage, *asked.problems]
         problems += VolumeClient(run.paths, os.environ, run.ctx).problems()

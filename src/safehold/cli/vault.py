@@ -10,12 +10,13 @@ import click
 from safehold.app.backup import this_host
 from safehold.app.making import make_vault
 from safehold.app.prune import preview_prune, prune_vault
+from safehold.cli.quantities import size_of, span_of
 from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, print_json, vault_options
 from safehold.compose.credentials import find_passphrase
 from safehold.compose.wiring import open_stores, places, record_default_vault
 from safehold.model.errors import StoreError, UsageError
 from safehold.model.shown import printable
-from safehold.model.units import format_size, format_time, parse_size, parse_span
+from safehold.model.units import format_size, format_time
 from safehold.objects.check import broken_order, check_store
 from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession
@@ -42,7 +43,7 @@ def vault() -> None:
 @json_option
 def init(place: str, block_size: str | None, kit_file: Path | None, another: bool, as_json: bool) -> None:
     """Make a vault at PLACE: an empty or new directory, or s3://bucket/prefix."""
-    parameters = Parameters(block_size=_size(block_size)) if block_size else Parameters()
+    parameters = Parameters(block_size=size_of(block_size, block_size)) if block_size else Parameters()
     with Run.begin() as run:
         if kit_file is not None and kit_file.exists():
             raise UsageError("the kit's file exists already", on=str(kit_file), remedy="give another name")
@@ -70,13 +71,6 @@ def init(place: str, block_size: str | None, kit_file: Path | None, another: boo
         print(f"The recovery kit is in {kit_file}: print it, and take the file off this machine.\n")
     print(f"Vault {made.id} is ready at {url}" + (", and the default from here on." if recorded else "."))
     print(f"Next: safehold backup DIRECTORY_OR_DISK{'' if recorded else f' --vault {url}'}")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise UsageError(str(error), on=text) from error
 
 
 def write_private(path: Path, text: str) -> None:
@@ -151,10 +145,7 @@ def prune(dry_run: bool, stale: str, exclusive: bool, access: Access, as_json: b
     What nothing needs is condemned first, and deleted once no running backup can rely on it: by this run where none is at work, else by a
     later one.
     """
-    try:
-        patience = parse_span(stale)
-    except ValueError as error:
-        raise UsageError(str(error), on="--stale") from error
+    patience = span_of(stale, "--stale")
     with Run.begin() as run:
         opened, host = run.open(access), this_host(run.paths.state)
         if dry_run:
@@ -185,7 +176,7 @@ def prune(dry_run: bool, stale: str, exclusive: bool, access: Access, as_json: b
         print("What is condemned is deleted by the next prune after these backups have ended.")
     elif dry_run:
         print("Its space would be free at once." if report.condemned_packs else "nothing to delete")
-    elif not dry_run and not report.deleted_packs:
+    elif not report.deleted_packs:
         print("nothing to delete")
 
 

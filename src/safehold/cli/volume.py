@@ -10,6 +10,7 @@ import click
 
 from safehold.app.points import diff_points, member_of, parse_selector, select
 from safehold.cli.lazy import LazyGroup
+from safehold.cli.quantities import size_of
 from safehold.cli.running import (
     Access,
     Run,
@@ -19,7 +20,7 @@ from safehold.cli.running import (
     vault_options,
 )
 from safehold.cli.tags import parse_tags
-from safehold.cli.volume_service import size_of, volume_client
+from safehold.cli.volume_service import volume_client
 from safehold.compose.asked import volume_groups
 from safehold.compose.credentials import find_credentials
 from safehold.compose.quiet import find_brackets
@@ -54,7 +55,11 @@ def create(name: str, size: str | None, origin: str | None, access: Access, as_j
         raise UsageError("how large?", on=name, remedy="give --size, or --from a point")
     with Run.begin() as run, volume_client(run, access) as client:
         made = client.order(
-            "create", name=name, size=size_of(size) if size else 0, vault=run.address(access), origin=origin or ""
+            "create",
+            name=name,
+            size=size_of(size, "--size") if size else 0,
+            vault=run.address(access),
+            origin=origin or "",
         )
         print_json(made) if as_json else print(_made(made, client))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from safehold.cli.quantities import size_of
 from safehold.cli.running import Run, confirm, json_option, print_json
-from safehold.cli.volume_service import size_of, volume_client
+from safehold.cli.volume_service import volume_client
 from safehold.compose.volume_switch import read_underway
 from safehold.compose.volume_switch import switch as switch_volumes
 from safehold.model.errors import UsageError
@@ -50,7 +51,7 @@ def resize(name: str, size: str, as_json: bool) -> None:
     """Make a detached volume larger. What is on it is made larger with its own tools: resize2fs, xfs_growfs."""
     with Run.begin() as run, volume_client(run) as client:
         client.demand_detached(name, "resized")
-        made = client.order("resize", name=name, size=size_of(size))
+        made = client.order("resize", name=name, size=size_of(size, "--size"))
     print_json(made) if as_json else print(f"{name}: {format_size(made['size'])}")
 
 

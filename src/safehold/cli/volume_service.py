@@ -1,4 +1,4 @@
-"""What the verbs of volumes share: the service, started where it does not run, and sizes."""
+"""What the verbs of volumes share: the service, started where it does not run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from collections.abc import Iterator
 
 from safehold.cli.running import Access, Run, ask_passphrase
 from safehold.compose.volume_client import VolumeClient
-from safehold.model.errors import UsageError
-from safehold.model.units import parse_size
 
-__all__ = ["size_of", "volume_client"]
+__all__ = ["volume_client"]
 
 _SECRETS = ("SAFEHOLD_PASSPHRASE", "SAFEHOLD_PASSPHRASE_FILE", "SAFEHOLD_PASSPHRASE_COMMAND", "SAFEHOLD_KIT")
 _OTHERS = ("SAFEHOLD_IDENTITY", "SAFEHOLD_WRITER")
@@ -30,11 +28,3 @@ def volume_client(run: Run, access: Access | None = None) -> Iterator[VolumeClie
         environment["SAFEHOLD_PASSPHRASE"] = ask_passphrase()
         client = VolumeClient(run.paths, environment, run.ctx)
     yield client
-
-
-def size_of(text: str) -> int:
-    """Bytes; UsageError for what is no size."""
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise UsageError(str(error), on="--size") from error

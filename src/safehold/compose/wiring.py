@@ -13,7 +13,7 @@ from safehold.objects.location import UPLOAD_BUDGET, full_address, open_store
 from safehold.objects.retry import RetryStore
 from safehold.vault.places import Places
 
-__all__ = ["open_stores", "places", "record_default_vault", "vault_address"]
+__all__ = ["named_vault", "open_stores", "places", "record_default_vault", "vault_address"]
 
 
 _UPLOADS = ByteSemaphore(UPLOAD_BUDGET)
@@ -31,18 +31,24 @@ def places(paths: Paths) -> Places:
     return Places(paths.state, paths.cache)
 
 
-def vault_address(option: str | None, environment: os._Environ[str], paths: Paths) -> str:
-    """From `--vault`, `SAFEHOLD_VAULT`, or what `vault init` recorded; UsageError where there is none."""
-    if option:
-        return option
-    if environment.get("SAFEHOLD_VAULT"):
-        return environment["SAFEHOLD_VAULT"]
+def named_vault(option: str | None, environment: os._Environ[str], paths: Paths) -> str | None:
+    """The address from `--vault`, `SAFEHOLD_VAULT`, or what `vault init` recorded; None where there is none."""
+    if option or environment.get("SAFEHOLD_VAULT"):
+        return option or environment["SAFEHOLD_VAULT"]
     try:
         return paths.default_vault.read_text().strip()
     except OSError:
+        return None
+
+
+def vault_address(option: str | None, environment: os._Environ[str], paths: Paths) -> str:
+    """See `named_vault`; UsageError where there is none."""
+    named = named_vault(option, environment, paths)
+    if named is None:
         raise UsageError(
             "which vault?", remedy="give --vault, set SAFEHOLD_VAULT, or make one: safehold vault init PLACE"
-        ) from None
+        )
+    return named
 
 
 def record_default_vault(paths: Paths, url: str) -> bool:

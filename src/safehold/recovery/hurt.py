@@ -9,12 +9,12 @@ from itertools import islice
 from safehold.model.errors import DamageError
 from safehold.model.files import Form
 from safehold.model.shown import printable
+from safehold.recovery.units import nodes_or_lost
 from safehold.vault.catalogue import Point
 from safehold.vault.content import LostParts, parts_or_lost
 from safehold.vault.disk import StoredDisk
 from safehold.vault.disk_tree import PagesSeen
-from safehold.vault.names import ZERO_ID
-from safehold.vault.node import decode_node, split_ids
+from safehold.vault.node import split_ids
 from safehold.vault.records import Member
 from safehold.vault.tree import Gap, StoredTree
 from safehold.vault.vault import Vault
@@ -125,20 +125,15 @@ def _stream(member: Member, load: Callable[[bytes], bytes], bad: Mapping[bytes, 
 
 
 def _other(member: Member, load: Callable[[bytes], bytes], bad: Mapping[bytes, str], hurt: Hurt) -> None:
-    stack, met, missed = [member.root], {ZERO_ID}, 0
-    while stack and missed < _MOST:
-        identity = stack.pop()
-        if identity in met:
-            continue
-        met.add(identity)
-        try:
-            node = decode_node(load(identity), f"metadata chunk {identity.hex()[:16]}")
-        except DamageError as error:
-            hurt.file(str(error), member.name)
+    missed = 0
+    for one in nodes_or_lost(member.root, load):
+        if isinstance(one, DamageError):
+            hurt.file(str(one), member.name)
             missed += 1
+            if missed >= _MOST:
+                hurt.more = True
+                return
             continue
-        stack += split_ids(node.nodes)
-        for chunk in split_ids(node.chunks):
+        for chunk in split_ids(one.chunks):
             if chunk in bad:
                 hurt.file(bad[chunk], member.name)
-    hurt.more = missed >= _MOST

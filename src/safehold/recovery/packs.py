@@ -45,5 +45,7 @@ class Packs:
 
     def renew(self, chunks: ChunkReader) -> None:
         """Before anything is called gone: a prune may have moved it, so the runs are read again, and what was not there is asked for again."""
-        chunks.finder.renew(chunks.finder.renew(-1))
+        # Told of a look that never was, it says which was the last.
+        last = chunks.finder.renew(-1)
+        chunks.finder.renew(last)
         self._gone.clear()

@@ -12,12 +12,12 @@ from safehold.vault.content import LostParts, parts_or_lost
 from safehold.vault.disk import StoredDisk
 from safehold.vault.disk_tree import PagesSeen
 from safehold.vault.names import ZERO_ID
-from safehold.vault.node import ID, decode_node, split_ids
+from safehold.vault.node import ID, Node, decode_node, split_ids
 from safehold.vault.records import Member
 from safehold.vault.tree import Gap, StoredTree
 from safehold.vault.vault import Vault
 
-__all__ = ["Unit", "units"]
+__all__ = ["Unit", "nodes_or_lost", "units"]
 
 _WINDOW = 8 * 1024 * 1024
 _CHUNKS = 64
@@ -93,8 +93,13 @@ def _stream_units(member: Member, load: Callable[[bytes], bytes]) -> Iterator[Un
 
 
 def _other_units(member: Member, load: Callable[[bytes], bytes]) -> Iterator[Unit]:
-    """A kind that a later program wrote: what it refers to can be checked all the same."""
-    stack, met = [member.root], {ZERO_ID}
+    for one in nodes_or_lost(member.root, load):
+        yield Unit(0, [], str(one)) if isinstance(one, DamageError) else Unit(0, list(split_ids(one.chunks)))
+
+
+def nodes_or_lost(root: bytes, load: Callable[[bytes], bytes]) -> Iterator[Node | DamageError]:
+    """All of a member of a kind that a later program wrote: what it refers to can be checked all the same."""
+    stack, met = [root], {ZERO_ID}
     while stack:
         identity = stack.pop()
         if identity in met:
@@ -103,7 +108,7 @@ def _other_units(member: Member, load: Callable[[bytes], bytes]) -> Iterator[Uni
         try:
             node = decode_node(load(identity), f"metadata chunk {identity.hex()[:16]}")
         except DamageError as error:
-            yield Unit(0, [], str(error))
+            yield error
             continue
         stack += split_ids(node.nodes)
-        yield Unit(0, list(split_ids(node.chunks)))
+        yield node

@@ -104,7 +104,11 @@ def verify_structure(vault: Vault, points: Iterable[Point], ctx: Context) -> Fin
                 findings.packs.update(other.pack for other in others)
                 yield identity, ", ".join(sorted({f"{other.pack} is gone" for other in others})) or "no pack holds it"
 
-    return _verify(vault, points, check, packs.renew, ctx, findings)
+    def again(chunks: ChunkReader, ids: list[bytes]) -> Iterator[tuple[bytes, str]]:
+        packs.renew(chunks)
+        return check(chunks, ids)
+
+    return _verify(vault, points, check, again, ctx, findings)
 
 
 def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings:
@@ -120,8 +124,8 @@ def verify_data(vault: Vault, points: Iterable[Point], ctx: Context) -> Findings
                 read += len(result.data)
         findings.count(0, 0, read)
 
-    # Reading looks for moved chunks by itself.
-    return _verify(vault, points, check, lambda chunks: None, ctx, findings)
+    # Reading looks for moved chunks by itself: what it did not find is gone.
+    return _verify(vault, points, check, None, ctx, findings)
 
 
 class _Domain:
@@ -139,12 +143,12 @@ def _verify(
     vault: Vault,
     points: Iterable[Point],
     check: Check,
-    renew: Callable[[ChunkReader], None],
+    again: Check | None,
     ctx: Context,
     findings: Findings,
 ) -> Findings:
-    """Look at everything first, at what was bad once more after `renew`, and then for what is hurt by what is: one bad block may hurt many
-    points, at many places.
+    """Look at everything first, at what was bad with `again`, and then for what is hurt by what is: one bad block may hurt many points, at many
+    places.
     """
     domains: dict[bytes, _Domain] = {}
     members = [(point, member) for point in points for member in point.body.members]
@@ -157,9 +161,8 @@ def _verify(
         except DamageError as error:
             findings.add(Finding(f"{error.what} ({error.on})", member.name, point.id))
     for domain in domains.values():
-        if domain.bad:
-            renew(domain.chunks)
-            domain.bad = dict(check(domain.chunks, list(domain.bad)))
+        if domain.bad and again is not None:
+            domain.bad = dict(again(domain.chunks, list(domain.bad)))
     clean: dict[bytes, PagesSeen] = defaultdict(PagesSeen)
     for point, member in members:
         at_hand = domains.get(point.dedup_key)

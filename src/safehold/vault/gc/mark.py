@@ -18,7 +18,7 @@ from safehold.vault.names import ZERO_ID
 from safehold.vault.node import decode_node, split_ids
 from safehold.vault.pack import TABLE_ROW
 
-__all__ = ["Chosen", "IdSorter", "choose", "walk"]
+__all__ = ["Chosen", "IdSorter", "choose", "reaches", "walk"]
 
 _SPILL = 500_000
 """Ids held in memory, about 50 MB."""
@@ -121,6 +121,11 @@ class Chosen:
         self.packs[at.pack] = self.packs.get(at.pack, 0) + at.stored + TABLE_ROW
 
 
+def reaches(present: dict[str, int], at: Location) -> bool:
+    """True where a pack is there and as long as the chunk's place needs; `present` are sizes by name."""
+    return present.get(at.pack, -1) >= at.offset + at.stored
+
+
 def choose(
     live: Iterable[bytes],
     rows: Iterable[tuple[bytes, Location]],
@@ -145,7 +150,7 @@ def choose(
         places = []
         while row is not None and row[0] == identity:
             location = row[1]
-            if present.get(location.pack, -1) >= location.offset + location.stored:
+            if reaches(present, location):
                 places.append(location)
             row = next(source, None)
         if not places:

@@ -21,7 +21,7 @@ from safehold.vault.bounds import check_size, largest_pack
 from safehold.vault.catalogue import Point
 from safehold.vault.envelope import decode, open_object
 from safehold.vault.gc.link import add_link
-from safehold.vault.gc.mark import Chosen, IdSorter, choose, walk
+from safehold.vault.gc.mark import Chosen, IdSorter, choose, reaches, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
 from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.runs import absorb, write_base
@@ -205,15 +205,15 @@ class Prune:
                 choose(live, finder.rows(), present, avoid, suspect, good, chosen)
                 spared.add(domain, self._look_in_packs(finder, present, avoid | suspect, good, chosen))
                 if domain not in spared.reasons:
-
-                    def kept(identity: bytes, at: Location, good: _Good = good) -> bool:
-                        there = present.get(at.pack, -1) >= at.offset + at.stored and at.pack not in self._emptied
-                        return there and good(identity, at)
-
+                    kept = self._kept(present, good)
                     for few in worth_moving(movable or {}, chosen.packs, self._vault.parameters):
                         self._move(points[0], few, live, finder, kept)
         self._spare(spared, present, chosen)
         return chosen
+
+    def _kept(self, present: dict[str, int], good: _Good) -> _Good:
+        """Whether a chunk need not be moved, as it can be had at another place that stays."""
+        return lambda identity, at: reaches(present, at) and at.pack not in self._emptied and good(identity, at)
 
     def _look_in_packs(
         self,
@@ -228,7 +228,7 @@ class Prune:
         """
         gone = []
         for identity in chosen.missing:
-            places = [at for at in finder.locations(identity) if present.get(at.pack, -1) >= at.offset + at.stored]
+            places = [at for at in finder.locations(identity) if reaches(present, at)]
             if places:
                 places.sort(key=lambda at: (at.pack in avoid, at.pack))
                 best = places[0] if len(places) == 1 else next((at for at in places if good(identity, at)), None)

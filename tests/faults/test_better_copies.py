@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from safehold.app.verify import Depth, verify_points
+from safehold.vault.gc.preview import Preview
 from safehold.vault.gc.prune import Prune
 from safehold.vault.gc.report import PruneReport
 from safehold.vault.names import Kind
@@ -63,3 +64,24 @@ def test_the_rotten_one_is_not_the_one_that_stays(world: World, which: int, know
     vault = world.fresh()
     assert read_back(vault, vault.points()[0][0]) == DATA
     assert len(packs(world)) >= 2
+
+
+def test_what_is_emptied_relies_on_no_pack_that_goes(tmp_path: Path) -> None:
+    """A pack that is mostly garbage holds chunks of which others hold copies that nothing else needs: one prune leaves nothing to do."""
+    for number in range(12):
+        world = World(tmp_path / f"{number}")
+        needed = contents("a", "b", "c")
+        with world.open().session(INFO, 2) as first, world.open().session(INFO, 2) as second:
+            world.back_up(needed + contents("d", "e", "f", "g", "h"), "two", world.fresh())
+            world.back_up(needed, "one", world.fresh())
+            for session, at in ((first, 0), (second, BLOCK)):
+                session.lane().put(Kind.PACK, [memoryview(needed)[at : at + BLOCK]])
+                session.flush()
+        vault = world.fresh()
+        (gone,) = (point for point in vault.points()[0] if point.body.members[0].name == "two")
+        vault.expiry().forget(gone.wid, gone.sid)
+        vault.expiry().collect(vault.store_time() + 30 * 86400)
+        prune(world)
+        assert Preview(world.fresh(), world.root, lambda session, now: True, world.ctx).run().condemned_packs == 0
+        vault = world.fresh()
+        assert read_back(vault, vault.points()[0][0]) == needed

@@ -28,7 +28,7 @@ from safehold.vault.names import Kind, kind_of
 from safehold.vault.session import Session
 from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
-from tests.worlds import BLOCK, BytesDisk, World
+from tests.worlds import BLOCK, QUICK, BytesDisk, World
 
 CONTENTS = [bytes([65 + n]) * BLOCK for n in range(10)]
 
@@ -198,7 +198,7 @@ class History:
 def failures(seeds: range, most: int = 1) -> list[str]:
     found = []
     for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=QUICK) as folder:
             history = History(Path(folder), seed)
             try:
                 with pytest.MonkeyPatch.context() as patch:

@@ -205,15 +205,22 @@ class Prune:
                 choose(live, finder.rows(), present, avoid, suspect, good, chosen)
                 spared.add(domain, self._look_in_packs(finder, present, avoid | suspect, good, chosen))
                 if domain not in spared.reasons:
-                    kept = self._kept(present, good)
+                    kept = self._kept(present, chosen, good)
                     for few in worth_moving(movable or {}, chosen.packs, self._vault.parameters):
                         self._move(points[0], few, live, finder, kept)
         self._spare(spared, present, chosen)
         return chosen
 
-    def _kept(self, present: dict[str, int], good: _Good) -> _Good:
-        """Whether a chunk need not be moved, as it can be had at another place that stays."""
-        return lambda identity, at: reaches(present, at) and at.pack not in self._emptied and good(identity, at)
+    def _kept(self, present: dict[str, int], chosen: Chosen, good: _Good) -> _Good:
+        """Whether a chunk need not be moved, as it can be had at another place that stays: in a pack that nothing else was chosen from it does not,
+        and the one to be emptied would have to stay for it.
+        """
+
+        def kept(identity: bytes, at: Location) -> bool:
+            stays = at.pack in chosen.packs and at.pack not in self._emptied
+            return stays and reaches(present, at) and good(identity, at)
+
+        return kept
 
     def _look_in_packs(
         self,

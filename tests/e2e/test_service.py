@@ -51,7 +51,9 @@ metrics: {tmp_path}/safehold.prom
 
 def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> None:
     program.passphrase = False
-    assert "www: " in program.run("config", "check", "--config", place).stdout
+    checked = program.run("config", "check", "--config", place, code=1).stdout
+    assert "www: " in checked
+    assert f"lacking: resources.gone.paths: {tmp_path}/nothing is not there" in checked
     first = program.json("service", "run", "--config", place, code=2)["steps"]
     assert [(s["step"], s["on"], s["code"]) for s in first] == [
         ("backup", "www", 0),
@@ -125,7 +127,7 @@ def test_beginning(program: Program, tmp_path: Path, place: Path) -> None:
     written = program.home / "config/safehold.yaml"
     assert "version: 1" in written.read_text()
     assert "File exists" in program.run("config", "init", code=2).stderr
-    program.run("config", "check")
+    assert "lacking: " in program.run("config", "check", code=1).stdout
     units = tmp_path / "units"
     said = program.run("service", "install-units", "--config", place, "--to", units).stdout
     assert "enable --now safehold.timer" in said

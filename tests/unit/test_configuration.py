@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from safehold.cli.service import EXAMPLE
 from safehold.compose.configuration import load_configuration
+from safehold.compose.paths import find_paths
+from safehold.compose.surroundings import surroundings
+from safehold.compose.unattended import jobs
 from safehold.model.errors import UsageError
 
 GOOD = """\
@@ -114,3 +121,97 @@ def test_no_file_and_rubbish(tmp_path: Path) -> None:
     for text in ("", "[]", "3", "version: 1", "\0", "a: b: c", "a: &a {b: *a}", "a: &a [*a]"):
         with pytest.raises(UsageError):
             load_configuration(written(tmp_path, text))
+
+
+RUBBISH: list[Any] = [
+    *("", "a\0b", "~nosuch/x", "\ud800", "s3://[", "a@b", "'", "9" * 30 + "d", "/" + "x" * 500),
+    *(-1, float("nan"), None, [""], {"": 1}, ["a", 1]),
+]
+
+
+def places(at: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield before
+    for key in at if isinstance(at, dict) else range(len(at)) if isinstance(at, list) else ():
+        yield from places(at[key], (*before, key))
+
+
+def test_rubbish_anywhere_is_named_or_does_no_harm(tmp_path: Path) -> None:
+    """As a value of each setting and as the name of each: an error for people, or a configuration that can be gone through."""
+    whole = yaml.safe_load(GOOD)
+    whole["metrics"] = "/srv/metrics"
+    whole["vaults"]["main"]["environment"] = {"AWS_REGION": "eu-west-1"}
+    whole["resources"]["www"] |= {
+        "tags": {"a": "b"},
+        "downtime": "5s",
+        "brackets": ["readonly:/srv"],
+        "require": "crash",
+    }
+    whole["resources"]["db"] = {"volumes": ["data"], "plan": "nightly", "brackets": ["fsfreeze:/a"]}
+    whole["plans"]["nightly"]["on_failure"] = {"command": "/bin/true", "webhook": "https://example.org"}
+    paths = find_paths({"SAFEHOLD_HOME": str(tmp_path)}, 0)
+    refused = taken = 0
+    for place in places(whole):
+        for value in RUBBISH:
+            for as_name in (False, True):
+                document = copy.deepcopy(whole)
+                at = document
+                for key in place[:-1]:
+                    at = at[key]
+                if not as_name:
+                    document, at = (value, None) if not place else (document, at)
+                    if place:
+                        at[place[-1]] = value
+                elif place and isinstance(at, dict) and isinstance(value, str):
+                    at[value] = at.pop(place[-1])
+                else:
+                    continue
+                try:
+                    found = load_configuration(written(tmp_path, yaml.safe_dump(document, allow_unicode=False)))
+                    list(surroundings(found))
+                    jobs(found, paths)
+                    taken += 1
+                except UsageError:
+                    refused += 1
+    assert refused > 500
+    assert taken > 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "[" * 5000,
+            "{a: " * 3000,
+            "a: &a [*a]",
+            "&a {a: *a}",
+            "a: 2026-99-99",
+            "? {a: b}\n: c",
+            "- a",
+            "1",
+            "a: !!timestamp x",
+        ),
+        *(
+            "a: !!int x",
+            "a: !!binary x",
+            "a: !!python/object:os.system x",
+            "<<: x",
+            "--- a\n--- b",
+            "version: 1\nvaults: &a {main: *a}",
+        ),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError):
+        load_configuration(written(tmp_path, text))
+
+
+def test_what_this_machine_lacks(tmp_path: Path) -> None:
+    (tmp_path / "pass").write_text("secret")
+    text = GOOD.replace("/etc/pass", str(tmp_path / "pass")).replace("/srv/www", str(tmp_path / "www"))
+    text += f"    on_failure: {{command: {tmp_path}/page-me}}\nmetrics: {tmp_path}/missing/safehold.prom\n"
+    (first, second, third) = surroundings(load_configuration(written(tmp_path, text)))
+    assert first.startswith("resources.www.paths:")
+    assert second.startswith("plans.nightly.on_failure.command:")
+    assert third.startswith("metrics:")
+    text = text.replace(str(tmp_path / "pass"), str(tmp_path / "other"))
+    assert next(surroundings(load_configuration(written(tmp_path, text)))).startswith("vaults.main.passphrase_file:")

@@ -14,6 +14,7 @@ from safehold.app.backup import this_host
 from safehold.app.service import Memory, Result, run_due
 from safehold.cli.running import Run, json_option, print_json
 from safehold.compose.configuration import Configuration, load_configuration
+from safehold.compose.surroundings import surroundings
 from safehold.compose.unattended import Opener, jobs, notify, variables, write_metrics
 from safehold.model.errors import UsageError
 from safehold.model.units import format_duration, format_size
@@ -133,21 +134,29 @@ def _place(run: Run, path: Path | None) -> Path:
 @config.command()
 @_config_option
 @json_option
-def check(path: Path | None, as_json: bool) -> None:
-    """Read the file and say what it asks for; the first thing that is wrong is named with its line."""
+def check(path: Path | None, as_json: bool) -> int:
+    """Read the file and say what it asks for; the first thing that is wrong is named with its line.
+
+    Ends with 1 where it names files, paths or programs that are not on this machine.
+    """
     with Run.begin() as run:
         place = _place(run, path)
         found = load_configuration(place)
         asked = jobs(found, run.paths)
+        lacking = list(surroundings(found))
     if as_json:
-        print_json({"config": str(place), "resources": [{"name": job.resource, "vault": job.vault} for job in asked]})
-        return
+        resources = [{"name": job.resource, "vault": job.vault} for job in asked]
+        print_json({"config": str(place), "resources": resources, "lacking": lacking})
+        return int(bool(lacking))
     for job in asked:
         settings = found.resources[job.resource]
         plan = found.plans[settings.plan]
         what = ", ".join(settings.paths or [f"volume {name}" for name in settings.volumes])
         print(f"{job.resource}: {what} into {job.vault}, {plan.at or f'every {plan.every}'}")
-    print(f"ok: {place}")
+    for line in lacking:
+        print(f"lacking: {line}")
+    print(f"{'not yet' if lacking else 'ok'}: {place}")
+    return int(bool(lacking))
 
 
 @config.command("init")

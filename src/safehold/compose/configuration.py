@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -180,6 +181,13 @@ def load_configuration(path: Path) -> Configuration:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         plain = yaml.safe_load(text)
+    except RecursionError:
+        raise UsageError(
+            "is nested too deeply", on=str(path), remedy="nothing in it needs more than five levels"
+        ) from None
+    except (ValueError, AttributeError) as error:
+        # What looks like a date or a number and is none; of a tagged one the library asks what it has not found.
+        raise UsageError(f"holds a value that is none ({error})", on=str(path), remedy="put it in quotes") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -188,6 +196,7 @@ def load_configuration(path: Path) -> Configuration:
         ) from error
     try:
         _refuse_doubles(root)
+        _refuse_unusable(root)
         return _check(plain)
     except _Fault as fault:
         where = ".".join(fault.path) or "file"
@@ -198,7 +207,7 @@ def load_configuration(path: Path) -> Configuration:
 
 def _check(plain: Any) -> Configuration:
     if not isinstance(plain, dict):
-        raise _Fault((), "is empty", "begin with: version: 1")
+        raise _Fault((), "holds no settings", "begin with: version: 1")
     if plain.get("version") != 1:
         raise _Fault(("version",), "this program reads version 1", "write version: 1")
     try:
@@ -211,8 +220,10 @@ def _check(plain: Any) -> Configuration:
         ways = [w for w in ("passphrase_file", "passphrase_command", "kit", "identity", "writer") if getattr(vault, w)]
         if len(ways) != 1:
             raise _Fault(("vaults", name), "give one way to open it", "passphrase_file: /etc/safehold/passphrase")
-        for place in local_place(vault.place):
-            _whole(("vaults", name, "place"), str(place))
+        for variable in vault.environment:
+            if not variable or "=" in variable:
+                raise _Fault(("vaults", name, "environment"), f"{variable!r} is no name of a variable")
+        _check_place(("vaults", name, "place"), vault.place)
         for way in ways:
             if way != "passphrase_command":
                 _whole(("vaults", name, way), os.path.expanduser(getattr(vault, way)))
@@ -262,6 +273,19 @@ def _whole(path: tuple[str, ...], place: str) -> None:
     """A path that means the same whatever directory the program is started in: a timer's is another than a shell's."""
     if not os.path.isabs(place):
         raise _Fault(path, f"{place!r} does not begin with a slash", "write the whole path")
+
+
+def _check_place(path: tuple[str, ...], place: str) -> None:
+    try:
+        parts = urlsplit(place)
+        for local in local_place(place):
+            _whole(path, str(local))
+    except (ValueError, RuntimeError) as error:
+        raise _Fault(path, f"is no address of a vault ({error})") from None
+    if not place or ("://" in place and (parts.scheme not in ("s3", "file") or not (parts.netloc or parts.path))):
+        raise _Fault(path, f"{place!r} is no address of a vault", "write s3://bucket/prefix, or a directory")
+    if parts.scheme == "s3" and not parts.netloc:
+        raise _Fault(path, "there is no bucket in it", "write s3://bucket/prefix")
 
 
 def _words(path: tuple[str, ...], command: str) -> list[str]:
@@ -357,6 +381,31 @@ def _refuse_doubles(root: yaml.Node | None) -> None:
                 raise _Fault((*path, name), f"is there twice, in lines {seen[name]} and {line}", "keep one of them")
             seen[name] = line
             waiting.append((value, (*path, name)))
+
+
+def _refuse_unusable(root: yaml.Node | None) -> None:
+    """No path, name or command of the system holds such characters."""
+    for path, node in _scalars(root):
+        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in str(node.value)):
+            raise _Fault(path, "holds a character that nothing on this system can")
+
+
+def _scalars(root: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], yaml.ScalarNode]]:
+    waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(root, ())]
+    # An alias is the node itself, and may lie within itself.
+    met: set[int] = set()
+    while waiting:
+        node, path = waiting.pop()
+        if node is None or id(node) in met:
+            continue
+        met.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                waiting += [(key, path), (value, (*path, str(key.value)))]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(one, path) for one in node.value]
+        elif isinstance(node, yaml.ScalarNode):
+            yield path, node
 
 
 def _line(node: yaml.Node | None, path: tuple[str, ...]) -> int:

@@ -1,0 +1,42 @@
+"""What a configuration names and this machine lacks: it is noticed when somebody checks the file, and not first at night."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+
+from safehold.compose.configuration import Configuration
+
+__all__ = ["surroundings"]
+
+
+def surroundings(configuration: Configuration) -> Iterator[str]:
+    """A line for each file, directory and command that is not there, or is of another kind, beginning with its field."""
+    for name, vault in configuration.vaults.items():
+        for way in ("passphrase_file", "kit", "identity", "writer"):
+            if getattr(vault, way):
+                yield from _readable(f"vaults.{name}.{way}", getattr(vault, way))
+    for name, resource in configuration.resources.items():
+        for place in resource.paths:
+            path = os.path.expanduser(place.removeprefix("tree:").removeprefix("volume:"))
+            if not os.path.lexists(path):
+                yield f"resources.{name}.paths: {path} is not there"
+    for name, plan in configuration.plans.items():
+        command = shlex.split(plan.on_failure.command)
+        if command and shutil.which(command[0]) is None:
+            yield f"plans.{name}.on_failure.command: {command[0]} is no program that can be started"
+    metrics = configuration.metrics
+    if metrics and os.path.isdir(metrics):
+        yield f"metrics: {metrics} is a directory"
+    elif metrics and not os.access(os.path.dirname(metrics), os.W_OK):
+        yield f"metrics: {os.path.dirname(metrics)} is no directory that can be written to"
+
+
+def _readable(field: str, path: str) -> Iterator[str]:
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        yield f"{field}: {path} is not there"
+    elif not os.path.isfile(path) or not os.access(path, os.R_OK):
+        yield f"{field}: {path} is no file that can be read"

@@ -9,7 +9,9 @@ import pytest
 
 from safehold.app.expire import apply_expiry
 from safehold.app.keys import rotate_key
+from safehold.app.points import pick
 from safehold.app.verify import Depth, verify_next, verify_points
+from safehold.model.errors import DamageError
 from safehold.objects.memory import MemoryStore
 from safehold.vault.gc.prune import Prune
 from safehold.vault.names import gc_name
@@ -92,3 +94,21 @@ def test_in_a_copy_all_points_count(world: World, *, backwards: bool) -> None:
     assert len(points) == 3
     assert rejected == []
     assert found(world, store) == []
+
+
+def test_an_older_point_than_the_newest_is_given_only_by_name(world: World) -> None:
+    """The newest cannot be read any more: nothing asked of the vault takes the one before it without a word."""
+    first, second, newest = world.fresh().points()[0]
+    assert pick(world.fresh(), "disk@latest") == [newest]
+    whole = world.store.get(newest.name)
+    world.store.put(newest.name, [whole[:-9] + b"x" + whole[-8:]], create_only=False)
+    vault = world.fresh()
+    for selector in ("disk", "disk@latest", "disk@2999-01-01"):
+        with pytest.raises(DamageError, match=newest.name) as refused:
+            pick(vault, selector)
+        assert f"disk@{second.id[:8]}" in refused.value.remedy
+        with pytest.raises(DamageError, match=newest.name):
+            verify_points(vault, selector, Depth.STRUCTURE, [], world.ctx)
+    assert pick(vault, f"disk@{second.id[:8]}", f"disk@{first.id}") == [second, first]
+    vault.expiry().forget(newest.wid, newest.sid)
+    assert pick(world.fresh(), "disk@latest") == [second], "the owner gave the newest up"

@@ -76,7 +76,7 @@ def play(history: list[tuple[str, int, int, int]]) -> None:
         assert verify_points(vault, None, Depth.DATA, [], world.ctx).found == []
         if len(points) > 1:
             one, two = points[0], points[-1]
-            difference = diff_points(vault, points, f"disk@{one.id}", f"disk@{two.id}")
+            difference = diff_points(vault, (one, two), f"disk@{one.id}", f"disk@{two.id}")
             before, after = world.expected[one.id], world.expected[two.id]
             differing = {
                 n

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from fnmatch import fnmatchcase
 
-from safehold.app.points import select
+from safehold.app.points import pick, select
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.policies.retention import Candidate, Decision, KeepRules, decide
@@ -249,14 +249,14 @@ def apply_expiry(vault: Vault, points: Sequence[Point | Rejected], ctx: Context)
 
 def hold(vault: Vault, selector: str, reason: str) -> Point:
     """Keep a point whatever the rules say, until it is released."""
-    point = select(vault.points()[0], selector)
+    (point,) = pick(vault, selector)
     vault.notes().add(point.subject, "hold", {"reason": reason})
     return point
 
 
 def release(vault: Vault, selector: str) -> Point:
     """End a hold. UsageError where there is none."""
-    point = select(vault.points()[0], selector)
+    (point,) = pick(vault, selector)
     notes = vault.notes()
     if not notes.facts().get(point.subject, Facts()).held:
         raise UsageError("point is not held", on=point.id)
@@ -266,6 +266,6 @@ def release(vault: Vault, selector: str) -> Point:
 
 def tag(vault: Vault, selector: str, changes: dict[str, str | None]) -> Point:
     """Set tags, or take them away (None)."""
-    point = select(vault.points()[0], selector)
+    (point,) = pick(vault, selector)
     vault.notes().add(point.subject, "tag", dict(changes))
     return point

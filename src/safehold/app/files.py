@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from safehold.app.points import Selector, member_of, parse_selector, select
+from safehold.app.points import member_of, parse_selector, pick
 from safehold.model.errors import DamageError, UsageError
 from safehold.model.files import Form
 from safehold.recovery.tree import file_data, write_in_order
@@ -35,10 +35,15 @@ class Place:
     path: bytes
 
 
-def open_place(vault: Vault, points: list[Point], text: str) -> Place:
-    """What `RESOURCE@WHEN[:PATH]` names in a tree. UsageError."""
+def open_place(vault: Vault, text: str) -> Place:
+    """What `RESOURCE@WHEN[:PATH]` names in a tree. UsageError, and as `points.pick`."""
+    (point,) = pick(vault, text)
+    return _place(vault, point, text)
+
+
+def _place(vault: Vault, point: Point, text: str) -> Place:
     selector = parse_selector(text)
-    point, member = _member(points, text, selector)
+    member = member_of(point, selector.resource)
     if member.kind != "tree":
         raise UsageError(
             f"there are no files in a {member.kind}",
@@ -46,11 +51,6 @@ def open_place(vault: Vault, points: list[Point], text: str) -> Place:
             remedy="restore it" if member.kind == "volume" else "see: safehold cat",
         )
     return Place(point, member, vault.tree(point, member), tree_path(selector.path))
-
-
-def _member(points: list[Point], text: str, selector: Selector) -> tuple[Point, Member]:
-    point = select(points, text)
-    return point, member_of(point, selector.resource)
 
 
 def list_files(place: Place, *, recursive: bool) -> Iterator[EntryAt]:
@@ -70,10 +70,11 @@ def find_files(place: Place, fits: Callable[[bytes], bool]) -> Iterator[EntryAt]
     return (entry for entry in list_files(place, recursive=True) if fits(entry.path))
 
 
-def cat(vault: Vault, points: list[Point], text: str, write: Callable[[memoryview], None]) -> None:
+def cat(vault: Vault, text: str, write: Callable[[memoryview], None]) -> None:
     """Write a file's or a stream's content, in order. UsageError for anything else; DamageError where it cannot be read whole."""
     selector = parse_selector(text)
-    point, member = _member(points, text, selector)
+    (point,) = pick(vault, text)
+    member = member_of(point, selector.resource)
     chunks = vault.chunks(point)
     if member.kind == "stream":
         parts = read_parts(member.root, member.size, chunks.one) if member.size else iter(())
@@ -103,9 +104,9 @@ class FileChange:
     how: str
 
 
-def diff_files(vault: Vault, points: list[Point], left: str, right: str) -> Iterator[FileChange]:
-    """How the files of two points of trees differ, at or below the paths that the selectors name. UsageError where they cannot be compared."""
-    old, new = open_place(vault, points, left), open_place(vault, points, right)
+def diff_files(vault: Vault, pair: Sequence[Point], left: str, right: str) -> Iterator[FileChange]:
+    """How the files of two points of trees that the texts named differ, at or below their paths. UsageError where they cannot be compared."""
+    old, new = (_place(vault, point, text) for point, text in zip(pair, (left, right), strict=True))
     if old.point.dedup_key != new.point.dedup_key:
         raise UsageError(
             "these points cannot be compared by their ids: they are of different dedup domains", on=f"{left} {right}"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import calendar
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from safehold.model.errors import UsageError
-from safehold.vault.catalogue import Point, choose
+from safehold.vault.catalogue import Point, Rejected, choose
 from safehold.vault.disk_tree import changed_blocks
 from safehold.vault.records import Member
 from safehold.vault.vault import Vault
 
-__all__ = ["Difference", "Selector", "diff_points", "member_of", "parse_selector", "parse_when", "select"]
+__all__ = ["Difference", "Selector", "diff_points", "member_of", "parse_selector", "parse_when", "pick", "select"]
 
 _WHEN = re.compile(r"(\d{4})-(\d\d)(?:-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d))?)?)?(Z?)")
 
@@ -63,10 +63,18 @@ def parse_when(text: str) -> tuple[float, float]:
         raise ValueError(f"{text!r} is no time") from None
 
 
-def select(points: list[Point], text: str) -> Point:
-    """The point that `RESOURCE@WHEN` names; UsageError otherwise."""
+def select(points: Sequence[Point], text: str, rejected: Sequence[Rejected] = ()) -> Point:
+    """The point that `RESOURCE@WHEN` names; UsageError otherwise. DamageError where the newest is asked for and may be one of `rejected`."""
     selector = parse_selector(text)
-    return choose(points, selector.resource, selector.when, parse_when)
+    return choose(points, selector.resource, selector.when, parse_when, rejected)
+
+
+def pick(vault: Vault, *texts: str) -> list[Point]:
+    """The points of a vault that the texts name; what is no valid point is warned of. Raises as `select` does."""
+    points, rejected = vault.points()
+    for one in rejected:
+        vault.ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
+    return [select(points, text, rejected) for text in texts]
 
 
 def member_of(point: Point, resource: str) -> Member:
@@ -95,11 +103,10 @@ class Difference:
         return sum(end - start for start, end in self.ranges)
 
 
-def diff_points(vault: Vault, points: list[Point], left: str, right: str) -> Difference:
-    """Compare two points by their block ids; no data is read."""
-    pair = [(select(points, text), parse_selector(text).resource) for text in (left, right)]
-    (old, old_name), (new, new_name) = pair
-    before, after = member_of(old, old_name), member_of(new, new_name)
+def diff_points(vault: Vault, pair: Sequence[Point], left: str, right: str) -> Difference:
+    """Compare two points, which the texts named, by their block ids; no data is read."""
+    old, new = pair
+    before, after = member_of(old, parse_selector(left).resource), member_of(new, parse_selector(right).resource)
     same_ids = (
         old.dedup_key == new.dedup_key and before.block_size == after.block_size and before.page_refs == after.page_refs
     )

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from safehold.app.files import tree_path
-from safehold.app.points import member_of, parse_selector, select
+from safehold.app.points import member_of, parse_selector, pick
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
 from safehold.ports.blocks import MutableBlocks
@@ -88,10 +88,7 @@ def plan_restore(
 ) -> RestorePlan:
     """UsageError where the selector names nothing that can be restored."""
     parsed = parse_selector(selector)
-    points, rejected = vault.points()
-    for one in rejected:
-        vault.ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
-    point = select(points, selector)
+    (point,) = pick(vault, selector)
     member = member_of(point, parsed.resource)
     if member.kind not in ("volume", "tree", "stream"):
         raise UsageError(f"a {member.kind} cannot be restored", on=selector, remedy="use a newer safehold")

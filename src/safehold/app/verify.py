@@ -82,7 +82,7 @@ def verify_points(
 ) -> Findings:
     """Verify one point or all of them. Problems of the vault as a whole are findings too."""
     points, rejected = vault.points(fresh=True)
-    chosen = [select(points, selector)] if selector else points
+    chosen = [select(points, selector, rejected)] if selector else points
     ctx.progress.start("verify", sum(member.size for point in chosen for member in point.body.members))
     findings = (verify_data if depth is Depth.DATA else verify_structure)(vault, chosen, ctx)
     ctx.progress.done()

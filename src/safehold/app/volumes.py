@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from safehold.app.backup import Host
-from safehold.app.points import member_of, parse_selector, select
+from safehold.app.points import member_of, parse_selector, pick, select
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader, discard
 from safehold.blocks.directory import VolumeDirectory, check_name
@@ -103,7 +103,7 @@ class VolumeService:
             _check_size(name, size)
             return self.directory.create(record, (), ())
         opened = self._open_vault(vault)
-        point = select(opened.points()[0], origin)
+        (point,) = pick(opened, origin)
         member = member_of(point, parse_selector(origin).resource)
         if member.kind != "volume":
             raise UsageError(f"a {member.kind} is no disk", on=origin, remedy="restore it: safehold restore")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from safehold.app.files import FileChange, diff_files
-from safehold.app.points import diff_points, member_of, parse_selector, select
-from safehold.cli.points import read_points
+from safehold.app.points import diff_points, member_of, parse_selector, pick
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.model.shown import printable
 from safehold.model.units import format_size
@@ -28,11 +27,11 @@ def diff(
     """What changed from point OLD to point NEW: blocks of a disk, or files of a tree (with :PATH, below it); no data is read."""
     with Run.begin() as run:
         opened = run.open(access)
-        found = read_points(opened, run.ctx)
-        if member_of(select(found, new), parse_selector(new).resource).kind == "tree":
-            _show_files(list(diff_files(opened, found, old, new)), as_json=as_json)
+        pair = pick(opened, old, new)
+        if member_of(pair[1], parse_selector(new).resource).kind == "tree":
+            _show_files(list(diff_files(opened, pair, old, new)), as_json=as_json)
             return
-        difference = diff_points(opened, found, old, new)
+        difference = diff_points(opened, pair, old, new)
     if as_json:
         print_json(
             {

@@ -11,7 +11,6 @@ import click
 
 from safehold.app.files import cat as write_content
 from safehold.app.files import find_files, list_files, open_place
-from safehold.cli.points import read_points
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.compose.patterns import path_matcher
 from safehold.model.errors import UsageError
@@ -31,7 +30,7 @@ def ls(selector: str, recursive: bool, access: Access, as_json: bool) -> None:
     """List a directory of a point."""
     with Run.begin() as run:
         opened = run.open(access)
-        place = open_place(opened, read_points(opened, run.ctx), selector)
+        place = open_place(opened, selector)
         _show(list_files(place, recursive=recursive), as_json=as_json, paths=recursive)
 
 
@@ -49,7 +48,7 @@ def find(selector: str, patterns: tuple[str, ...], print0: bool, access: Access,
     assert fits is not None
     with Run.begin() as run:
         opened = run.open(access)
-        found = find_files(open_place(opened, read_points(opened, run.ctx), selector), fits)
+        found = find_files(open_place(opened, selector), fits)
         if print0:
             for one in found:
                 sys.stdout.buffer.write(b"/" + one.path + b"\0")
@@ -70,7 +69,7 @@ def cat(selector: str, access: Access) -> None:
             run.ctx.cancel.check()
             out.write(data)
 
-        write_content(opened, read_points(opened, run.ctx), selector, write)
+        write_content(opened, selector, write)
         out.flush()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from safehold.app.points import diff_points, member_of, parse_selector, select
+from safehold.app.points import diff_points, member_of, parse_selector, pick
 from safehold.cli.lazy import LazyGroup
 from safehold.cli.quantities import size_of
 from safehold.cli.running import (
@@ -233,12 +233,12 @@ def changed(old: str, new: str, access: Access, as_json: bool) -> None:
     """List the byte ranges that differ between two points of a volume: data@A data@B."""
     with Run.begin() as run:
         opened = run.open(access)
-        found = opened.points()[0]
-        for text in (old, new):
-            kind = member_of(select(found, text), parse_selector(text).resource).kind
+        pair = pick(opened, old, new)
+        for text, found in zip((old, new), pair, strict=True):
+            kind = member_of(found, parse_selector(text).resource).kind
             if kind != "volume":
                 raise UsageError(f"this is a {kind} and no disk", on=text, remedy=f"safehold diff {old} {new}")
-        difference = diff_points(opened, found, old, new)
+        difference = diff_points(opened, pair, old, new)
     if as_json:
         print_json({"changed": difference.changed, "ranges": [list(one) for one in difference.ranges]})
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -200,19 +200,24 @@ class Catalogue:
 
 
 def choose(
-    points: Iterable[Point], resource: str, when: str, parse_time: Callable[[str], tuple[float, float]]
+    points: Iterable[Point],
+    resource: str,
+    when: str,
+    parse_time: Callable[[str], tuple[float, float]],
+    rejected: Iterable[Rejected] = (),
 ) -> Point:
     """The point of `resource` that `when` names.
 
     `latest` is the newest; a time names the newest point not after it, a day or minute the newest within it; anything
     else is the start of a point's id. `parse_time` gives the first and last instant that a time text covers, or
-    raises ValueError. UsageError where nothing or more than one fits.
+    raises ValueError. UsageError where nothing or more than one fits; DamageError where the newest may be among `rejected`, which only an id gets
+    past.
     """
     mine = [p for p in points if resource in p.resources or not resource]
     if not mine:
         raise UsageError("no points of this resource", on=resource, remedy="see what there is: safehold points")
     if when == "latest":
-        return mine[-1]
+        return _the_newest(mine, float("inf"), rejected)
     matching = [p for p in mine if p.id.startswith(when.lower())] if _is_hex(when) else []
     if len(matching) == 1:
         return matching[0]
@@ -229,7 +234,21 @@ def choose(
         raise UsageError(
             f"no point as old as {when}", on=resource, remedy=f"see what there is: safehold points {resource}"
         )
-    return before[-1]
+    return _the_newest(before, last, rejected)
+
+
+def _the_newest(points: Sequence[Point], last: float, rejected: Iterable[Rejected]) -> Point:
+    """The last of `points`, unless what cannot be read may be a newer one, of the time `last` at the latest: nobody is given an older state than was
+    asked for without having said so.
+    """
+    newest = points[-1]
+    for one in rejected:
+        if one.sid and not (one.void or one.barred) and newest.time < one.time <= last:
+            raise DamageError(
+                f"a newer point cannot be read, and may be the one that is asked for ({one.reason})",
+                remedy=f"the newest that can be read is {newest.resources[0]}@{newest.id[:8]}: name it so; for the other see safehold verify",
+            )
+    return newest
 
 
 def _is_hex(text: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from safehold.app.verify import Depth, verify_next, verify_points
 from safehold.objects.memory import MemoryStore
 from safehold.ports.store import Stamp
-from safehold.vault.gc import prune as steps
+from safehold.vault.gc import listed
 from safehold.vault.gc.link import add_link
 from safehold.vault.gc.prune import Prune
 from safehold.vault.gc.report import PruneReport
@@ -161,7 +161,7 @@ def test_rubbish_beside_old_records_stops_no_prune(tmp_path: Path, monkeypatch: 
     world.back_up(contents("b"), "one")
     expire(world, "one")
     # Old is what was there before the prune.
-    monkeypatch.setattr(steps, "LISTED", -10.0)
+    monkeypatch.setattr(listed, "LISTED", -10.0)
     assert prune(world).deleted
 
 

@@ -309,6 +309,20 @@ def test_full_disk(tmp_path: Path) -> None:
         assert program.json("verify", "--data")["ok"]
         program.run("restore", "small@latest", "--to", tmp_path / "back.img")
         same(small, tmp_path / "back.img")
+        for number in range(3):
+            # Whatever is tried, what gives room back has some.
+            other = make_disk(
+                tmp_path / f"{number}.img", "".join(map(chr, range(0x5000 + 48 * number, 0x5030 + 48 * number)))
+            )
+            program.run("backup", other, code=5)
+        before = shutil.disk_usage(mounted).free
+        program.run("point", "expire", "small@latest", "--yes", "--even-last")
+        assert "deleted" in program.run("vault", "prune").stdout
+        assert shutil.disk_usage(mounted).free > before + 1_000_000
+        with open(mounted / "of others", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        assert "could not be noted" in program.run("verify", "--data").stderr
     finally:
         subprocess.run(["umount", mounted], check=True)
 

@@ -15,8 +15,7 @@ from safehold.ports.store import Store
 from safehold.testing.fault_store import Killed
 from safehold.testing.interleave import InterleavedStore
 from safehold.vault.catalogue import Point
-from safehold.vault.gc import prune as steps
-from safehold.vault.gc import runs
+from safehold.vault.gc import listed, runs
 from safehold.vault.gc.prune import Prune
 from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession
@@ -152,7 +151,7 @@ def test_a_prune_that_stopped_in_the_middle_is_not_forgotten_after_the_listing_t
         prune(world, store=_StopsAtRuns(world.store))  # type: ignore[arg-type]
     assert packs(world) == set()
     # Thirty days later.
-    monkeypatch.setattr(steps, "LISTED", 0.0)
+    monkeypatch.setattr(listed, "LISTED", 0.0)
     world.back_up(contents("b"), "other")
     expire(world, "other")
     with pytest.raises(Killed):

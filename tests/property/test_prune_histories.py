@@ -20,7 +20,7 @@ from safehold.ports.store import Store
 from safehold.recovery.disk import Losses, write_disk
 from safehold.testing.fault_store import Killed
 from safehold.testing.interleave import InterleavedStore
-from safehold.vault.gc import prune, runs
+from safehold.vault.gc import listed, runs
 from safehold.vault.gc.preview import Preview
 from safehold.vault.gc.prune import Prune
 from safehold.vault.gc.sessions import OpenSession
@@ -50,7 +50,7 @@ class History:
         self.busy: list[int] = []
         self.fencing = self.rng.choice([0.0, 0.0, 0.3, 1.0])
         # Years in a moment: dead names leave the chain at once, and runs are made into base runs always.
-        self.listed = self.rng.choice([0.0, prune.LISTED])
+        self.listed = self.rng.choice([0.0, listed.LISTED])
         self.runs = self.rng.choice([0, 3, 128])
         self.pool = CONTENTS[: self.rng.choice([1, 2, 10])]
         self.story: list[str] = []
@@ -202,7 +202,7 @@ def failures(seeds: range, most: int = 1) -> list[str]:
             history = History(Path(folder), seed)
             try:
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(prune, "LISTED", history.listed)
+                    patch.setattr(listed, "LISTED", history.listed)
                     patch.setattr(runs, "MOST_RUNS", history.runs)
                     patch.setattr(runs, "_SHARD_ROWS", 7)
                     history.play()

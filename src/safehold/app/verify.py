@@ -11,7 +11,7 @@ import msgspec
 from safehold.app.points import select
 from safehold.app.sharing import warn_of_shared_names
 from safehold.model.context import Context
-from safehold.model.errors import UsageError
+from safehold.model.errors import StoreError, UsageError
 from safehold.model.remembered import keep, recall
 from safehold.recovery.rolling import ReadLog, Rolled, verify_rolling
 from safehold.recovery.verify import Finding, Findings, verify_data, verify_structure
@@ -150,7 +150,14 @@ def _demand_second_copy(vault: Vault) -> None:
 
 
 def _note_proofs(vault: Vault, points: Sequence[Point], findings: Findings) -> None:
-    """Note of each point without findings that all of it was read; at most once a day."""
+    """Note of each point without findings that all of it was read; at most once a day. Where the vault cannot be written to, a warning says so."""
+    try:
+        _add_proofs(vault, points, findings)
+    except StoreError as error:
+        vault.ctx.progress.warn(f"that all of it was read could not be noted in the vault: {error}")
+
+
+def _add_proofs(vault: Vault, points: Sequence[Point], findings: Findings) -> None:
     notes = vault.notes()
     facts = notes.facts()
     bad = {finding.point for finding in findings.found}

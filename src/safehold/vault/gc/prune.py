@@ -17,10 +17,10 @@ from pathlib import Path
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, ObjectNotFound, StoreFull, UsageError
-from safehold.vault.bounds import check_size, largest_pack
+from safehold.vault.bounds import largest_pack
 from safehold.vault.catalogue import Point
-from safehold.vault.envelope import decode, open_object
 from safehold.vault.gc.link import add_link
+from safehold.vault.gc.listed import long_listed
 from safehold.vault.gc.mark import Chosen, IdSorter, choose, reaches, walk
 from safehold.vault.gc.repack import live_in, repack, worth_moving
 from safehold.vault.gc.report import PruneReport
@@ -38,9 +38,6 @@ __all__ = ["Prune"]
 
 _Good = Callable[[bytes, Location], bool]
 """Whether a chunk can be had at a place."""
-
-LISTED = 30 * 86400.0
-"""Seconds that dead packs and absorbed runs stay named in the chain."""
 
 _MOST_RACES = 10
 
@@ -345,6 +342,7 @@ class Prune:
         # The packs come after the runs: one that a listed run names and that is not there was deleted, and is not merely younger.
         # What an earlier prune deleted is not there either, whoever names it again.
         alive = frozenset(self._packs().keys() - dead - set(record.dead))
+        left = False
         for domain, (locator, index_key, listed) in runs.items():
             known = {run.name for run in base}
             ended = [
@@ -353,11 +351,17 @@ class Prune:
                 if name not in absorbed and (name.split("/")[1], name.split("/")[2].rpartition("-")[0]) not in open_now
             ]
             unlisted = frozenset(n for n in ended if n.split("/")[1] == domain.hex() and n not in known)
-            done = absorb(locator, ended, unlisted, alive, self._owner, index_key, self._scratch)
+            try:
+                done = absorb(locator, ended, unlisted, alive, self._owner, index_key, self._scratch)
+            except StoreFull as error:
+                # The runs do as they are: what they say of dead packs the chain corrects, and there is room once those are gone.
+                self._ctx.progress.warn(f"index runs are left as they are until there is room: {error}")
+                left = True
+                continue
             base = [run for run in base if run.name not in done.runs] + list(done.base)
             absorbed += done.runs
         self.report.absorbed = len(absorbed) - len(record.absorbed)
-        old_dead, old_absorbed = self._long_listed(record)
+        old_dead, old_absorbed = (set(), set()) if left else long_listed(self._vault, record, self._now())
         changes = {
             "condemned": (),
             "awaited": None,
@@ -373,22 +377,6 @@ class Prune:
         self.report.deleted = sum(packs.get(name, 0) for name in dead)
         self.report.deleted_packs = len(dead & packs.keys())
         return self._record(self._chain())
-
-    def _long_listed(self, record: GcRecord) -> tuple[set[str], set[str]]:
-        """Names listed as dead or absorbed for long enough, whose objects are gone: a run that an interrupted prune left would count again."""
-        now = self._now()
-        for stamp in reversed(list(self._store.list(Kind.GC.prefix + "/"))):
-            if kind_of(stamp.name) is Kind.GC and stamp.time < now - LISTED:
-                try:
-                    check_size(stamp)
-                    old = decode(open_object(stamp.name, self._store.get(stamp.name)).payload, GcRecord, stamp.name)
-                except (DamageError, ObjectNotFound):
-                    # An older one does as well: what it lists has been listed for longer.
-                    continue
-                runs = {stamp.name for stamp in self._store.list(Kind.INDEX.prefix + "/")}
-                dead = (set(old.dead) & set(record.dead)) - self._packs().keys()
-                return dead, (set(old.absorbed) & set(record.absorbed)) - runs
-        return set(), set()
 
     def _delete(self, record: GcRecord) -> None:
         """P7. What is there of everything that the record calls dead and absorbed, so that what another prune left undone is done too."""

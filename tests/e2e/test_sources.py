@@ -125,3 +125,20 @@ def test_qcow2_under_another_name_is_refused(program: Program, vault: Path, tmp_
     # A raw disk is none, whatever it is called.
     (tmp_path / "raw.img").write_bytes(b"QFI" + bytes(5000))
     program.run("backup", tmp_path / "raw.img")
+
+
+def test_the_vault_goes_neither_into_itself_nor_is_it_restored_over(
+    program: Program, vault: Path, tmp_path: Path
+) -> None:
+    for place in (vault, vault / "packs", f"tree:{vault}", f"{tmp_path}/other/../{vault.name}"):
+        assert "the vault itself" in program.run("backup", place, code=2).stderr
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"x" * 70_000)
+    program.run("backup", disk)
+    before = sorted(path for path in vault.rglob("*") if path.parent.name != "notes")
+    for place in (vault, vault / "packs" / "disk.img"):
+        assert (
+            "in the vault itself" in program.run("restore", "disk@latest", "--to", place, "--overwrite", code=2).stderr
+        )
+    assert sorted(path for path in vault.rglob("*") if path.parent.name != "notes") == before
+    program.run("restore", "disk@latest", "--to", f"{vault}.img")

@@ -12,7 +12,7 @@ from safehold.app.restore import restore as carry_out
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.cli.volume import restore_to_volume
 from safehold.compose.patterns import path_matcher
-from safehold.compose.targets import check_target, look_below, open_target, open_tree_target
+from safehold.compose.targets import check_target, keep_out, look_below, open_target, open_tree_target
 from safehold.model.errors import PartialError, UsageError
 from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_rate, format_size, format_time
@@ -82,6 +82,7 @@ def restore(
     mode = RestoreMode.DELTA if delta else RestoreMode.OVERWRITE if overwrite else RestoreMode.NEW
     with Run.begin() as run:
         opened = run.open(access)
+        keep_out(target, opened.store.url)
         plan = plan_restore(opened, selector, target, mode, path_matcher(include, "--include"))
         if dry_run and plan.kind == "tree":
             check_target(plan)

@@ -16,7 +16,7 @@ from safehold.compose.patterns import path_matcher
 from safehold.compose.plugins import installed_sources
 from safehold.model.errors import UsageError
 from safehold.model.resource import ResourceRef
-from safehold.objects.location import local_place
+from safehold.objects.location import local_place, within
 from safehold.ports.source import Source
 
 __all__ = ["Sources", "TreeOptions"]
@@ -39,6 +39,7 @@ class Sources:
 
     def __init__(self, options: TreeOptions, paths: Paths, vault: str) -> None:
         """`vault` is the vault's address: a tree that holds the vault does not go into it. UsageError for a broken pattern."""
+        self._vault = vault
         exclude = path_matcher(options.exclude, "--exclude")
         own = [paths.cache, paths.state, *local_place(vault)]
         never = frozenset(os.path.realpath(os.fsencode(path)) for path in own)
@@ -47,7 +48,13 @@ class Sources:
         self._all: tuple[Source, ...] = (StreamSource(), self._files, DiskSource())
 
     def resolve(self, spec: str) -> tuple[Source, ResourceRef]:
-        """The source that takes `spec`; UsageError where none does."""
+        """The source that takes `spec`; UsageError where none does, and for the vault itself."""
+        if spec != "-" and within(spec.removeprefix("tree:").removeprefix("volume:"), self._vault):
+            raise UsageError(
+                "this is the vault itself, which would grow with every backup of it",
+                on=spec,
+                remedy="for a second copy, copy its directory with a tool for files while no backup runs",
+            )
         for source in self._all:
             ref = source.resolve(spec)
             if ref is not None:

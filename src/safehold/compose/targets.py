@@ -8,10 +8,12 @@ from safehold.adapters.files.destination import check_directory, open_directory
 from safehold.adapters.files.view import open_view
 from safehold.adapters.image.target import check_existing, check_new, open_existing, open_new
 from safehold.app.restore import RestoreMode, RestorePlan
+from safehold.model.errors import UsageError
+from safehold.objects.location import within
 from safehold.ports.blocks import MutableBlocks
 from safehold.ports.tree import TreeTarget, TreeView
 
-__all__ = ["check_target", "look_below", "open_target", "open_tree_target"]
+__all__ = ["check_target", "keep_out", "look_below", "open_target", "open_tree_target"]
 
 
 def open_target(path: str, size: int, mode: RestoreMode) -> AbstractContextManager[MutableBlocks]:
@@ -21,6 +23,12 @@ def open_target(path: str, size: int, mode: RestoreMode) -> AbstractContextManag
     if mode is RestoreMode.NEW:
         return open_new(path, size)
     return open_existing(path, size)
+
+
+def keep_out(target: str, vault: str) -> None:
+    """UsageError where a target lies in the vault's own directory."""
+    if within(target, vault):
+        raise UsageError("this is in the vault itself, which it would spoil", on=target, remedy="restore elsewhere")
 
 
 def check_target(plan: RestorePlan) -> None:

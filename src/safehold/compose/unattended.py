@@ -238,4 +238,6 @@ def write_metrics(path: Path, results: Sequence[Result], asked: Sequence[Job], c
         fresh.chmod(0o644)
         fresh.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         ctx.progress.warn(f"the metrics cannot be written ({error})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -11,7 +12,7 @@ from safehold.objects.endpoint import s3_endpoint
 from safehold.objects.local import LocalStore
 from safehold.ports.store import Store
 
-__all__ = ["UPLOAD_BUDGET", "full_address", "local_place", "open_store"]
+__all__ = ["UPLOAD_BUDGET", "full_address", "local_place", "open_store", "within"]
 
 UPLOAD_BUDGET = 192 * 1024 * 1024
 """Bytes being uploaded at once by a process, over all of its sessions."""
@@ -37,6 +38,14 @@ def local_place(url: str) -> list[Path]:
     if urlsplit(url).scheme == "file":
         return [Path(unquote(urlsplit(url).path))]
     return [Path(url).expanduser()] if url and "://" not in url else []
+
+
+def within(path: str, url: str) -> bool:
+    """Whether a path is a vault's own directory on this machine, or lies in it."""
+    real = os.path.realpath(path)
+    return any(
+        os.path.commonpath([real, os.path.realpath(place)]) == os.path.realpath(place) for place in local_place(url)
+    )
 
 
 def full_address(url: str) -> str:

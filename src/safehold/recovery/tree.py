@@ -54,7 +54,7 @@ class FileLosses:
             raise DamageError(
                 f"cannot be read whole: {reason}",
                 on=printable(path),
-                remedy="restore another point, or go on without it: --salvage",
+                remedy="restore another point, or go on without it: --salvage, with --delta for what is there already",
             )
 
     def add_gap(self, gap: Gap) -> None:
@@ -65,7 +65,7 @@ class FileLosses:
             raise DamageError(
                 f"cannot be read: {gap.reason}",
                 on=gap.told,
-                remedy="restore another point, or go on without them: --salvage",
+                remedy="restore another point, or go on without them: --salvage, with --delta for what is there already",
             )
 
 

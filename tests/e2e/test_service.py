@@ -320,3 +320,17 @@ def test_a_web_address_is_told(program: Program, place: Path, tmp_path: Path, li
     done = program.run("service", "run", "--config", place, "--all", code=2)
     assert "nobody could be told of the failure" in done.stderr
     assert "ok      prune main" in done.stdout
+
+
+def test_what_a_command_writes(program: Program, place: Path, tmp_path: Path) -> None:
+    program.passphrase = False
+    text = place.read_text()
+    place.write_text(text.replace("  gone:", f'  dump: {{command: "cat {tmp_path}/disk.img", plan: often}}\n  gone:'))
+    assert "dump: what 'cat " in program.run("config", "check", "--config", place, code=1).stdout
+    steps = program.json("service", "run", "--config", place, code=2)["steps"]
+    assert ("backup", "dump", 0) in [(s["step"], s["on"], s["code"]) for s in steps]
+    place.write_text(text.replace("  gone:", '  dump: {command: "false", plan: often}\n  gone:'))
+    steps = program.json("service", "run", "--all", "--config", place, code=2)["steps"]
+    assert ("backup", "dump", 1) in [(s["step"], s["on"], s["code"]) for s in steps]
+    program.passphrase = True
+    assert len(program.json("points", "dump")["points"]) == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,40 @@ def test_the_vault_goes_neither_into_itself_nor_is_it_restored_over(
         )
     assert sorted(path for path in vault.rglob("*") if path.parent.name != "notes") == before
     program.run("restore", "disk@latest", "--to", f"{vault}.img")
+
+
+def test_what_a_program_writes(program: Program, vault: Path, tmp_path: Path) -> None:
+    """Kept where it ends well; of one that fails, is killed or writes nothing there is no point, and the one before stays the newest."""
+    data = bytes(range(256)) * 9000
+    (tmp_path / "data").write_bytes(data)
+    dump = tmp_path / "dump it"
+    dump.write_text(f"#!/bin/sh\ncat {tmp_path}/data\n")
+    dump.chmod(0o700)
+    spec = f"command:'{dump}' --all"
+    assert program.json("backup", spec, "--name", "dump")["points"][0]["size"] == len(data)
+    for end in ("exit 3", "kill -9 $$"):
+        dump.write_text(f"#!/bin/sh\nhead -c 1500000 {tmp_path}/data\n{end}\n")
+        said = program.run("backup", spec, "--name", "dump", code=1).stderr
+        assert ("exit code 3" if "3" in end else "SIGKILL") in said
+        assert "nothing that it wrote is kept" in said
+    dump.write_text("#!/bin/sh\n")
+    assert "wrote nothing" in program.run("backup", spec, "--name", "dump", code=1).stderr
+    assert "cannot be started" in program.run("backup", f"command:{tmp_path}/none", "--name", "dump", code=1).stderr
+    assert "no command" in program.run("backup", "command:it's", "--name", "dump", code=2).stderr
+    assert "--name" in program.run("backup", spec, code=2).stderr
+    assert len(program.json("points", "dump")["points"]) == 1
+    program.run("restore", "dump@latest", "--to", tmp_path / "back")
+    same(tmp_path / "data", tmp_path / "back")
+
+
+def test_a_program_ends_with_the_backup_that_started_it(program: Program, vault: Path, tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    endless.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nwhile sleep 0.1; do echo more; done\n")
+    endless.chmod(0o700)
+    running = program.start("backup", f"command:{endless}", "--name", "endless")
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith("\n"):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()

@@ -147,6 +147,7 @@ def test_rubbish_anywhere_is_named_or_does_no_harm(tmp_path: Path) -> None:
         "require": "crash",
     }
     whole["resources"]["db"] = {"volumes": ["data"], "plan": "nightly", "brackets": ["fsfreeze:/a"]}
+    whole["resources"]["dump"] = {"command": "pg_dump orders", "plan": "nightly"}
     whole["plans"]["nightly"]["on_failure"] = {"command": "/bin/true", "webhook": "https://example.org"}
     paths = find_paths({"SAFEHOLD_HOME": str(tmp_path)}, 0)
     refused = taken = 0

@@ -82,7 +82,8 @@ def backup(
     as_json: bool,
 ) -> int:
     """Back up each SOURCE: a directory (tree:PATH takes a single file too), a raw or qcow2 image or a block device (volume:PATH forces
-    that), or - for standard input, which needs a --name.
+    that), - for standard input, or command:PROGRAM for what a program writes, of which nothing is kept unless it ends well; both
+    need a --name.
 
     With several sources, one that fails does not stop the others; the worst exit code wins. Files that cannot be read are named, and the
     point is partial (exit code 3).
@@ -166,7 +167,7 @@ def _resolve(found: Sources, specs: Sequence[str], name: str | None) -> tuple[So
             )
         ref = replace(ref, name=name, chosen=True)
     if ref.name == "-":
-        raise UsageError("standard input has no name", on="-", remedy="give it one with --name")
+        raise UsageError("this has no name of its own", on=specs[0], remedy="give it one with --name")
     return source, ref
 
 

@@ -46,6 +46,9 @@ resources:
   #   paths: [/srv/www, /var/lib/www]
   #   exclude: ['*.tmp', '**/cache/**']
   #   plan: nightly
+  # orders:
+  #   command: pg_dump --format=custom orders   # what it writes, if it ends well
+  #   plan: nightly
   # db:
   #   volumes: [db-data, db-log]             # live volumes, sealed at one instant
   #   brackets: ['fsfreeze:/srv/db']         # made quiet for that moment
@@ -151,7 +154,8 @@ def check(path: Path | None, as_json: bool) -> int:
     for job in asked:
         settings = found.resources[job.resource]
         plan = found.plans[settings.plan]
-        what = ", ".join(settings.paths or [f"volume {name}" for name in settings.volumes])
+        volumes = [f"volume {name}" for name in settings.volumes]
+        what = ", ".join(settings.paths or volumes or [f"what {settings.command!r} writes"])
         print(f"{job.resource}: {what} into {job.vault}, {plan.at or f'every {plan.every}'}")
     for line in lacking:
         print(f"lacking: {line}")

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
+from safehold.compose.fields import Fault, line_of, refuse_doubles, refuse_unusable
 from safehold.compose.patterns import path_matcher
 from safehold.model.errors import UsageError
 from safehold.model.resource import can_be_chosen
@@ -39,13 +40,14 @@ class VaultSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is backed up: one disk, or files and directories and what of them is left out, or live volumes, sealed at one instant. `brackets`
-    make it quiet meanwhile, for at most `downtime`.
+    """What is backed up: one disk, or files and directories and what of them is left out, or live volumes, sealed at one instant, or what a
+    `command` writes. `brackets` make it quiet meanwhile, for at most `downtime`.
     """
 
     plan: str
     paths: list[str] = []
     volumes: list[str] = []
+    command: str = ""
     vault: str = ""
     exclude: list[str] = []
     exclude_caches: bool = False
@@ -162,12 +164,6 @@ def _some_time(text: str) -> float:
     return span
 
 
-class _Fault(Exception):
-    def __init__(self, path: tuple[str, ...], what: str, remedy: str = "") -> None:
-        super().__init__(what)
-        self.path, self.what, self.remedy = path, what, remedy
-
-
 def load_configuration(path: Path) -> Configuration:
     """Read and check the file. UsageError with the line and the field of the first thing that is wrong."""
     try:
@@ -195,47 +191,49 @@ def load_configuration(path: Path) -> Configuration:
             f"is no YAML ({getattr(error, 'problem', error)})", on=f"{path}{line}", remedy="correct that line"
         ) from error
     try:
-        _refuse_doubles(root)
-        _refuse_unusable(root)
+        refuse_doubles(root)
+        refuse_unusable(root)
         return _check(plain)
-    except _Fault as fault:
+    except Fault as fault:
         where = ".".join(fault.path) or "file"
         raise UsageError(
-            f"{where}: {fault.what}", on=f"{path}:{_line(root, fault.path)}", remedy=fault.remedy or "correct that line"
+            f"{where}: {fault.what}",
+            on=f"{path}:{line_of(root, fault.path)}",
+            remedy=fault.remedy or "correct that line",
         ) from None
 
 
 def _check(plain: Any) -> Configuration:
     if not isinstance(plain, dict):
-        raise _Fault((), "holds no settings", "begin with: version: 1")
+        raise Fault((), "holds no settings", "begin with: version: 1")
     if plain.get("version") != 1:
-        raise _Fault(("version",), "this program reads version 1", "write version: 1")
+        raise Fault(("version",), "this program reads version 1", "write version: 1")
     try:
         found = msgspec.convert(plain, Configuration)
     except msgspec.ValidationError as error:
         raise _translated(error, plain) from None
     if not found.vaults:
-        raise _Fault(("vaults",), "there is none")
+        raise Fault(("vaults",), "there is none")
     for name, vault in found.vaults.items():
         ways = [w for w in ("passphrase_file", "passphrase_command", "kit", "identity", "writer") if getattr(vault, w)]
         if len(ways) != 1:
-            raise _Fault(("vaults", name), "give one way to open it", "passphrase_file: /etc/safehold/passphrase")
+            raise Fault(("vaults", name), "give one way to open it", "passphrase_file: /etc/safehold/passphrase")
         for variable in vault.environment:
             if not variable or "=" in variable:
-                raise _Fault(("vaults", name, "environment"), f"{variable!r} is no name of a variable")
+                raise Fault(("vaults", name, "environment"), f"{variable!r} is no name of a variable")
         _check_place(("vaults", name, "place"), vault.place)
         for way in ways:
             if way != "passphrase_command":
                 _whole(("vaults", name, way), os.path.expanduser(getattr(vault, way)))
     for name, resource in found.resources.items():
         if not can_be_chosen(name):
-            raise _Fault(("resources", name), "a name is of printable characters other than @")
+            raise Fault(("resources", name), "a name is of printable characters other than @")
         _known(("resources", name, "plan"), resource.plan, found.plans)
         if resource.vault or len(found.vaults) > 1:
             _known(("resources", name, "vault"), resource.vault, found.vaults)
         _check_resource(("resources", name), resource)
         if resource.require not in ("", "none", "crash", "filesystem", "application"):
-            raise _Fault(
+            raise Fault(
                 ("resources", name, "require"), f"{resource.require!r} is none of none, crash, filesystem, application"
             )
     for name, plan in found.plans.items():
@@ -243,13 +241,13 @@ def _check(plain: Any) -> Configuration:
             try:
                 read()
             except ValueError as error:
-                raise _Fault(("plans", name, *field), str(error)) from None
+                raise Fault(("plans", name, *field), str(error)) from None
         command = _words(("plans", name, "on_failure", "command"), plan.on_failure.command)
         if command and "/" in command[0]:
             _whole(("plans", name, "on_failure", "command"), command[0])
         webhook = plan.on_failure.webhook
         if webhook and not re.match(r"https://|http://(127\.\d+\.\d+\.\d+|localhost)[:/]", webhook):
-            raise _Fault(("plans", name, "on_failure", "webhook"), "is not encrypted", "use an https:// address")
+            raise Fault(("plans", name, "on_failure", "webhook"), "is not encrypted", "use an https:// address")
     if found.metrics:
         _whole(("metrics",), found.metrics)
     return found
@@ -272,7 +270,7 @@ def _readings(plan: PlanSettings) -> Iterator[tuple[tuple[str, ...], Callable[[]
 def _whole(path: tuple[str, ...], place: str) -> None:
     """A path that means the same whatever directory the program is started in: a timer's is another than a shell's."""
     if not os.path.isabs(place):
-        raise _Fault(path, f"{place!r} does not begin with a slash", "write the whole path")
+        raise Fault(path, f"{place!r} does not begin with a slash", "write the whole path")
 
 
 def _check_place(path: tuple[str, ...], place: str) -> None:
@@ -281,59 +279,70 @@ def _check_place(path: tuple[str, ...], place: str) -> None:
         for local in local_place(place):
             _whole(path, str(local))
     except (ValueError, RuntimeError) as error:
-        raise _Fault(path, f"is no address of a vault ({error})") from None
+        raise Fault(path, f"is no address of a vault ({error})") from None
     if not place or ("://" in place and (parts.scheme not in ("s3", "file") or not (parts.netloc or parts.path))):
-        raise _Fault(path, f"{place!r} is no address of a vault", "write s3://bucket/prefix, or a directory")
+        raise Fault(path, f"{place!r} is no address of a vault", "write s3://bucket/prefix, or a directory")
     if parts.scheme == "s3" and not parts.netloc:
-        raise _Fault(path, "there is no bucket in it", "write s3://bucket/prefix")
+        raise Fault(path, "there is no bucket in it", "write s3://bucket/prefix")
 
 
 def _words(path: tuple[str, ...], command: str) -> list[str]:
     try:
         return shlex.split(command)
     except ValueError as error:
-        raise _Fault(path, f"is no command ({error})") from None
+        raise Fault(path, f"is no command ({error})") from None
 
 
 def _check_resource(path: tuple[str, ...], resource: ResourceSettings) -> None:
-    if bool(resource.paths) == bool(resource.volumes):
-        raise _Fault(path, "give one of paths and volumes", "paths: [/etc], or volumes: [data]")
+    if sum(map(bool, (resource.paths, resource.volumes, resource.command))) != 1:
+        raise Fault(
+            path,
+            "give one of paths, volumes and command",
+            "paths: [/etc], or volumes: [data], or command: pg_dump orders",
+        )
+    if resource.command and not _words((*path, "command"), resource.command):
+        raise Fault((*path, "command"), "names no program")
     for place in resource.paths:
         _whole((*path, "paths"), os.path.expanduser(place.removeprefix("tree:").removeprefix("volume:")))
     try:
         path_matcher(resource.exclude, "exclude")
     except UsageError as error:
-        raise _Fault((*path, "exclude"), error.what) from None
-    for field in ("exclude", "exclude_caches", "one_file_system", "downtime") if resource.volumes else ():
+        raise Fault((*path, "exclude"), error.what) from None
+    of_files = ("exclude", "exclude_caches", "one_file_system")
+    senseless = (*of_files, "downtime") if resource.volumes else (*of_files, "brackets") if resource.command else ()
+    for field in senseless:
         if getattr(resource, field):
-            raise _Fault((*path, field), "says nothing of volumes", "leave it out")
+            what = "volumes" if resource.volumes else "commands"
+            raise Fault((*path, field), f"says nothing of {what}", "leave it out")
+    if resource.command and resource.require not in ("", "none"):
+        raise Fault((*path, "require"), "what a program writes proves nothing of itself", "leave it out")
     if resource.downtime and not resource.brackets:
-        raise _Fault((*path, "downtime"), "a downtime of what?", "say what is made quiet: brackets: ['readonly:/srv']")
+        raise Fault((*path, "downtime"), "a downtime of what?", "say what is made quiet: brackets: ['readonly:/srv']")
     try:
         for bracket in resource.brackets:
             parse_bracket(bracket)
     except UsageError as error:
-        raise _Fault((*path, "brackets"), str(error), error.remedy) from None
+        raise Fault((*path, "brackets"), str(error), error.remedy) from None
     try:
         limit = resource.limit
     except ValueError as error:
-        raise _Fault((*path, "downtime"), str(error)) from None
+        raise Fault((*path, "downtime"), str(error)) from None
     if limit == 0:
-        raise _Fault((*path, "downtime"), "no time at all")
+        raise Fault((*path, "downtime"), "no time at all")
 
 
 def _known(path: tuple[str, ...], name: str, among: dict[str, Any]) -> None:
     if name in among:
         return
     near = difflib.get_close_matches(name, among, 1)
-    raise _Fault(
+    raise Fault(
         path,
         f"there is no {path[-1]} {name!r}",
         f"did you mean {near[0]}?" if near else f"there is: {', '.join(among)}",
     )
 
 
-def _translated(error: msgspec.ValidationError, plain: Any) -> _Fault:
+def _translated(error: msgspec.ValidationError, plain: Any) -> Fault:
     what, _, where = str(error).partition(" - at `$")
     path: list[str] = []
     at = plain
@@ -346,9 +355,9 @@ def _translated(error: msgspec.ValidationError, plain: Any) -> _Fault:
         at = at.get(name) if isinstance(at, dict) else at
     unknown = re.search(r"unknown field `(\w+)`", what)
     if unknown:
-        return _Fault((*path, unknown[1]), "no such setting")
+        return Fault((*path, unknown[1]), "no such setting")
     missing = re.search(r"missing required field `(\w+)`", what)
-    return _Fault(tuple(path), f"{missing[1]} is missing" if missing else what.lower())
+    return Fault(tuple(path), f"{missing[1]} is missing" if missing else what.lower())
 
 
 def _unfit(path: list[str], value: Any) -> bool:
@@ -359,63 +368,3 @@ def _unfit(path: list[str], value: Any) -> bool:
     except msgspec.ValidationError:
         return True
     return False
-
-
-def _refuse_doubles(root: yaml.Node | None) -> None:
-    """Of two settings of one name YAML takes the last without a word."""
-    waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(root, ())]
-    # An alias is the node itself, and may lie within itself.
-    met: set[int] = set()
-    while waiting:
-        node, path = waiting.pop()
-        if id(node) in met or not isinstance(node, yaml.CollectionNode):
-            continue
-        met.add(id(node))
-        if not isinstance(node, yaml.MappingNode):
-            waiting += [(one, path) for one in node.value]
-            continue
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in seen and name != "<<":
-                raise _Fault((*path, name), f"is there twice, in lines {seen[name]} and {line}", "keep one of them")
-            seen[name] = line
-            waiting.append((value, (*path, name)))
-
-
-def _refuse_unusable(root: yaml.Node | None) -> None:
-    """No path, name or command of the system holds such characters."""
-    for path, node in _scalars(root):
-        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in str(node.value)):
-            raise _Fault(path, "holds a character that nothing on this system can")
-
-
-def _scalars(root: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], yaml.ScalarNode]]:
-    waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(root, ())]
-    # An alias is the node itself, and may lie within itself.
-    met: set[int] = set()
-    while waiting:
-        node, path = waiting.pop()
-        if node is None or id(node) in met:
-            continue
-        met.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                waiting += [(key, path), (value, (*path, str(key.value)))]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += [(one, path) for one in node.value]
-        elif isinstance(node, yaml.ScalarNode):
-            yield path, node
-
-
-def _line(node: yaml.Node | None, path: tuple[str, ...]) -> int:
-    """The line of a field, or of the nearest thing around it."""
-    line = 1
-    for name in path:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        pair = next(((k, v) for k, v in node.value if str(k.value) == name), None)
-        if pair is None:
-            break
-        line, node = pair[0].start_mark.line + 1, pair[1]
-    return line

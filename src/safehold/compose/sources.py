@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safehold.adapters.files.command import CommandSource
 from safehold.adapters.files.source import FilesSource, MountMemory
 from safehold.adapters.files.stream import StreamSource
 from safehold.adapters.files.walk import Rules
@@ -45,11 +46,11 @@ class Sources:
         never = frozenset(os.path.realpath(os.fsencode(path)) for path in own)
         rules = Rules(exclude, options.caches, options.one_file_system, never)
         self._files = FilesSource(rules, MountMemory(paths.state / "mounts"), options.accept_unmounted)
-        self._all: tuple[Source, ...] = (StreamSource(), self._files, DiskSource())
+        self._all: tuple[Source, ...] = (StreamSource(), CommandSource(), self._files, DiskSource())
 
     def resolve(self, spec: str) -> tuple[Source, ResourceRef]:
         """The source that takes `spec`; UsageError where none does, and for the vault itself."""
-        if spec != "-" and within(spec.removeprefix("tree:").removeprefix("volume:"), self._vault):
+        if within(spec.removeprefix("tree:").removeprefix("volume:"), self._vault):
             raise UsageError(
                 "this is the vault itself, which would grow with every backup of it",
                 on=spec,
@@ -68,7 +69,7 @@ class Sources:
         raise UsageError(
             "this kind of thing cannot be backed up" if there else "no such file, directory or device",
             on=spec,
-            remedy="give a directory, a raw or qcow2 image, a block device, or - for standard input",
+            remedy="give a directory, a raw or qcow2 image, a block device, - for standard input, or command:PROGRAM",
         )
 
     def join(self, specs: Sequence[str], name: str) -> tuple[Source, ResourceRef]:

@@ -23,15 +23,20 @@ def surroundings(configuration: Configuration) -> Iterator[str]:
             path = os.path.expanduser(place.removeprefix("tree:").removeprefix("volume:"))
             if not os.path.lexists(path):
                 yield f"resources.{name}.paths: {path} is not there"
+        yield from _program(f"resources.{name}.command", resource.command)
     for name, plan in configuration.plans.items():
-        command = shlex.split(plan.on_failure.command)
-        if command and shutil.which(command[0]) is None:
-            yield f"plans.{name}.on_failure.command: {command[0]} is no program that can be started"
+        yield from _program(f"plans.{name}.on_failure.command", plan.on_failure.command)
     metrics = configuration.metrics
     if metrics and os.path.isdir(metrics):
         yield f"metrics: {metrics} is a directory"
     elif metrics and not os.access(os.path.dirname(metrics), os.W_OK):
         yield f"metrics: {os.path.dirname(metrics)} is no directory that can be written to"
+
+
+def _program(field: str, command: str) -> Iterator[str]:
+    words = shlex.split(command)
+    if words and shutil.which(words[0]) is None:
+        yield f"{field}: {words[0]} is no program that can be started"
 
 
 def _readable(field: str, path: str) -> Iterator[str]:

@@ -120,7 +120,7 @@ def _source(
         if len(resource.paths) > 1:
             source, ref = sources.join(resource.paths, name)
         else:
-            source, ref = sources.resolve(resource.paths[0])
+            source, ref = sources.resolve(f"command:{resource.command}" if resource.command else resource.paths[0])
             ref = replace(ref, name=name, chosen=True)
         options = BackupOptions(_required(resource), resource.tags)
         if resource.brackets:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from safehold.model.clock import Clock
 from safehold.model.consistency import Consistency
@@ -15,7 +16,7 @@ from safehold.model.resource import ResourceRef
 from safehold.model.topology import Topology
 from safehold.ports.source import Interval
 
-__all__ = ["StreamCapture", "StreamSource"]
+__all__ = ["KIND", "Stream", "StreamCapture", "StreamSource", "demand_nothing"]
 
 KIND = "stream"
 
@@ -34,20 +35,33 @@ class StreamSource:
             raise UsageError(
                 "standard input is a terminal",
                 on="-",
-                remedy="pipe something into it: pg_dump db | safehold backup - --name db",
+                remedy="pipe something into it, or have it started: safehold backup 'command:pg_dump db' --name db",
             )
         return ResourceRef(KIND, "-", "standard input")
 
     @contextlib.contextmanager
     def capture(self, ref: ResourceRef, require: Consistency, ctx: Context) -> Iterator[StreamCapture]:
         """See `ports.source.Source`. How still the sender held what it sends cannot be known."""
-        if require > Consistency.NONE:
-            raise ConsistencyError(
-                f"what comes through a pipe cannot prove that it is {require.label}-consistent",
-                on=ref.name,
-                remedy="leave --require out",
-            )
+        demand_nothing(ref, require)
         yield StreamCapture(ref, _Stream(self.fd), ctx.clock)
+
+
+def demand_nothing(ref: ResourceRef, require: Consistency) -> None:
+    """ConsistencyError where anything is required of a stream."""
+    if require > Consistency.NONE:
+        raise ConsistencyError(
+            f"what comes through a pipe cannot prove that it is {require.label}-consistent",
+            on=ref.name,
+            remedy="leave --require out",
+        )
+
+
+class Stream(Protocol):
+    """Bytes that come once."""
+
+    def read_some(self, buf: memoryview) -> int:
+        """Fill the beginning of `buf`; returns how much, 0 at the end. SourceError."""
+        ...
 
 
 class _Stream:
@@ -71,7 +85,7 @@ class _Stream:
 class StreamCapture:
     """See `ports.source.Capture`."""
 
-    def __init__(self, ref: ResourceRef, content: _Stream, clock: Clock) -> None:
+    def __init__(self, ref: ResourceRef, content: Stream, clock: Clock) -> None:
         self.resource = ref
         self.content = content
         self.topology: Topology | None = None

@@ -32,7 +32,7 @@ demo: setup ## Back up a disk twice, destroy it, restore both generations, prove
 
 test: setup ## Run the tests
 	@scripts/debian-packages test
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: setup ## Check style, types, layers and that the docs are complete
 	$(BIN)/ruff check .

@@ -94,9 +94,18 @@ def test_status_says_what_is_overdue_first(program: Program, vault: Path, tmp_pa
     assert os.environ.get("SAFEHOLD_VAULT") is None
 
 
-@pytest.mark.parametrize("verify", [["--structure"], ["--data"], ["--older-than", "30d"]], ids=" ".join)
-@pytest.mark.parametrize("kind", ["packs", "meta"])
-@pytest.mark.parametrize("how", ["lost", "flipped"])
+@pytest.mark.parametrize(
+    ("how", "kind", "verify"),
+    [
+        ("lost", "packs", ["--structure"]),
+        ("lost", "meta", ["--data"]),
+        ("lost", "packs", ["--older-than", "30d"]),
+        ("flipped", "packs", ["--data"]),
+        # What was read a moment ago is not read again within thirty days.
+        ("flipped", "meta", ["--older-than", "0s"]),
+    ],
+    ids=str,
+)
 def test_what_is_lost_is_stored_again(
     program: Program, vault: Path, tmp_path: Path, how: str, kind: str, verify: list[str]
 ) -> None:
@@ -117,11 +126,6 @@ def test_what_is_lost_is_stored_again(
     }
     writer.run("backup", disk, "--name", "copy")
     program.run("verify", "--data")
-    if how == "flipped" and verify == ["--structure"]:
-        return
-    if how == "flipped" and verify[0] == "--older-than":
-        # What was read a moment ago is not read again within thirty days.
-        verify = ["--older-than", "0s"]
     for victim in [path for path in (vault / kind).rglob("*") if path.is_file()]:
         if how == "lost":
             victim.unlink()

@@ -118,9 +118,9 @@ def main(arguments: Sequence[str]) -> int:
     which, when, report, *rest = arguments
     trigger = _Trigger(which, when)
 
-    def opened(url: str) -> Store:
+    def opened(url: str, bulk: Sequence[str] = ()) -> Store:
         if "://" not in url:
-            return LocalStore(url, _KillingCalls(trigger))
+            return LocalStore(url, _KillingCalls(trigger), bulk)
         store: Store = _KillingStore(open_store(url), trigger)
         return store
 

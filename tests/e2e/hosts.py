@@ -16,13 +16,38 @@ from safehold.testing.program import Program
 from safehold.wire.control import ask
 
 
+def make_vault(place: Path) -> None:
+    """Make the directory `vault`, its `kit.txt`, and the private key `identity.pem` that opens it as the passphrase does, but in no time."""
+    program = Program(place / "home")
+    program.run("vault", "init", place / "vault", "--kit-file", place / "kit.txt")
+    private, public = place / "identity.pem", place / "public.pem"
+    run("openssl", "genpkey", "-algorithm", "x25519", "-out", private)
+    private.chmod(0o600)
+    run("openssl", "pkey", "-in", private, "-pubout", "-out", public)
+    program.run("key", "add", "--recipient", public)
+
+
+def take_vault(program: Program, made: Path, place: Path) -> None:
+    """Copy the vault that `make_vault` made, its kit and its key into `place`, and have `program` use it."""
+    for name in ("vault", "kit.txt", "identity.pem"):
+        run("cp", "-a", made / name, place / name)
+    (program.home / "config").mkdir(parents=True)
+    (program.home / "config" / "default-vault").write_text(f"{place / 'vault'}\n")
+    program.passphrase = False
+    program.environment["SAFEHOLD_IDENTITY"] = str(place / "identity.pem")
+
+
 class Host:
     """A machine with a vault and the program; its home is short, as the path of a socket has to be."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, made: Path | None = None) -> None:
+        """With the vault of `make_vault`, else with one of its own."""
         self.home = home
         self.program = Program(home)
-        self.program.run("vault", "init", home / "vault", "--kit-file", home / "kit.txt")
+        if made:
+            take_vault(self.program, made, home)
+        else:
+            self.program.run("vault", "init", home / "vault", "--kit-file", home / "kit.txt")
 
     @property
     def control(self) -> Path:
@@ -74,10 +99,10 @@ class Host:
 
 
 @contextlib.contextmanager
-def new_host() -> Iterator[Host]:
-    """One with an empty vault, gone afterwards."""
+def new_host(vault: Path | None = None) -> Iterator[Host]:
+    """One with an empty vault (`Host`), gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="sh", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        made = Host(Path(folder))
+        made = Host(Path(folder), vault)
         try:
             yield made
         finally:

@@ -8,8 +8,15 @@ import stat
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from safehold.testing.program import Program
 from tests.disks import make_disk, same
+
+
+@pytest.fixture
+def vault(passphrase_vault: Path) -> Path:
+    return passphrase_vault
 
 
 def test_recovery_rehearsal(program: Program, vault: Path, tmp_path: Path) -> None:

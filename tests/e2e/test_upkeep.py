@@ -259,11 +259,11 @@ def test_what_is_missing_is_known_until_a_verify_finds_nothing(program: Program,
     assert program.json("status")["problems"] == []
 
 
-def test_a_vault_that_is_not_mounted_is_not_made_anew(program: Program, vault: Path, tmp_path: Path) -> None:
-    vault.rename(tmp_path / "elsewhere")
+def test_a_vault_that_is_not_mounted_is_not_made_anew(program: Program, passphrase_vault: Path, tmp_path: Path) -> None:
+    passphrase_vault.rename(tmp_path / "elsewhere")
     assert "is it mounted" in program.run("points", code=2).stderr
-    assert "see whether its disk is mounted" in program.run("vault", "init", vault, code=2).stderr
-    program.run("vault", "init", vault, "--another", "--kit-file", tmp_path / "kit2.txt")
+    assert "see whether its disk is mounted" in program.run("vault", "init", passphrase_vault, code=2).stderr
+    program.run("vault", "init", passphrase_vault, "--another", "--kit-file", tmp_path / "kit2.txt")
 
 
 def test_status_by_the_configuration_alone(program: Program, vault: Path, tmp_path: Path) -> None:

@@ -366,8 +366,9 @@ def test_a_bracket_that_fails_leaves_no_snapshot_and_no_freeze(host: Host, tmp_p
     host.program.run("volume", "snapshot", "data", "--wait")
 
 
-def test_a_freeze_never_stops_the_vault_of_the_volumes_or_the_state(host: Host, tmp_path: Path) -> None:
+def test_a_freeze_never_stops_the_vault_of_the_volumes_or_the_state(passphrase_host: Host, tmp_path: Path) -> None:
     """The vault that counts is the volume's own, whichever the command would take by itself; and what the service works in is none to freeze."""
+    host = passphrase_host
     place = tmp_path / "mnt"
     place.mkdir()
     inside = place / "vault"
@@ -542,8 +543,9 @@ def test_sizes_that_cannot_be(host: Host) -> None:
     run(*qemu_io, "-c", "read -P 7 0 1M", "-c", "read -P 8 1M 1M")
 
 
-def test_the_service_keeps_the_passphrase_to_itself(host: Host, tmp_path: Path) -> None:
+def test_the_service_keeps_the_passphrase_to_itself(passphrase_host: Host, tmp_path: Path) -> None:
     """It is not in the environment, which goes on to what the service starts and to who looks at it; the vault can be opened all the same."""
+    host = passphrase_host
     host.program.run("volume", "create", "data", "--size", "1M")
     environment = Path(f"/proc/{host.pid()}/environ").read_bytes()
     assert b"SAFEHOLD_HOME=" in environment

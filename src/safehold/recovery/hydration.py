@@ -25,6 +25,9 @@ _BATCH = REGION
 _PATIENCE = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds until blocks that could not be had, or those that are damaged when all others are here, are tried again, the last one for ever."""
 
+_THREADS = 2 * THREADS_LOCAL
+"""While one writes what it has fetched, another fetches."""
+
 _CHECKPOINT = 2048
 """Blocks filled in between checkpoints: what a power loss makes this fetch again."""
 
@@ -62,7 +65,7 @@ class Hydrator:
         self._at = self._filled = 0
         self._batch = max(1, _BATCH // volume.block)
         self._finished = False
-        self._threads = [background_thread(self._work, "hydration") for _ in range(THREADS_LOCAL)]
+        self._threads = [background_thread(self._work, "hydration") for _ in range(_THREADS)]
         self.problem = ""
 
     def start(self) -> None:

@@ -145,8 +145,9 @@ def test_beginning(program: Program, tmp_path: Path, place: Path) -> None:
     assert "safehold.yaml:1" in program.run("service", "install-units", "--config", place, "--to", units, code=2).stderr
 
 
-def test_live_volumes(host: Host) -> None:
+def test_live_volumes(passphrase_host: Host) -> None:
     """Two volumes sealed at one instant, inside a hook, by the schedule; the rules hold for the histories of both."""
+    host = passphrase_host
     program, home = host.program, host.home
     program.run("volume", "create", "data", "--size", "4M")
     program.run("volume", "create", "log", "--size", "1M")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safehold.app.expire import apply_expiry
+from safehold.app.expire import apply_expiry, plan_single
 from safehold.app.keys import rotate_key
 from safehold.app.points import pick
 from safehold.app.verify import Depth, verify_next, verify_points
@@ -109,6 +109,20 @@ def test_an_older_point_than_the_newest_is_given_only_by_name(world: World) -> N
         assert f"disk@{second.id[:8]}" in refused.value.remedy
         with pytest.raises(DamageError, match=newest.name):
             verify_points(vault, selector, Depth.STRUCTURE, [], world.ctx)
+    with pytest.raises(DamageError, match=newest.name):
+        plan_single(vault, ["disk@latest"])
     assert pick(vault, f"disk@{second.id[:8]}", f"disk@{first.id}") == [second, first]
     vault.expiry().forget(newest.wid, newest.sid)
     assert pick(world.fresh(), "disk@latest") == [second], "the owner gave the newest up"
+
+
+def test_a_writers_rubbish_is_in_the_way_of_its_own_resources_alone(world: World) -> None:
+    writer = world.new_writer("web-*")
+    world.back_up(b"web" * BLOCK, "web-1", world.open_writer(writer))
+    newest = world.fresh().points()[0][-1]
+    world.store.put(f"points/{writer.wid.hex()}/{os.urandom(16).hex()}", [b"rubbish"])
+    vault = world.fresh()
+    assert pick(vault, "disk@latest")[0].resources == ("disk",)
+    with pytest.raises(DamageError) as refused:
+        pick(vault, "web-1@latest")
+    assert f"web-1@{newest.id[:8]}" in refused.value.remedy

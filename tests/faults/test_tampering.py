@@ -145,6 +145,11 @@ def test_lost_gc_chain_costs_nothing_but_is_said(world: World) -> None:
 def test_lost_vault_document_and_slots(world: World, tmp_path: Path) -> None:
 
     store = copy(world)
+    for name in names(world, Kind.KEY):
+        store.delete(name)
+    with pytest.raises(DamageError, match="all key slots are gone"):
+        world.open(store)
+    store = copy(world)
     store.delete("vault.json")
     assert never_wrong(world, store) == 4
     for name in names(world, Kind.KEY):

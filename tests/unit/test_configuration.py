@@ -13,7 +13,7 @@ import yaml
 from safehold.cli.service import EXAMPLE
 from safehold.compose.configuration import load_configuration
 from safehold.compose.paths import find_paths
-from safehold.compose.surroundings import surroundings
+from safehold.compose.preflight import preflight
 from safehold.compose.unattended import jobs
 from safehold.model.errors import UsageError
 
@@ -168,7 +168,7 @@ def test_rubbish_anywhere_is_named_or_does_no_harm(tmp_path: Path) -> None:
                     continue
                 try:
                     found = load_configuration(written(tmp_path, yaml.safe_dump(document, allow_unicode=False)))
-                    list(surroundings(found))
+                    list(preflight(found))
                     jobs(found, paths)
                     taken += 1
                 except UsageError:
@@ -208,11 +208,20 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
 
 def test_what_this_machine_lacks(tmp_path: Path) -> None:
     (tmp_path / "pass").write_text("secret")
-    text = GOOD.replace("/etc/pass", str(tmp_path / "pass")).replace("/srv/www", str(tmp_path / "www"))
+    (tmp_path / "vault").mkdir()
+    text = (
+        GOOD.replace("/backup/vault", str(tmp_path / "vault"))
+        .replace("/etc/pass", str(tmp_path / "pass"))
+        .replace("/srv/www", str(tmp_path / "www"))
+    )
     text += f"    on_failure: {{command: {tmp_path}/page-me}}\nmetrics: {tmp_path}/missing/safehold.prom\n"
-    (first, second, third) = surroundings(load_configuration(written(tmp_path, text)))
+    (first, second, third) = preflight(load_configuration(written(tmp_path, text)))
     assert first.startswith("resources.www.paths:")
     assert second.startswith("plans.nightly.on_failure.command:")
     assert third.startswith("metrics:")
+    (tmp_path / "vault").rmdir()
     text = text.replace(str(tmp_path / "pass"), str(tmp_path / "other"))
-    assert next(surroundings(load_configuration(written(tmp_path, text)))).startswith("vaults.main.passphrase_file:")
+    assert any(
+        line.startswith("vaults.main.place:") for line in preflight(load_configuration(tmp_path / "safehold.yaml"))
+    )
+    assert next(preflight(load_configuration(written(tmp_path, text)))).startswith("vaults.main.passphrase_file:")

@@ -171,7 +171,7 @@ def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point | Rejected
     """
     points, rejected = vault.points()
     facts, pinned = vault.notes().facts(), vault.expiry().pinned()
-    chosen = [_rejected(rejected, selector) or select(points, selector) for selector in selectors]
+    chosen = [_rejected(rejected, selector) or select(points, selector, rejected) for selector in selectors]
     for point in chosen:
         held = facts.get(point.subject, Facts()).held
         if held:

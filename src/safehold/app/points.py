@@ -14,7 +14,17 @@ from safehold.vault.disk_tree import changed_blocks
 from safehold.vault.records import Member
 from safehold.vault.vault import Vault
 
-__all__ = ["Difference", "Selector", "diff_points", "member_of", "parse_selector", "parse_when", "pick", "select"]
+__all__ = [
+    "Difference",
+    "Selector",
+    "diff_points",
+    "member_of",
+    "parse_selector",
+    "parse_when",
+    "pick",
+    "read_points",
+    "select",
+]
 
 _WHEN = re.compile(r"(\d{4})-(\d\d)(?:-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d))?)?)?(Z?)")
 
@@ -69,11 +79,17 @@ def select(points: Sequence[Point], text: str, rejected: Sequence[Rejected] = ()
     return choose(points, selector.resource, selector.when, parse_when, rejected)
 
 
-def pick(vault: Vault, *texts: str) -> list[Point]:
-    """The points of a vault that the texts name; what is no valid point is warned of. Raises as `select` does."""
+def read_points(vault: Vault) -> tuple[list[Point], list[Rejected]]:
+    """The vault's points, oldest first, and what claims to be one and is none: that is warned of."""
     points, rejected = vault.points()
     for one in rejected:
         vault.ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
+    return points, rejected
+
+
+def pick(vault: Vault, *texts: str) -> list[Point]:
+    """The points of a vault that the texts name; what is no valid point is warned of. Raises as `select` does."""
+    points, rejected = read_points(vault)
     return [select(points, text, rejected) for text in texts]
 
 

@@ -123,8 +123,6 @@ class VolumeService:
             self._unpin(record)
             raise
         self._fill_in(name)
-        if not held.missing:
-            self._let_go(held)
         if size <= record.size:
             return held
         try:
@@ -141,9 +139,10 @@ class VolumeService:
         return vault.expiry().pin(point.wid, point.sid, body)
 
     def _fill_in(self, name: str) -> None:
-        """Have a volume be filled in, where it is one, and is not yet."""
+        """Have a volume be filled in that is not yet, or has not let go of its point yet: it ends with that."""
         for held in self.directory.all():
-            if held.name == name and held.record.origin and held.missing and name not in self._hydrators:
+            unfinished = held.record.origin and (held.missing or held.record.pin)
+            if held.name == name and unfinished and name not in self._hydrators:
                 self._hydrate(held)
 
     def _hydrate(self, held: HeldVolume) -> None:
@@ -156,15 +155,15 @@ class VolumeService:
 
         def done() -> None:
             self._ctx.progress.note(f"{held.name}: everything of {selector} is here")
-            self._let_go(held)
+            # Nothing depends on the point any more. Where that cannot be said now, the next start of the service says it.
+            try:
+                if self._unpin(held.record):
+                    held.update(pin="")
+            except OSError as error:
+                self._ctx.progress.warn(f"{held.name}: that its point is let go of cannot be noted ({error.strerror})")
 
         hydrator = self._hydrators[held.name] = Hydrator(held.volume, open_disk, done, self._ctx)
         hydrator.start()
-
-    def _let_go(self, held: HeldVolume) -> None:
-        """Nothing depends on the point of a volume any more. Where that cannot be said now, it is said another time."""
-        if self._unpin(held.record):
-            held.update(pin="")
 
     def _unpin(self, record: VolumeRecord) -> bool:
         """Let go of the point that a volume was made of; false where that cannot be now."""
@@ -208,16 +207,9 @@ class VolumeService:
                         f"{record.name}: deleted for good after {RECYCLE / 86400:.0f} days in the recycle bin"
                     )
 
-    def _let_go_of_all(self) -> None:
-        """Of the points of volumes that were filled in when the service was killed, or the vault was not to be had."""
-        for held in self.directory.all():
-            if held.record.pin and not held.missing:
-                self._let_go(held)
-
     def _keep_bin(self) -> None:
         while True:
             try:
-                self._let_go_of_all()
                 self.empty_bin()
             except Exception as error:  # the last line of defence: what is in the bin takes room, and pins points
                 self._ctx.progress.warn(f"the recycle bin is not emptied: {error}")

@@ -105,6 +105,8 @@ def backup(
             try:
                 source, ref = _resolve(found, sources if name else [spec], name)
                 options = plain
+                if brackets and ref.kind == "stream":
+                    raise UsageError("brackets are for disks and files", on=spec, remedy="leave out --bracket")
                 if brackets:
                     where = run.address(access)
                     quiet, source = find_downtime(brackets, limit, source, ref, run.paths, where, run.ctx)

@@ -11,12 +11,11 @@ from safehold.app.expire import apply_expiry, check_left, note_verified, plan_ex
 from safehold.app.expire import hold as keep
 from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
-from safehold.app.points import select
+from safehold.app.points import pick, read_points
 from safehold.app.sharing import warn_of_shared_names
 from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, confirm, json_option, print_json, print_table, vault_options
 from safehold.cli.tags import parse_tags
-from safehold.model.context import Context
 from safehold.model.errors import DamageError, UsageError
 from safehold.model.shown import printable
 from safehold.model.units import format_duration, format_size, format_time
@@ -24,21 +23,12 @@ from safehold.policies.retention import KeepRules
 from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.notes import Facts
 from safehold.vault.records import Member
-from safehold.vault.vault import Vault
 
-__all__ = ["point", "point_document", "points", "read_points"]
+__all__ = ["point", "point_document", "points"]
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _count = click.IntRange(min=0)
-
-
-def read_points(opened: Vault, ctx: Context) -> list[Point]:
-    """The vault's points; what is none is warned of."""
-    found, rejected = opened.points()
-    for one in rejected:
-        ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
-    return found
 
 
 @click.command()
@@ -53,7 +43,7 @@ def points(
     """List the points, oldest first: all of them, or those of one RESOURCE."""
     with Run.begin() as run:
         opened = run.open(access)
-        found = read_points(opened, run.ctx)
+        found, _ = read_points(opened)
         facts = opened.notes().facts()
         found = [p for p in found if resource is None or resource in p.resources]
         warn_of_shared_names(found, run.ctx)
@@ -170,7 +160,7 @@ def show(selector: str, access: Access, as_json: bool) -> None:
     """Everything that is known of one point."""
     with Run.begin() as run:
         opened = run.open(access)
-        p = select(read_points(opened, run.ctx), selector)
+        (p,) = pick(opened, selector)
         facts = opened.notes().facts().get(p.subject)
     if as_json:
         print_json(point_document(p, facts))

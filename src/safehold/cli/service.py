@@ -14,7 +14,7 @@ from safehold.app.backup import this_host
 from safehold.app.service import Memory, Result, run_due
 from safehold.cli.running import Run, json_option, print_json
 from safehold.compose.configuration import Configuration, load_configuration
-from safehold.compose.surroundings import surroundings
+from safehold.compose.preflight import preflight
 from safehold.compose.unattended import Opener, jobs, notify, variables, write_metrics
 from safehold.model.errors import UsageError
 from safehold.model.units import format_duration, format_size
@@ -146,7 +146,7 @@ def check(path: Path | None, as_json: bool) -> int:
         place = _place(run, path)
         found = load_configuration(place)
         asked = jobs(found, run.paths)
-        lacking = list(surroundings(found))
+        lacking = list(preflight(found))
     if as_json:
         resources = [{"name": job.resource, "vault": job.vault} for job in asked]
         print_json({"config": str(place), "resources": resources, "lacking": lacking})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from safehold.app.points import read_points
 from safehold.app.status import Standing, damaged_packs, standings
 from safehold.app.verify import last_findings
 from safehold.cli.quantities import span_of
@@ -47,9 +48,7 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
         named = named_vault(access.vault, os.environ, run.paths)
         opened = (None if named else only_vault(configuration, run.paths, run.ctx)) or run.open(access)
         asked = asked_for(configuration, run.paths, opened.store.url)
-        points, rejected = opened.points()
-        for one in rejected:
-            run.ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
+        points, rejected = read_points(opened)
         found = standings(opened, points, run.ctx, limit, asked.expected)
         damage = [f"not a valid point: {one.name}: {one.reason}" for one in rejected if not one.void]
         damage += [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened)), *_found(opened)]

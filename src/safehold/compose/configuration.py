@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
-from safehold.compose.fields import Fault, line_of, refuse_doubles, refuse_unusable
+from safehold.compose.fields import Fault, line_of, refuse_duplicates, refuse_unusable
 from safehold.compose.patterns import path_matcher
 from safehold.model.errors import UsageError
 from safehold.model.resource import can_be_chosen
@@ -181,7 +181,7 @@ def load_configuration(path: Path) -> Configuration:
         raise UsageError(
             "is nested too deeply", on=str(path), remedy="nothing in it needs more than five levels"
         ) from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, LookupError, AttributeError) as error:
         # What looks like a date or a number and is none; of a tagged one the library asks what it has not found.
         raise UsageError(f"holds a value that is none ({error})", on=str(path), remedy="put it in quotes") from None
     except yaml.YAMLError as error:
@@ -191,7 +191,7 @@ def load_configuration(path: Path) -> Configuration:
             f"is no YAML ({getattr(error, 'problem', error)})", on=f"{path}{line}", remedy="correct that line"
         ) from error
     try:
-        refuse_doubles(root)
+        refuse_duplicates(root)
         refuse_unusable(root)
         return _check(plain)
     except Fault as fault:
@@ -300,8 +300,12 @@ def _check_resource(path: tuple[str, ...], resource: ResourceSettings) -> None:
             "give one of paths, volumes and command",
             "paths: [/etc], or volumes: [data], or command: pg_dump orders",
         )
-    if resource.command and not _words((*path, "command"), resource.command):
-        raise Fault((*path, "command"), "names no program")
+    if resource.command:
+        words = _words((*path, "command"), resource.command)
+        if not words:
+            raise Fault((*path, "command"), "names no program")
+        if "/" in words[0]:
+            _whole((*path, "command"), words[0])
     for place in resource.paths:
         _whole((*path, "paths"), os.path.expanduser(place.removeprefix("tree:").removeprefix("volume:")))
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import yaml
 
-__all__ = ["Fault", "line_of", "refuse_doubles", "refuse_unusable"]
+__all__ = ["Fault", "line_of", "refuse_duplicates", "refuse_unusable"]
 
 
 class Fault(Exception):
@@ -17,7 +17,7 @@ class Fault(Exception):
         self.path, self.what, self.remedy = path, what, remedy
 
 
-def refuse_doubles(root: yaml.Node | None) -> None:
+def refuse_duplicates(root: yaml.Node | None) -> None:
     """Of two settings of one name YAML takes the last without a word."""
     waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(root, ())]
     # An alias is the node itself, and may lie within itself.

@@ -50,16 +50,17 @@ class Sources:
 
     def resolve(self, spec: str) -> tuple[Source, ResourceRef]:
         """The source that takes `spec`; UsageError where none does, and for the vault itself."""
-        if within(spec.removeprefix("tree:").removeprefix("volume:"), self._vault):
-            raise UsageError(
-                "this is the vault itself, which would grow with every backup of it",
-                on=spec,
-                remedy="for a second copy, copy its directory with a tool for files while no backup runs",
-            )
         for source in self._all:
             ref = source.resolve(spec)
-            if ref is not None:
-                return source, ref
+            if ref is None:
+                continue
+            if ref.kind != "stream" and within(ref.location, self._vault):
+                raise UsageError(
+                    "this is the vault itself, which would grow with every backup of it",
+                    on=spec,
+                    remedy="for a second copy, copy its directory with a tool for files while no backup runs",
+                )
+            return source, ref
         # Looked up only here: what everybody backs up does not wait for it.
         for source in installed_sources():
             ref = source.resolve(spec)
@@ -78,9 +79,13 @@ class Sources:
         for spec in specs:
             source, ref = self.resolve(spec)
             if source is not self._files:
-                forced = None if spec == "-" else self._files.resolve(f"tree:{spec}")
+                forced = None if ref.kind == "stream" else self._files.resolve(f"tree:{spec}")
                 if forced is None:
-                    raise UsageError("only files and directories go together under one name", on=spec)
+                    raise UsageError(
+                        "only files and directories go together under one name",
+                        on=spec,
+                        remedy="quote a command as one word: 'command:pg_dump orders'",
+                    )
                 ref = forced
             refs.append(ref)
         return self._files, ResourceRef(refs[0].kind, name, refs[0].location, tuple(r.location for r in refs[1:]))

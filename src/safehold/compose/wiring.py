@@ -11,7 +11,6 @@ from safehold.model.errors import UsageError
 from safehold.objects.limit import ByteSemaphore, LimitStore
 from safehold.objects.location import UPLOAD_BUDGET, full_address, open_store
 from safehold.objects.retry import RetryStore
-from safehold.vault.names import Kind
 from safehold.vault.places import Places
 
 __all__ = ["named_vault", "open_stores", "places", "record_default_vault", "vault_address"]
@@ -20,13 +19,10 @@ __all__ = ["named_vault", "open_stores", "places", "record_default_vault", "vaul
 _UPLOADS = ByteSemaphore(UPLOAD_BUDGET)
 """One for the process: a service has several vaults open, and memory is common to them."""
 
-_BULK = (Kind.PACK.prefix + "/", Kind.META.prefix + "/")
-"""What fills a vault."""
-
 
 def open_stores(url: str, clock: Clock) -> Stores:
     """The store at that address: once with and once without retries. All of a process's stores share one bound on the bytes under way."""
-    direct = LimitStore(open_store(url, _BULK), _UPLOADS)
+    direct = LimitStore(open_store(url), _UPLOADS)
     return Stores(RetryStore(direct, clock), direct, full_address(direct.url))
 
 

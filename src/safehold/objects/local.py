@@ -38,8 +38,8 @@ _TEMPORARY = ".new-"
 _DIRECT = 1024 * 1024
 """Objects from this size on are written with O_DIRECT, in whole pages; the rest of the last page goes the usual way."""
 _PAGE = 4096
-_KEPT, _KEPT_SHARE = 16 * 1024 * 1024, 32
-"""Bytes of a disk that bulk leaves free, and at most this share of it."""
+_RESERVE, _RESERVE_SHARE = 64 * 1024 * 1024, 32
+"""Bytes of a disk that backups leave free, and at most this share of it: expiry and prune need some to give space back."""
 _NOT_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -140,15 +140,13 @@ class LocalStore:
     its inode and mtime.
     """
 
-    def __init__(self, path: Path | str, calls: FileCalls | None = None, bulk: Sequence[str] = ()) -> None:
-        """Objects whose names begin with one of `bulk` leave the last of the disk to all others, which are small: by them space is given back."""
+    def __init__(self, path: Path | str, calls: FileCalls | None = None) -> None:
         self._root = os.path.abspath(path)
         self._calls = calls or SystemFileCalls()
-        self._bulk = tuple(bulk)
         self._made: set[str] = set()
         self._numbers = itertools.count()
         self.url = self._root
-        self.caps = Capabilities(parallel=2)
+        self.caps = Capabilities(parallel=2, room=self._room)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._root, check_name(name))
@@ -165,8 +163,6 @@ class LocalStore:
         )
         try:
             self._make_directories(directory)
-            if name.startswith(self._bulk):
-                self._leave_some(directory, sum(memoryview(part).nbytes for part in parts))
             self._calls.write_file(temporary, parts)
             if create_only:
                 self._calls.link(temporary, path)
@@ -183,12 +179,16 @@ class LocalStore:
             self._discard(temporary)
             self._fail(error, name)
 
-    def _leave_some(self, directory: str, size: int) -> None:
-        disk = os.statvfs(directory)
-        # Where a file system does not tell its size, it has none here.
-        kept = min(_KEPT, disk.f_blocks * disk.f_frsize // _KEPT_SHARE)
-        if kept and disk.f_bavail * disk.f_frsize < size + kept:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def _room(self) -> float:
+        try:
+            disk = os.statvfs(self._root)
+        except OSError:
+            # It will be said of the request that fails.
+            return float("inf")
+        if not disk.f_blocks:
+            # A file system that does not tell its size.
+            return float("inf")
+        return disk.f_bavail * disk.f_frsize - min(_RESERVE, disk.f_blocks * disk.f_frsize // _RESERVE_SHARE)
 
     def _discard(self, temporary: str) -> None:
         try:

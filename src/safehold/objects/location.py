@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,8 +17,8 @@ UPLOAD_BUDGET = 192 * 1024 * 1024
 """Bytes being uploaded at once by a process, over all of its sessions."""
 
 
-def open_store(url: str, bulk: Sequence[str] = ()) -> Store:
-    """The bare store at a path, `file://` or `s3://` address, without retries; for `bulk` see `LocalStore`. UsageError for any other scheme."""
+def open_store(url: str) -> Store:
+    """The bare store at a path, `file://` or `s3://` address, without retries. UsageError for any other scheme."""
     scheme = urlsplit(url).scheme
     if scheme == "s3":
         # The cloud library takes longer to load than a backup to a directory may take to start.
@@ -27,7 +26,7 @@ def open_store(url: str, bulk: Sequence[str] = ()) -> Store:
 
         return open_s3(url)
     for place in local_place(url):
-        return LocalStore(place, bulk=bulk)
+        return LocalStore(place)
     if scheme and "://" in url:
         raise UsageError(f"no store is known for {scheme}://", on=url, remedy="use a directory or s3://bucket/prefix")
     raise UsageError("the vault's address is empty", remedy="give a directory or s3://bucket/prefix")
@@ -42,7 +41,7 @@ def local_place(url: str) -> list[Path]:
 
 def within(path: str, url: str) -> bool:
     """Whether a path is a vault's own directory on this machine, or lies in it."""
-    real = os.path.realpath(path)
+    real = os.path.realpath(os.path.expanduser(path))
     return any(
         os.path.commonpath([real, os.path.realpath(place)]) == os.path.realpath(place) for place in local_place(url)
     )

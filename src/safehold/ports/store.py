@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,14 +12,20 @@ if TYPE_CHECKING:
 __all__ = ["Capabilities", "Stamp", "Store"]
 
 
+def _endless() -> float:
+    return float("inf")
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """How a store is best used; `parallel` is how many requests are worth keeping under way at once.
+    """How a store is best used; `parallel` is how many requests are worth keeping under way at once, and `room` tells how many bytes backups may
+    still put there (below zero: they have used some of what is kept for giving space back).
 
     Whether it keeps its promises is for nobody to claim: `objects.check` tries it.
     """
 
     parallel: int
+    room: Callable[[], float] = _endless
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,8 @@ class Hydrator:
     def _disk_now(self) -> StoredDisk:
         with self._opening:
             if self._disk is None:
+                if self._stop.is_set():
+                    raise OSError(errno.EIO, "the volume is being put away")
                 self._disk = self._open_disk()
             return self._disk
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectNotFound
+from safehold.model.errors import DamageError, ObjectNotFound, StoreError, StoreFull, StorePermission
 from safehold.model.remembered import keep
 from safehold.model.spread import spread
 from safehold.recovery.disk import THREADS_LOCAL, THREADS_REMOTE
@@ -73,7 +73,11 @@ def verify_rolling(
     stopped. A point is proved once all packs that it needs were read within that time.
     """
     rolled = Rolled()
-    now = vault.store_time()
+    try:
+        now = vault.store_time()
+    except (StoreFull, StorePermission):
+        # As far as it can be told without writing.
+        now = vault.listed_time()
     notes = vault.notes()
     facts = notes.facts()
     due = [p for p in points if p.subject not in facts or facts[p.subject].data < now - older_than]
@@ -112,7 +116,10 @@ def verify_rolling(
             continue
         oldest = min((log.times.get(name, 0.0) for name in needed), default=now)
         if oldest >= now - older_than:
-            notes.add(point.subject, "verified", {"depth": "data", "since": oldest})
+            try:
+                notes.add(point.subject, "verified", {"depth": "data", "since": oldest})
+            except StoreError as error:
+                ctx.progress.warn(f"that a point was proved could not be noted in the vault: {error}")
             rolled.proved.append(point)
         else:
             rolled.waiting.append(point)

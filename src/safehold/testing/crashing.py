@@ -118,9 +118,9 @@ def main(arguments: Sequence[str]) -> int:
     which, when, report, *rest = arguments
     trigger = _Trigger(which, when)
 
-    def opened(url: str, bulk: Sequence[str] = ()) -> Store:
+    def opened(url: str) -> Store:
         if "://" not in url:
-            return LocalStore(url, _KillingCalls(trigger), bulk)
+            return LocalStore(url, _KillingCalls(trigger))
         store: Store = _KillingStore(open_store(url), trigger)
         return store
 

@@ -194,9 +194,9 @@ def unlock(store: Store, unlocker: Unlocker) -> Unlocked:
             on=unusable[0].on,
             remedy="see that it is the right passphrase or key, or open the vault with the recovery kit: --kit FILE",
         )
-    if problems and not slots:
+    if not slots:
         raise DamageError(
-            f"no key slot can be read ({problems[0]})",
+            f"no key slot can be read ({problems[0]})" if problems else "all key slots are gone",
             on=store.url,
             remedy="open the vault with the recovery kit: --kit FILE",
         )

@@ -52,7 +52,7 @@ class Rejected(msgspec.Struct, frozen=True):
     """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it. `time` is the store's.
 
     `void` marks one that does not count because the owner said so, whatever it is: nothing is damaged. `barred` marks a sound one of a name
-    that its writer may not use: nothing hangs on it either.
+    that its writer may not use: nothing hangs on it either. `allowed` are patterns of the resources that it may be of.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Rejected(msgspec.Struct, frozen=True):
     time: float
     void: bool = False
     barred: bool = False
+    allowed: tuple[str, ...] = ("*",)
 
     @property
     def wid(self) -> bytes:
@@ -163,10 +164,17 @@ class Catalogue:
                 # It was expired since it was listed.
                 continue
             except (DamageError, FormatError, VaultKeyError) as error:
-                rejected.append(Rejected(stamp.name, str(error), stamp.time))
+                rejected.append(Rejected(stamp.name, str(error), stamp.time, allowed=self._patterns(stamp.name)))
         if self._cache and entries.keys() != cached.keys():
             self._cache.store(entries)
         return sorted(points, key=lambda p: (p.time, p.name)), rejected
+
+    def _patterns(self, name: str) -> tuple[str, ...]:
+        certificate = self._writers.certificates.get(_named_writer(name))
+        try:
+            return self._allowed(certificate) if certificate else ("*",)
+        except (DamageError, VaultKeyError):
+            return ("*",)
 
     def _refuse_revoked(self, stamp: Stamp) -> None:
         since = self._revoked.get(_named_writer(stamp.name))
@@ -217,7 +225,7 @@ def choose(
     if not mine:
         raise UsageError("no points of this resource", on=resource, remedy="see what there is: safehold points")
     if when == "latest":
-        return _the_newest(mine, float("inf"), rejected)
+        return _the_newest(mine, resource, float("inf"), rejected)
     matching = [p for p in mine if p.id.startswith(when.lower())] if _is_hex(when) else []
     if len(matching) == 1:
         return matching[0]
@@ -234,19 +242,21 @@ def choose(
         raise UsageError(
             f"no point as old as {when}", on=resource, remedy=f"see what there is: safehold points {resource}"
         )
-    return _the_newest(before, last, rejected)
+    return _the_newest(before, resource, last, rejected)
 
 
-def _the_newest(points: Sequence[Point], last: float, rejected: Iterable[Rejected]) -> Point:
+def _the_newest(points: Sequence[Point], resource: str, last: float, rejected: Iterable[Rejected]) -> Point:
     """The last of `points`, unless what cannot be read may be a newer one, of the time `last` at the latest: nobody is given an older state than was
     asked for without having said so.
     """
     newest = points[-1]
+    named = resource or newest.resources[0]
     for one in rejected:
-        if one.sid and not (one.void or one.barred) and newest.time < one.time <= last:
+        counts = one.sid and not (one.void or one.barred) and allows(one.allowed, named)
+        if counts and (newest.time, newest.name) < (one.time, one.name) and one.time <= last:
             raise DamageError(
                 f"a newer point cannot be read, and may be the one that is asked for ({one.reason})",
-                remedy=f"the newest that can be read is {newest.resources[0]}@{newest.id[:8]}: name it so; for the other see safehold verify",
+                remedy=f"the newest that can be read is {named}@{newest.id[:8]}: name it so; for the other see safehold verify",
             )
     return newest
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from safehold.model.context import Context
-from safehold.model.errors import FencedError, ObjectExists, ObjectNotFound, SafeholdError, StoreUnavailable
+from safehold.model.errors import FencedError, ObjectExists, ObjectNotFound, SafeholdError, StoreFull, StoreUnavailable
 from safehold.ports.store import Store
 from safehold.vault.envelope import close, encode
 from safehold.vault.index.view import ChunkIndex
@@ -138,6 +138,7 @@ class Session:
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._announced = False
         self._own_packs: set[str] = set()
+        self._under_way = 0
         self.view_runs: frozenset[str] = frozenset()
 
     def __enter__(self) -> Session:
@@ -151,6 +152,7 @@ class Session:
 
     def announce(self) -> None:
         """W1: create the session object and start its heartbeats. Comes before the dedup view is taken."""
+        self._take_room(0)
         name = session_name(self._writer.wid, self.sid)
         sealed = seal_body(self._secret.session_key, self._vault, name, encode(self._info))
         self._put(name, encode(SessionObject(self._key, sealed)))
@@ -249,11 +251,13 @@ class Session:
             self._uploads.append(self._executor.submit(self._upload_pack, builder))
 
     def _upload_pack(self, builder: PackBuilder) -> None:
+        size = 0
         try:
             data = builder.finish()
+            self._take_room(len(data))
+            size = len(data)
             name = pack_name(builder.kind, blake3(data).digest(), HOT)
             self._store.put(name, [data])
-            size = len(data)
             data.release()
             pack = RunPack(name, size)
             self._view().add(pack, builder.rows)
@@ -262,6 +266,8 @@ class Session:
             raise
         finally:
             self._buffers.give(builder.buffer)
+            with self._lock:
+                self._under_way -= size
         with self._claiming:
             self._claims.difference_update(row.identity for row in builder.rows)
         with self._lock:
@@ -275,6 +281,17 @@ class Session:
             due = self._run_due()
         if due:
             self._put_run()
+
+    def _take_room(self, size: int) -> None:
+        """StoreFull where that and what is under way would use up what is kept for giving space back."""
+        with self._lock:
+            if self._store.caps.room() < self._under_way + size:
+                raise StoreFull(
+                    "the store is full",
+                    on=self._store.url,
+                    remedy='make room: see the runbook, "Full vault"; what was uploaded is reused',
+                )
+            self._under_way += size
 
     def _run_due(self) -> bool:
         """True when the packs since the last run are as many as all before them (so little is lost when a young

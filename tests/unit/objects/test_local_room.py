@@ -1,4 +1,4 @@
-"""Bulk leaves the last of a disk to what is small."""
+"""A directory tells how much of its disk backups may still use, and a session takes no more."""
 
 from __future__ import annotations
 
@@ -10,24 +10,43 @@ import pytest
 
 from safehold.model.errors import StoreFull
 from safehold.objects.local import LocalStore
+from safehold.vault.gc.prune import Prune
+from safehold.vault.names import Kind
+from tests.faults.test_prune_among_others import INFO
+from tests.worlds import BLOCK, World
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+SIZE = 16 * 1024 * 1024
 
 
-def test_bulk_leaves_room_for_records(tmp_path: Path) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", tmp_path], check=True)
+def free(place: Path) -> int:
+    disk = os.statvfs(place)
+    return disk.f_bavail * disk.f_frsize
+
+
+def fill(world: World) -> None:
+    for _ in range(10):
+        with world.open().session(INFO, 4) as session:
+            for lane in [session.lane() for _ in range(4)]:
+                lane.put(Kind.PACK, [memoryview(os.urandom(BLOCK)) for _ in range(160)])
+            session.flush()
+
+
+def test_backups_leave_room_for_giving_space_back(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting takes root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", tmp_path], check=True)
     try:
-        store = LocalStore(tmp_path / "vault", bulk=("packs/",))
-        for number in range(200):
-            try:
-                store.put(f"packs/{number}", [bytes(50_000)])
-            except StoreFull:
-                break
-        assert number > 60
-        free = os.statvfs(tmp_path)
-        assert free.f_bavail * free.f_frsize >= 4 * 1024 * 1024 // 32
-        store.put("notes/1", [bytes(60_000)])
+        store = LocalStore(tmp_path / "vault")
+        world = World(Path("/proc/none"), store)
         with pytest.raises(StoreFull):
-            store.put("packs/1000", [bytes(20_000)])
+            fill(world)
+        assert SIZE // 32 <= free(tmp_path) < SIZE // 4
+        (tmp_path / "other").write_bytes(bytes(free(tmp_path) - SIZE // 40))
+        before = len(list(store.list("sessions/")))
+        with pytest.raises(StoreFull), world.open().session(INFO, 1):
+            pass
+        assert len(list(store.list("sessions/"))) == before, "a backup that cannot be made leaves nothing"
+        Prune(world.fresh(), tmp_path, lambda session, now: True, world.ctx).run()
+        assert list(store.list("packs/")) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)

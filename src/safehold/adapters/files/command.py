@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 from safehold.adapters.files.stream import KIND, StreamCapture, demand_nothing
@@ -20,6 +22,7 @@ __all__ = ["CommandSource"]
 
 _PREFIX = "command:"
 _PIPE = 1024 * 1024
+_TICK = 0.5
 _PATIENCE = 10.0
 """Seconds that a program is given to end once nobody reads it any more."""
 
@@ -42,56 +45,94 @@ class CommandSource:
 
     @contextlib.contextmanager
     def capture(self, ref: ResourceRef, require: Consistency, ctx: Context) -> Iterator[StreamCapture]:
-        """See `ports.source.Source`. How still the program held what it writes cannot be known."""
+        """See `ports.source.Source`. The program is started when it is first read. How still it held what it writes cannot be known."""
         demand_nothing(ref, require)
+        output = _Output(shlex.split(ref.location), ctx)
         try:
-            # A session of its own: what is typed at the terminal ends it by way of us, so that its end is not taken for its success.
-            program = subprocess.Popen(
-                shlex.split(ref.location), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
-            )
-        except OSError as error:
-            raise SourceError(
-                f"the command cannot be started ({error.strerror})", on=ref.location, remedy="run it by hand"
-            ) from error
-        assert program.stdout is not None
-        with program.stdout:
-            with contextlib.suppress(OSError):
-                # No more than a hint: an ordinary user may have used up what all of a user's pipes may hold.
-                fcntl.fcntl(program.stdout, fcntl.F_SETPIPE_SZ, _PIPE)
-            try:
-                yield StreamCapture(ref, _Output(program, ref.location), ctx.clock)
-            finally:
-                _end(program)
+            yield StreamCapture(ref, output, ctx.clock)
+        finally:
+            output.close()
 
 
 class _Output:
-    def __init__(self, program: subprocess.Popen[bytes], command: str) -> None:
-        self._program, self._command = program, command
-        self._any = False
+    """What a program writes. Errors name the program alone: its arguments may hold what is nobody's business."""
+
+    def __init__(self, words: list[str], ctx: Context) -> None:
+        self._words, self._ctx = words, ctx
+        self._program: subprocess.Popen[bytes] | None = None
+        self._any = self._well = False
 
     def read_some(self, buf: memoryview) -> int:
+        """See `ports.tree.ByteStream`."""
+        self._program = self._program or self._started()
         assert self._program.stdout is not None
-        got = os.readv(self._program.stdout.fileno(), [buf])
+        pipe = self._program.stdout.fileno()
+        # A program may be silent for long: a read that waits for it could not be cancelled.
+        while not select.select([pipe], [], [], _TICK)[0]:
+            self._ctx.cancel.check()
+        got = os.readv(pipe, [buf])
         if got:
             self._any = True
             return got
-        code = self._program.wait()
-        if code:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        while (ended := _ended(self._program)) is None:
+            self._ctx.cancel.check()
+            time.sleep(_TICK / 10)
+        if ended:
             raise SourceError(
-                f"the command {how}: nothing that it wrote is kept", on=self._command, remedy="run it by hand"
+                f"the command {ended}: nothing that it wrote is kept", on=self._words[0], remedy="run it by hand"
             )
         if not self._any:
-            raise SourceError("the command wrote nothing", on=self._command, remedy="run it by hand")
+            raise SourceError("the command wrote nothing", on=self._words[0], remedy="run it by hand")
+        self._well = True
         return 0
 
+    def _started(self) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SAFEHOLD_")}
+        try:
+            # A session of its own: what is typed at the terminal ends it by way of us, so that its end is not taken for its success.
+            program = subprocess.Popen(
+                self._words,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SourceError(
+                f"the command cannot be started ({reason})", on=self._words[0], remedy="run it by hand"
+            ) from error
+        assert program.stdout is not None
+        with contextlib.suppress(OSError):
+            # No more than a hint: an ordinary user may have used up what all of a user's pipes may hold.
+            fcntl.fcntl(program.stdout, fcntl.F_SETPIPE_SZ, _PIPE)
+        return program
 
-def _end(program: subprocess.Popen[bytes]) -> None:
-    """Leave nothing running, whoever it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if program.poll() is not None:
+    def close(self) -> None:
+        """Unless it ended well, leave nothing running of what it has started, as far as that stayed in its process group."""
+        program = self._program
+        if program is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(program.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            program.wait(_PATIENCE)
+        assert program.stdout is not None
+        program.stdout.close()
+        if not self._well:
+            # Its number is nobody else's until it is waited for.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGTERM)
+            until = time.monotonic() + _PATIENCE
+            while _ended(program) is None and time.monotonic() < until:
+                time.sleep(_TICK / 10)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+
+def _ended(program: subprocess.Popen[bytes]) -> str | None:
+    """How the program ended badly, or nothing; None while it runs. It is not waited for yet."""
+    found = os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    if found is None:
+        return None
+    if found.si_code == os.CLD_EXITED:
+        return f"failed with exit code {found.si_status}" if found.si_status else ""
+    names = {one.value: one.name for one in signal.Signals}
+    return f"was ended by {names.get(found.si_status, f'signal {found.si_status}')}"

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from safehold.model.clock import Clock
 from safehold.model.consistency import Consistency
@@ -15,8 +14,9 @@ from safehold.model.errors import ConsistencyError, SourceError, UsageError
 from safehold.model.resource import ResourceRef
 from safehold.model.topology import Topology
 from safehold.ports.source import Interval
+from safehold.ports.tree import ByteStream
 
-__all__ = ["KIND", "Stream", "StreamCapture", "StreamSource", "demand_nothing"]
+__all__ = ["KIND", "StreamCapture", "StreamSource", "demand_nothing"]
 
 KIND = "stream"
 
@@ -56,14 +56,6 @@ def demand_nothing(ref: ResourceRef, require: Consistency) -> None:
         )
 
 
-class Stream(Protocol):
-    """Bytes that come once."""
-
-    def read_some(self, buf: memoryview) -> int:
-        """Fill the beginning of `buf`; returns how much, 0 at the end. SourceError."""
-        ...
-
-
 class _Stream:
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -85,7 +77,7 @@ class _Stream:
 class StreamCapture:
     """See `ports.source.Capture`."""
 
-    def __init__(self, ref: ResourceRef, content: Stream, clock: Clock) -> None:
+    def __init__(self, ref: ResourceRef, content: ByteStream, clock: Clock) -> None:
         self.resource = ref
         self.content = content
         self.topology: Topology | None = None

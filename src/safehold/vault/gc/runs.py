@@ -16,7 +16,7 @@ from typing import IO
 
 from blake3 import blake3
 
-from safehold.model.errors import DamageError, ObjectNotFound
+from safehold.model.errors import DamageError, ObjectNotFound, StoreFull
 from safehold.vault.index.rows import ID_SIZE, PLAIN_BITS, ROW, Location, pack_row
 from safehold.vault.index.table import SortedTable, combine, merge_tables, table_of
 from safehold.vault.keys import OwnerKey
@@ -125,17 +125,17 @@ def write_base(
     wait as in `absorb`.
     """
     run = os.urandom(16)
-    return tuple(
-        _put(
-            locator,
-            run_name(locator.domain, run, number),
-            [RunPack(pack, sizes[pack]) for pack in packs],
-            shard,
-            owner,
-            index_key,
-        )
-        for number, (packs, shard) in enumerate(_shards(rows, sizes, directory))
-    )
+    made: list[BaseRun] = []
+    try:
+        for number, (packs, shard) in enumerate(_shards(rows, sizes, directory)):
+            name = run_name(locator.domain, run, number)
+            made.append(_put(locator, name, [RunPack(pack, sizes[pack]) for pack in packs], shard, owner, index_key))
+    except StoreFull:
+        # Nothing tells of them yet, and the record that goes on without them needs the room.
+        for one in made:
+            locator.store.delete(one.name)
+        raise
+    return tuple(made)
 
 
 def _put(

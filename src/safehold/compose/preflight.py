@@ -8,16 +8,23 @@ import shutil
 from collections.abc import Iterator
 
 from safehold.compose.configuration import Configuration
+from safehold.objects.location import local_place
 
-__all__ = ["surroundings"]
+__all__ = ["preflight"]
 
 
-def surroundings(configuration: Configuration) -> Iterator[str]:
+def preflight(configuration: Configuration) -> Iterator[str]:
     """A line for each file, directory and command that is not there, or is of another kind, beginning with its field."""
     for name, vault in configuration.vaults.items():
         for way in ("passphrase_file", "kit", "identity", "writer"):
             if getattr(vault, way):
                 yield from _readable(f"vaults.{name}.{way}", getattr(vault, way))
+        if vault.passphrase_command.startswith("/"):
+            # A shell reads it: of anything else it cannot be told what the program is.
+            yield from _program(f"vaults.{name}.passphrase_command", vault.passphrase_command.split()[0])
+        for directory in local_place(vault.place):
+            if not os.path.isdir(directory):
+                yield f"vaults.{name}.place: {directory} is no directory; is it mounted?"
     for name, resource in configuration.resources.items():
         for place in resource.paths:
             path = os.path.expanduser(place.removeprefix("tree:").removeprefix("volume:"))

@@ -192,7 +192,11 @@ class Filling:
             vault = world.fresh()
             return vault.disk(only(vault), only(vault).body.members[0])
 
-        self.hydrator = Hydrator(self.volume, open_disk, self.done.set, world.ctx)
+        def done() -> bool:
+            self.done.set()
+            return True
+
+        self.hydrator = Hydrator(self.volume, open_disk, done, world.ctx)
 
     def repair(self) -> None:
         for name, data in self._whole.items():

@@ -123,6 +123,8 @@ def test_a_writers_rubbish_is_in_the_way_of_its_own_resources_alone(world: World
     world.store.put(f"points/{writer.wid.hex()}/{os.urandom(16).hex()}", [b"rubbish"])
     vault = world.fresh()
     assert pick(vault, "disk@latest")[0].resources == ("disk",)
+    with pytest.raises(DamageError):
+        pick(vault, "@latest")
     with pytest.raises(DamageError) as refused:
         pick(vault, "web-1@latest")
     assert f"web-1@{newest.id[:8]}" in refused.value.remedy

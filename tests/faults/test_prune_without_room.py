@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safehold.app.verify import verify_next
+from safehold.model.context import Context
 from safehold.model.errors import StoreFull
 from safehold.objects.memory import MemoryStore
 from safehold.vault.gc.prune import Prune
+from tests.clocks import FakeClock
 from tests.faults.test_prune_among_others import contents, expire, packs
 from tests.worlds import World, read_back
 
@@ -54,3 +57,20 @@ def test_garbage_goes_first(tmp_path: Path) -> None:
     vault = world.fresh()
     for point in vault.points()[0]:
         assert read_back(vault, point) == world.expected[point.id]
+
+
+def test_a_vault_without_room_is_read_all_the_same(tmp_path: Path) -> None:
+    """Again and again, whatever cannot be noted there: its own clock stands still then."""
+    world = World(tmp_path, Small())
+    clock = FakeClock()
+    world.back_up(contents("a", "b"), "one")
+    vault = world.open()
+    day = Context(clock=clock)
+    assert verify_next(vault, 86400.0, 1 << 30, day).read
+    world.store.room = 0
+    clock.time = max(clock.time, vault.listed_time())
+    for _ in range(3):
+        clock.time += 2 * 86400
+        rolled = verify_next(world.open(), 86400.0, 1 << 30, day)
+        assert rolled.findings.found == []
+        assert rolled.read, "read again, as its last reading is old by now"

@@ -141,8 +141,9 @@ class VolumeService:
     def _fill_in(self, name: str) -> None:
         """Have a volume be filled in that is not yet, or has not let go of its point yet: it ends with that."""
         for held in self.directory.all():
-            unfinished = held.record.origin and (held.missing or held.record.pin)
-            if held.name == name and unfinished and name not in self._hydrators:
+            if held.name != name or name in self._hydrators or not held.record.origin:
+                continue
+            if held.record.pin or held.missing:
                 self._hydrate(held)
 
     def _hydrate(self, held: HeldVolume) -> None:
@@ -153,14 +154,14 @@ class VolumeService:
             point = select(vault.points()[0], selector)
             return vault.disk(point, member_of(point, parse_selector(selector).resource))
 
-        def done() -> None:
-            self._ctx.progress.note(f"{held.name}: everything of {selector} is here")
-            # Nothing depends on the point any more. Where that cannot be said now, the next start of the service says it.
-            try:
-                if self._unpin(held.record):
-                    held.update(pin="")
-            except OSError as error:
-                self._ctx.progress.warn(f"{held.name}: that its point is let go of cannot be noted ({error.strerror})")
+        def done() -> bool:
+            if not self._unpin(held.record):
+                return False
+            held.update(pin="")
+            self._ctx.progress.note(
+                f"{held.name}: everything of {selector} is here, and nothing depends on it any more"
+            )
+            return True
 
         hydrator = self._hydrators[held.name] = Hydrator(held.volume, open_disk, done, self._ctx)
         hydrator.start()

@@ -132,6 +132,8 @@ class Run:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Whoever started this may not want to hear of children; here it counts how they end.
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             yield cls(ctx, find_paths(os.environ, os.geteuid()))
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ def preflight(configuration: Configuration) -> Iterator[str]:
         for way in ("passphrase_file", "kit", "identity", "writer"):
             if getattr(vault, way):
                 yield from _readable(f"vaults.{name}.{way}", getattr(vault, way))
-        if vault.passphrase_command.startswith("/"):
-            # A shell reads it: of anything else it cannot be told what the program is.
-            yield from _program(f"vaults.{name}.passphrase_command", vault.passphrase_command.split()[0])
+        # A shell reads it: of anything but a plain path it cannot be told what the program is.
+        plain = re.match(r"(/[\w./+-]+)(?: |$)", vault.passphrase_command)
+        if plain:
+            yield from _program(f"vaults.{name}.passphrase_command", plain[1])
         for directory in local_place(vault.place):
             if not os.path.isdir(directory):
                 yield f"vaults.{name}.place: {directory} is no directory; is it mounted?"

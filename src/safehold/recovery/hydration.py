@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import enum
 import errno
+import itertools
 import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -44,9 +45,11 @@ class Hydrator:
     """A few threads that work behind, and `fetch` for whoever cannot wait. `problem` says why something is not here yet, or nothing."""
 
     def __init__(
-        self, volume: LiveVolume, open_disk: Callable[[], StoredDisk], done: Callable[[], None], ctx: Context
+        self, volume: LiveVolume, open_disk: Callable[[], StoredDisk], done: Callable[[], bool], ctx: Context
     ) -> None:
-        """`open_disk` opens the point's disk anew, whenever the last one failed; `done` is called once when nothing is missing."""
+        """`open_disk` opens the point's disk anew, whenever the last one failed; `done` is called when nothing is missing and
+        all of it is durable, again and again until it has let go of the point and says so.
+        """
         self._volume = volume
         self._open_disk = open_disk
         self._done = done
@@ -174,14 +177,20 @@ class Hydrator:
             first, self._finished = not self._finished, True
         if not first:
             return
-        try:
-            self._volume.flush()
-        except OSError as error:
-            # The volume is read-only and says so; the point stays pinned.
-            self.problem = str(error)
-            return
-        self.problem = ""
-        self._done()
+        for patience in itertools.chain(_PATIENCE, itertools.repeat(_PATIENCE[-1])):
+            try:
+                self._volume.flush()
+                if self._done():
+                    self.problem = ""
+                    return
+                self.problem = "all is here, and that its point is let go of cannot be said in the vault now"
+            except OSError as error:
+                self.problem = str(error)
+                if self._volume.read_only:
+                    # It says so; the point stays pinned.
+                    return
+            if self._stop.wait(patience):
+                return
 
     # -- who fills what ----------------------------------------------------------------------------------------------
 

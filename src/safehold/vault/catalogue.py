@@ -252,7 +252,7 @@ def _the_newest(points: Sequence[Point], resource: str, last: float, rejected: I
     newest = points[-1]
     named = resource or newest.resources[0]
     for one in rejected:
-        counts = one.sid and not (one.void or one.barred) and allows(one.allowed, named)
+        counts = one.sid and not (one.void or one.barred) and (not resource or allows(one.allowed, resource))
         if counts and (newest.time, newest.name) < (one.time, one.name) and one.time <= last:
             raise DamageError(
                 f"a newer point cannot be read, and may be the one that is asked for ({one.reason})",

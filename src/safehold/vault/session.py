@@ -283,7 +283,9 @@ class Session:
             self._put_run()
 
     def _take_room(self, size: int) -> None:
-        """StoreFull where that and what is under way would use up what is kept for giving space back."""
+        """StoreFull where that and what this session has under way would use up what is kept for giving space back. What is half written counts
+        twice, and other sessions not at all: a pack or so either way.
+        """
         with self._lock:
             if self._store.caps.room() < self._under_way + size:
                 raise StoreFull(

@@ -115,21 +115,34 @@ class _Output:
             return
         assert program.stdout is not None
         program.stdout.close()
-        if not self._well:
-            # Its number is nobody else's until it is waited for.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(program.pid, signal.SIGTERM)
-            until = time.monotonic() + _PATIENCE
-            while _ended(program) is None and time.monotonic() < until:
-                time.sleep(_TICK / 10)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(program.pid, signal.SIGKILL)
-        program.wait()
+        try:
+            if not self._well:
+                _signal(program, signal.SIGTERM)
+                until = time.monotonic() + _PATIENCE
+                while _ended(program) is None and time.monotonic() < until:
+                    time.sleep(_TICK / 10)
+        finally:
+            # Also where somebody has no patience: nothing is left that only ignores the first signal.
+            if not self._well:
+                _signal(program, signal.SIGKILL)
+            try:
+                program.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._ctx.progress.warn(f"process {program.pid} ({self._words[0]}) cannot be ended, and runs on")
+
+
+def _signal(program: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To its process group, whose number is nobody else's until it is waited for. Who became another user's, as sudo does, may not be told."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(program.pid, number)
 
 
 def _ended(program: subprocess.Popen[bytes]) -> str | None:
     """How the program ended badly, or nothing; None while it runs. It is not waited for yet."""
-    found = os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    try:
+        found = os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except ChildProcessError:
+        return "ended, and how cannot be known"
     if found is None:
         return None
     if found.si_code == os.CLD_EXITED:

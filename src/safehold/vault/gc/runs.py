@@ -6,6 +6,7 @@ anywhere, so each range would name every pack of the vault, and one dead pack wo
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import tempfile
@@ -16,7 +17,7 @@ from typing import IO
 
 from blake3 import blake3
 
-from safehold.model.errors import DamageError, ObjectNotFound, StoreFull
+from safehold.model.errors import DamageError, ObjectNotFound, StoreError, StoreFull
 from safehold.vault.index.rows import ID_SIZE, PLAIN_BITS, ROW, Location, pack_row
 from safehold.vault.index.table import SortedTable, combine, merge_tables, table_of
 from safehold.vault.keys import OwnerKey
@@ -133,7 +134,9 @@ def write_base(
     except StoreFull:
         # Nothing tells of them yet, and the record that goes on without them needs the room.
         for one in made:
-            locator.store.delete(one.name)
+            with contextlib.suppress(StoreError):
+                # One that stays is absorbed by the next prune.
+                locator.store.delete(one.name)
         raise
     return tuple(made)
 

@@ -19,6 +19,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore
+from obstore.store import S3Store
+
 from bench.measure import BORG, Measured, clean_environment, measure
 from safehold.testing.seaweed import start_s3
 
@@ -231,15 +234,17 @@ def s3_ratio(peers: Peers, rounds: int) -> tuple[list[float], list[float]]:
     return ours, plain
 
 
-def plain_uploads(environment: dict[str, str], vault: Path, prefix: str) -> float:
-    """Upload the packs of a local vault with obstore, eight at a time."""
-    import obstore
-    from obstore.store import S3Store
-
-    bucket = S3Store(
+def bucket_of(environment: dict[str, str], prefix: str) -> S3Store:
+    """What lies below a prefix of the bench's server, without Safehold."""
+    return S3Store(
         "vaults", prefix=prefix, endpoint=environment["AWS_ENDPOINT_URL"], region="us-east-1", access_key_id=environment["AWS_ACCESS_KEY_ID"],
         secret_access_key=environment["AWS_SECRET_ACCESS_KEY"], client_options={"allow_http": True},
     )  # fmt: skip
+
+
+def plain_uploads(environment: dict[str, str], vault: Path, prefix: str) -> float:
+    """Upload the packs of a local vault with obstore, eight at a time."""
+    bucket = bucket_of(environment, prefix)
     packs = [p.read_bytes() for folder in ("packs", "meta") for p in sorted((vault / folder).rglob("*")) if p.is_file()]
     began = time.perf_counter()
     with ThreadPoolExecutor(8) as pool:

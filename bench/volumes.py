@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench.measure import clean_environment
 from bench.nbd import WORKLOADS, running
-from bench.peers import SAFEHOLD, fill
+from bench.peers import SAFEHOLD, bucket_of, fill
+from safehold.testing.seaweed import S3Server, start_s3
 from safehold.wire.control import ask
 
 HERE = Path(__file__).parent.parent
@@ -30,10 +33,12 @@ TIB = 1 << 40
 class Service:
     """A home with a vault, and the volume service that its verbs start."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, vault: str = "", environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is what opens a vault elsewhere."""
         self.home = home
-        self.environment = {**clean_environment(), "SAFEHOLD_HOME": str(home), "SAFEHOLD_PASSPHRASE": "bench"}
-        self.run("vault", "init", home / "vault", "--kit-file", home / "kit")
+        mine = {"SAFEHOLD_HOME": str(home), "SAFEHOLD_PASSPHRASE": "bench"}
+        self.environment = {**clean_environment(), **(environment or {}), **mine}
+        self.run("vault", "init", vault or home / "vault", "--kit-file", home / "kit")
 
     def run(self, *words: object) -> str:
         command = [SAFEHOLD, *map(str, words)]
@@ -181,6 +186,49 @@ def reads_meanwhile(service: Service, data: int) -> tuple[tuple[float, ...], tup
     return meanwhile, read()
 
 
+def first_touch(work: Path) -> str:
+    """Reads of blocks that are not here yet, of a vault on an S3 server, against that server's answers to requests for as many bytes."""
+    with tempfile.TemporaryDirectory(dir=work) as data, start_s3(Path(data)) as server:
+        (work / "s3").mkdir()
+        service = Service(work / "s3", "s3://vaults/touch", server.environment)
+        try:
+            image = work / "touch.img"
+            tree = work / "touch"
+            tree.mkdir()
+            fill(tree, 1000)
+            with image.open("wb") as file:
+                file.truncate(4 << 30)
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", str(tree), str(image)], check=True)
+            point = service.json("backup", image, "--name", "touch")["points"][0]
+            blocks = -(-point["read"] // (512 << 10))
+            own = plain_requests(server, point["stored"] // blocks)
+            service.run("volume", "create", "touch", "--from", "touch@latest")
+            command = ["fio", "--name=x", "--ioengine=nbd", f"--uri={service.address('touch')}", "--rw=randread"]
+            command += ["--bs=4k", "--iodepth=1", f"--size={point['read']}", "--number_ios=200", "--output-format=json"]
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            latency = json.loads(printed[printed.index("{") :])["jobs"][0]["read"]["clat_ns"]["percentile"]
+            touch = latency["50.000000"] / 1e6
+        finally:
+            service.run("volume", "stop")
+    return (
+        f"First touch of blocks of a volume that is being filled in from a local S3 server: p50 {touch:.1f} ms; the server's own answer to a "
+        f"request for as many bytes, idle: p50 {own:.1f} ms (ratio {touch / own:.1f}).\n"
+    )
+
+
+def plain_requests(server: S3Server, length: int) -> float:
+    """Milliseconds, p50, of reading `length` bytes of packs at random places, one request after another."""
+    bucket = bucket_of(server.environment, "touch")
+    packs = [one for page in bucket.list("packs/") for one in page if one["size"] > length]
+    rng, seconds = random.Random(1), []
+    for _ in range(200):
+        one = rng.choice(packs)
+        began = time.perf_counter()
+        bucket.get_range(one["path"], start=rng.randrange(one["size"] - length), length=length)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) * 1000
+
+
 def memory(service: Service) -> str:
     for number in range(20):
         service.run("volume", "create", f"v{number}", "--size", TIB)
@@ -210,6 +258,7 @@ def main() -> None:
                 lambda: against_nbdkit(service, work, rounds, seconds),
                 lambda: pauses(service, 10),
                 lambda: instant(service, work, data),
+                lambda: first_touch(work),
                 lambda: memory(service),
             ):
                 text += part() + "\n"

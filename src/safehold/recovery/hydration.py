@@ -29,6 +29,9 @@ _PATIENCE = (1.0, 2.0, 5.0, 15.0, 60.0)
 _THREADS = 2 * THREADS_LOCAL
 """While one writes what it has fetched, another fetches."""
 
+_RECENT = 0.1
+"""Seconds for which a client that had to wait for a block is thought to want another one."""
+
 _CHECKPOINT = 2048
 """Blocks filled in between checkpoints: what a power loss makes this fetch again."""
 
@@ -68,7 +71,10 @@ class Hydrator:
         self._at = self._filled = 0
         self._batch = max(1, _BATCH // volume.block)
         self._finished = False
-        self._threads = [background_thread(self._work, "hydration") for _ in range(_THREADS)]
+        self._served = -_RECENT
+        # While clients are served the first takes its time, so that it goes on whatever they do, and the others rest.
+        self._threads = [background_thread(self._work, "hydration")]
+        self._threads += [background_thread(lambda: self._work(rests=True), "hydration") for _ in range(_THREADS - 1)]
         self.problem = ""
 
     def start(self) -> None:
@@ -99,6 +105,7 @@ class Hydrator:
         finally:
             with self._table:
                 self._fetching.pop(block, None)
+        self._served = self._ctx.clock.monotonic()
         # Who reads here will most likely go on behind it.
         self._wish = block + 1
         if self._volume.maps.states.cells[block] != PRESENT:
@@ -140,10 +147,10 @@ class Hydrator:
         with self._opening:
             self._disk = None
 
-    def _work(self) -> None:
+    def _work(self, *, rests: bool = False) -> None:
         failures = 0
         buffer = _pages(self._batch * self._volume.block)
-        while (claim := self._claim()) is not None:
+        while (claim := self._next_claim(rests=rests)) is not None:
             try:
                 filled = self._fill(claim.start, len(claim), buffer)
                 if filled is _Filled.DAMAGED:
@@ -160,6 +167,12 @@ class Hydrator:
             failures += 1
         if not self._stop.is_set():
             self._finish()
+
+    def _next_claim(self, *, rests: bool) -> range | None:
+        while self._ctx.clock.monotonic() - self._served < _RECENT and not self._stop.wait(_RECENT):
+            if not rests:
+                break
+        return self._claim()
 
     def _count(self, filled: int) -> None:
         with self._table:

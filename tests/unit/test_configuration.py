@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,12 @@ def test_rubbish_anywhere_is_named_or_does_no_harm(tmp_path: Path) -> None:
 def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError):
         load_configuration(written(tmp_path, text))
+
+
+def test_a_pipe_that_nobody_writes_into(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="holds no settings"):
+        load_configuration(tmp_path / "pipe")
 
 
 def test_what_this_machine_lacks(tmp_path: Path) -> None:

@@ -167,7 +167,10 @@ def _some_time(text: str) -> float:
 def load_configuration(path: Path) -> Configuration:
     """Read and check the file. UsageError with the line and the field of the first thing that is wrong."""
     try:
-        text = path.read_text()
+        # Without waiting for whoever may write into a pipe of that name some day.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8") as file:
+            os.set_blocking(file.fileno(), True)
+            text = file.read()
     except OSError as error:
         raise UsageError(
             f"cannot be read ({error.strerror})", on=str(path), remedy="give its place with --config"

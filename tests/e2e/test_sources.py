@@ -183,9 +183,10 @@ def ended(number: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("asks", [signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("says", ["more", ""], ids=["talks", "is silent"])
 def test_a_program_ends_with_the_backup_that_started_it(
-    program: Program, vault: Path, tmp_path: Path, says: str
+    program: Program, vault: Path, tmp_path: Path, says: str, asks: signal.Signals
 ) -> None:
     """And with it what it has started, even where that ignores the first signal. A program is not told what opens the vault."""
     endless = tmp_path / "endless"
@@ -203,7 +204,7 @@ while sleep 0.1; do [ -z "{says}" ] || echo "{says}"; done
     while not all(path.exists() and path.read_text().endswith("\n") for path in numbers):
         time.sleep(0.05)
     time.sleep(1)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(asks)
     running.communicate(timeout=60)
     assert running.returncode == 1
     for path in numbers:

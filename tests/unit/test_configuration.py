@@ -213,6 +213,11 @@ def test_a_pipe_that_nobody_writes_into(tmp_path: Path) -> None:
         load_configuration(tmp_path / "pipe")
 
 
+def test_a_file_without_end() -> None:
+    with pytest.raises(UsageError, match="that is no configuration"):
+        load_configuration(Path("/dev/zero"))
+
+
 def test_what_this_machine_lacks(tmp_path: Path) -> None:
     (tmp_path / "pass").write_text("secret")
     (tmp_path / "vault").mkdir()

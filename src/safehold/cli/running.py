@@ -131,7 +131,11 @@ class Run:
             ctx.cancel.cancel()
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        asked = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            # A lost connection, unless nohup says that it does not matter.
+            asked.append(signal.SIGHUP)
+        before = {number: signal.signal(number, stop) for number in asked}
         # Whoever started this may not want to hear of children; here it counts how they end.
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:

@@ -27,6 +27,9 @@ from safehold.quiesce.specs import parse_bracket
 __all__ = ["Configuration", "OnFailure", "PlanSettings", "ResourceSettings", "VaultSettings", "load_configuration"]
 
 
+_LARGEST = 256 * 1024
+
+
 class VaultSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A vault: its place, and one way to open it. `environment` are variables such as AWS_ENDPOINT_URL."""
 
@@ -170,13 +173,15 @@ def load_configuration(path: Path) -> Configuration:
         # Without waiting for whoever may write into a pipe of that name some day.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8") as file:
             os.set_blocking(file.fileno(), True)
-            text = file.read()
+            text = file.read(_LARGEST + 1)
     except OSError as error:
         raise UsageError(
             f"cannot be read ({error.strerror})", on=str(path), remedy="give its place with --config"
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError("is no text", on=str(path)) from error
+    if len(text) > _LARGEST:
+        raise UsageError(f"is longer than {_LARGEST} characters: that is no configuration", on=str(path))
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         plain = yaml.safe_load(text)

@@ -24,4 +24,4 @@ class ResourceRef:
 
 def can_be_chosen(name: str) -> bool:
     """Whether somebody may give a resource this name: what a terminal would obey, and what ends a name in `RESOURCE@WHEN`, are not in it."""
-    return name.isprintable() and "@" not in name
+    return name != "" and name.isprintable() and "@" not in name

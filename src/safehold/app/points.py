@@ -73,7 +73,7 @@ def parse_when(text: str) -> tuple[float, float]:
         raise ValueError(f"{text!r} is no time") from None
 
 
-def select(points: Sequence[Point], text: str, rejected: Sequence[Rejected] = ()) -> Point:
+def select(points: Sequence[Point], text: str, rejected: Sequence[Rejected]) -> Point:
     """The point that `RESOURCE@WHEN` names; UsageError otherwise. DamageError where the newest is asked for and may be one of `rejected`."""
     selector = parse_selector(text)
     return choose(points, selector.resource, selector.when, parse_when, rejected)

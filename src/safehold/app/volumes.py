@@ -151,7 +151,8 @@ class VolumeService:
 
         def open_disk() -> StoredDisk:
             vault = self._open_vault(held.record.vault)
-            point = select(vault.points()[0], selector)
+            points, rejected = vault.points()
+            point = select(points, selector, rejected)
             return vault.disk(point, member_of(point, parse_selector(selector).resource))
 
         def done() -> bool:

@@ -28,6 +28,7 @@ __all__ = ["Configuration", "OnFailure", "PlanSettings", "ResourceSettings", "Va
 
 
 _LARGEST = 256 * 1024
+"""Characters of a file; what is longer is not read to its end."""
 
 
 class VaultSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -320,12 +321,10 @@ def _check_resource(path: tuple[str, ...], resource: ResourceSettings) -> None:
         path_matcher(resource.exclude, "exclude")
     except UsageError as error:
         raise Fault((*path, "exclude"), error.what) from None
-    of_files = ("exclude", "exclude_caches", "one_file_system")
-    senseless = (*of_files, "downtime") if resource.volumes else (*of_files, "brackets") if resource.command else ()
-    for field in senseless:
-        if getattr(resource, field):
-            what = "volumes" if resource.volumes else "commands"
-            raise Fault((*path, field), f"says nothing of {what}", "leave it out")
+    for what, asked, field in (("volumes", resource.volumes, "downtime"), ("commands", resource.command, "brackets")):
+        for senseless in ("exclude", "exclude_caches", "one_file_system", field) if asked else ():
+            if getattr(resource, senseless):
+                raise Fault((*path, senseless), f"says nothing of {what}", "leave it out")
     if resource.command and resource.require not in ("", "none"):
         raise Fault((*path, "require"), "what a program writes proves nothing of itself", "leave it out")
     if resource.downtime and not resource.brackets:

@@ -19,34 +19,25 @@ class Fault(Exception):
 
 def refuse_duplicates(root: yaml.Node | None) -> None:
     """Of two settings of one name YAML takes the last without a word."""
-    waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(root, ())]
-    # An alias is the node itself, and may lie within itself.
-    met: set[int] = set()
-    while waiting:
-        node, path = waiting.pop()
-        if id(node) in met or not isinstance(node, yaml.CollectionNode):
-            continue
-        met.add(id(node))
-        if not isinstance(node, yaml.MappingNode):
-            waiting += [(one, path) for one in node.value]
-            continue
+    for path, node in _nodes(root):
         seen: dict[str, int] = {}
-        for key, value in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             name, line = str(key.value), key.start_mark.line + 1
             if name in seen and name != "<<":
                 raise Fault((*path, name), f"is there twice, in lines {seen[name]} and {line}", "keep one of them")
             seen[name] = line
-            waiting.append((value, (*path, name)))
 
 
 def refuse_unusable(root: yaml.Node | None) -> None:
     """No path, name or command of the system holds such characters."""
-    for path, node in _scalars(root):
-        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in str(node.value)):
+    for path, node in _nodes(root):
+        text = str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
             raise Fault(path, "holds a character that nothing on this system can")
 
 
-def _scalars(root: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], yaml.ScalarNode]]:
+def _nodes(root: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], yaml.Node]]:
+    """Every node once, names among them, with the names that lead there."""
     waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(root, ())]
     # An alias is the node itself, and may lie within itself.
     met: set[int] = set()
@@ -55,13 +46,12 @@ def _scalars(root: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], yaml.Sca
         if node is None or id(node) in met:
             continue
         met.add(id(node))
+        yield path, node
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 waiting += [(key, path), (value, (*path, str(key.value)))]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(one, path) for one in node.value]
-        elif isinstance(node, yaml.ScalarNode):
-            yield path, node
 
 
 def line_of(node: yaml.Node | None, path: tuple[str, ...]) -> int:

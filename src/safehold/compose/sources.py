@@ -84,7 +84,7 @@ class Sources:
                     raise UsageError(
                         "only files and directories go together under one name",
                         on=spec,
-                        remedy="quote a command as one word: 'command:pg_dump orders'",
+                        remedy="give this a name of its own; a command is one word: 'command:pg_dump orders'",
                     )
                 ref = forced
             refs.append(ref)

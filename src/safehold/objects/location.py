@@ -42,9 +42,8 @@ def local_place(url: str) -> list[Path]:
 def within(path: str, url: str) -> bool:
     """Whether a path is a vault's own directory on this machine, or lies in it."""
     real = os.path.realpath(os.path.expanduser(path))
-    return any(
-        os.path.commonpath([real, os.path.realpath(place)]) == os.path.realpath(place) for place in local_place(url)
-    )
+    homes = [os.path.realpath(place) for place in local_place(url)]
+    return any(os.path.commonpath([real, home]) == home for home in homes)
 
 
 def full_address(url: str) -> str:

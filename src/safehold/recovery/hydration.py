@@ -72,9 +72,7 @@ class Hydrator:
         self._batch = max(1, _BATCH // volume.block)
         self._finished = False
         self._served = -_RECENT
-        # While clients are served the first takes its time, so that it goes on whatever they do, and the others rest.
-        self._threads = [background_thread(self._work, "hydration")]
-        self._threads += [background_thread(lambda: self._work(rests=True), "hydration") for _ in range(_THREADS - 1)]
+        self._threads = [background_thread(self._work, "hydration") for _ in range(_THREADS)]
         self.problem = ""
 
     def start(self) -> None:
@@ -147,10 +145,10 @@ class Hydrator:
         with self._opening:
             self._disk = None
 
-    def _work(self, *, rests: bool = False) -> None:
+    def _work(self) -> None:
         failures = 0
         buffer = _pages(self._batch * self._volume.block)
-        while (claim := self._next_claim(rests=rests)) is not None:
+        while (claim := self._next_claim()) is not None:
             try:
                 filled = self._fill(claim.start, len(claim), buffer)
                 if filled is _Filled.DAMAGED:
@@ -168,9 +166,10 @@ class Hydrator:
         if not self._stop.is_set():
             self._finish()
 
-    def _next_claim(self, *, rests: bool) -> range | None:
+    def _next_claim(self) -> range | None:
+        """While clients are served the first thread takes its time, so that it goes on whatever they do, and the others rest."""
         while self._ctx.clock.monotonic() - self._served < _RECENT and not self._stop.wait(_RECENT):
-            if not rests:
+            if threading.current_thread() is self._threads[0]:
                 break
         return self._claim()
 

@@ -48,6 +48,9 @@ class Point(msgspec.Struct, frozen=True):
         return tuple(member.name for member in self.body.members)
 
 
+_ANY_RESOURCE = ("*",)
+
+
 class Rejected(msgspec.Struct, frozen=True):
     """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it. `time` is the store's.
 
@@ -60,7 +63,7 @@ class Rejected(msgspec.Struct, frozen=True):
     time: float
     void: bool = False
     barred: bool = False
-    allowed: tuple[str, ...] = ("*",)
+    allowed: tuple[str, ...] = _ANY_RESOURCE
 
     @property
     def wid(self) -> bytes:
@@ -172,9 +175,9 @@ class Catalogue:
     def _patterns(self, name: str) -> tuple[str, ...]:
         certificate = self._writers.certificates.get(_named_writer(name))
         try:
-            return self._allowed(certificate) if certificate else ("*",)
+            return self._allowed(certificate) if certificate else _ANY_RESOURCE
         except (DamageError, VaultKeyError):
-            return ("*",)
+            return _ANY_RESOURCE
 
     def _refuse_revoked(self, stamp: Stamp) -> None:
         since = self._revoked.get(_named_writer(stamp.name))
@@ -212,7 +215,7 @@ def choose(
     resource: str,
     when: str,
     parse_time: Callable[[str], tuple[float, float]],
-    rejected: Iterable[Rejected] = (),
+    rejected: Iterable[Rejected],
 ) -> Point:
     """The point of `resource` that `when` names.
 

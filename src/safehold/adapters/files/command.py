@@ -28,7 +28,7 @@ _PATIENCE = 10.0
 
 
 class CommandSource:
-    """Starts a program when it is captured, and reads its standard output to the end."""
+    """Starts a program when it is first read, and reads its standard output to the end."""
 
     def resolve(self, spec: str) -> ResourceRef | None:
         """`command:PROGRAM ARGUMENTS`, in the shell's quoting but without a shell. See `ports.source.Source`."""

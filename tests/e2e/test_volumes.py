@@ -284,7 +284,7 @@ def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_
     host.program.run("volume", "snapshot", "data", "--wait")
     seen = 0
     for one in host.show("data")["snapshots"]:  # type: ignore[attr-defined]
-        assert one["state"] == "completed"
+        assert one["state"] == "completed", one["snapshot_problem"]
         if one["id"] in expected:
             seen += 1
             image = tmp_path / f"{one['id']}.img"

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from safehold.app import uploader, volumes
 from safehold.app.backup import Host
+from safehold.app.uploader import Uploader
 from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks import directory as directory_module
 from safehold.blocks import held as held_module
@@ -450,6 +451,74 @@ def test_a_snapshot_on_its_way_is_not_discarded_and_loses_nothing_by_another(sit
     equal(site.point(done.point, "data"), content(held))
 
 
+def test_a_snapshot_taken_while_another_ends_leaves_both_on_record(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    right, reached, go_on = held_module.write_record, threading.Event(), threading.Event()
+
+    def slow(files: VolumeFiles, record: VolumeRecord) -> None:
+        if any(one.state is SnapshotState.COMPLETED for one in record.snapshots) and not reached.is_set():
+            reached.set()
+            assert go_on.wait(20)
+        right(files, record)
+
+    monkeypatch.setattr(held_module, "write_record", slow)
+    first = site.snapshot("data")
+    assert reached.wait(20)
+    taken: list[Snapshot] = []
+    taker = threading.Thread(target=lambda: taken.append(site.snapshot("data")))
+    taker.start()
+    until(lambda: len(held.epochs.open) == 2)
+    time.sleep(0.1)
+    go_on.set()
+    taker.join()
+    assert site.finish(first).state is site.finish(taken[0]).state is SnapshotState.COMPLETED
+    site.restart()
+    assert {one.state for one in site.service.directory.get("data").record.snapshots} == {SnapshotState.COMPLETED}
+
+
+def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.finish(site.snapshot("data"))
+    right = directory_module.seal_together
+
+    def between(*of: Any) -> tuple[float, float]:
+        taken = right(*of)
+        held.update(suspect="the one before has just failed")
+        return taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory_module, "seal_together", between)
+        assert not site.finish(site.snapshot("data")).full
+    assert held.record.suspect
+    assert site.finish(site.snapshot("data")).full
+    assert not held.record.suspect
+
+
+def test_a_group_half_on_record_has_lost_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        site.service.create(name, SIZE, "vault")
+    right, settle = HeldVolume.put_on_record, Uploader._settle_all
+    looking, reached = threading.Event(), threading.Event()
+
+    def slow(self: HeldVolume, snapshot: Snapshot, compared: str) -> None:
+        if self.name == "two":
+            reached.set()
+            time.sleep(0.3)
+        right(self, snapshot, compared)
+
+    def looks(self: Uploader, volumes: Any) -> None:
+        settle(self, volumes)
+        looking.set()
+        assert reached.wait(20)
+
+    monkeypatch.setattr(HeldVolume, "put_on_record", slow)
+    monkeypatch.setattr(Uploader, "_settle_all", looks)
+    site.service._uploader.wake()
+    assert looking.wait(20)
+    assert site.finish(site.snapshot("one", "two")).state is SnapshotState.COMPLETED
+
+
 def dependent(site: Site, name: str) -> HeldVolume:
     """A volume that cannot be filled in before the store is up."""
     origin, _ = site.made()
@@ -547,15 +616,15 @@ def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(
 ) -> None:
     one, two = (site.service.create(name, SIZE, "vault") for name in ("one", "two"))
     site.finish(site.snapshot("one", "two"))
-    right = HeldVolume.update
+    right = HeldVolume.put_on_record
 
-    def update(self: HeldVolume, **changes: object) -> None:
-        if self.name == "two" and "snapshots" in changes:
+    def full(self: HeldVolume, snapshot: Snapshot, compared: str) -> None:
+        if self.name == "two":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        right(self, **changes)
+        right(self, snapshot, compared)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HeldVolume, "update", update)
+        patch.setattr(HeldVolume, "put_on_record", full)
         for _ in range(10):
             site.write(one, 2)
             site.write(two, 2)

@@ -97,7 +97,8 @@ class Uploader:
             if committed.snapshot not in waiting:
                 self._finish(committed)
         unfinished = {name for committed in self._unfinished for name in committed.members}
-        group = next_group(volumes, waiting, unfinished)
+        with self._directory.standing() as volumes:
+            group = next_group(volumes, waiting, unfinished)
         if group:
             self._upload(group)
             return 0.0

@@ -253,7 +253,6 @@ class VolumeService:
                 request.asked.label,
                 group=names if len(names) > 1 else (),
                 tags=dict(request.tags or {}),
-                full=bool(held.record.suspect),
                 vouched=not request.vouching,
             )
 

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+import msgspec
 
 from safehold.blocks.epochs import seal_together
 from safehold.blocks.held import HeldVolume
@@ -127,6 +129,12 @@ class VolumeDirectory:
         """Every volume, by name."""
         with self._lock:
             return [self._volumes[name] for name in sorted(self._volumes)]
+
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[list[HeldVolume]]:
+        """Every volume, by name; none is sealed, made or removed meanwhile, so a snapshot is on record in all of its volumes or in none."""
+        with self._lock:
+            yield self.all()
 
     def get(self, name: str) -> HeldVolume:
         """UsageError where there is none, FailedError where it could not be opened."""
@@ -257,15 +265,16 @@ class VolumeDirectory:
         with self._lock:
             volumes = [self.get(name) for name in names]
             prepared = [held.epochs.prepare() for held in volumes]
-            for held in volumes:
-                if held.record.suspect:
+            reasons = [held.record.suspect for held in volumes]
+            for held, reason in zip(volumes, reasons, strict=True):
+                if reason:
                     held.epochs.suspect()
             taken = seal_together([held.epochs for held in volumes], prepared)
             snapshots: list[Snapshot] = []
             try:
-                for held in volumes:
-                    snapshot = describe(held, taken)
-                    held.update(suspect="", snapshots=(*held.record.snapshots, snapshot))
+                for held, reason in zip(volumes, reasons, strict=True):
+                    snapshot = msgspec.structs.replace(describe(held, taken), full=bool(reason))
+                    held.put_on_record(snapshot, reason)
                     snapshots.append(snapshot)
             except BaseException:
                 for held, snapshot in zip(volumes, snapshots, strict=False):

@@ -88,6 +88,14 @@ class HeldVolume:
         write_record(self.files, record)
         self.record = record
 
+    def put_on_record(self, snapshot: Snapshot, compared: str) -> None:
+        """There is one more snapshot; `compared` is the reason for which everything counts as changed in it, or nothing. OSError."""
+        with self._changing:
+            # Snapshots end in other threads meanwhile, and one that has just failed has a reason of its own for the next to compare.
+            suspect = "" if self.record.suspect == compared else self.record.suspect
+            snapshots = (*self.record.snapshots, snapshot)
+            self._replace(msgspec.structs.replace(self.record, suspect=suspect, snapshots=snapshots))
+
     def change_snapshot(self, identity: str, lineage: Lineage | None = None, **changes: object) -> Snapshot:
         """Change what the record says of one snapshot, and of the lineage where there is another, durably; returns the snapshot."""
         with self._changing:

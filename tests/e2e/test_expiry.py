@@ -98,3 +98,36 @@ def test_the_only_verified_point_and_the_last_one(program: Program, ids: list[st
     assert "all that is left" in program.run("point", "expire", *every, "--yes", code=2).stderr
     assert len(program.json("point", "expire", *every, "--even-last", "--yes")["expired"]) == 5
     assert program.json("points")["points"] == []
+
+
+def test_a_point_that_somebody_took_away(program: Program, vault: Path, ids: list[str], tmp_path: Path) -> None:
+    """Its object is moved out of the vault: everything says so, nothing that it needs goes, and it is whole when it is back."""
+    (place,) = vault.glob(f"points/*/{ids[5]}")
+    was = place.stat()
+    for how in ("moved", "a directory"):
+        place.rename(tmp_path / "kept")
+        if how == "a directory":
+            place.mkdir()
+        assert "a point is gone" in program.run("status", code=4).stdout
+        assert ids[5] in program.run("verify", code=4).stdout
+        refused = program.run("restore", "disk@latest", "--to", tmp_path / "no", code=4).stderr
+        assert f"disk@{ids[4][:8]}" in refused
+        assert f"point expire @{ids[5][:8]}" in program.run("vault", "prune", code=4).stderr
+        program.run("restore", f"disk@{ids[4]}", "--to", tmp_path / f"before {how}")
+        assert (tmp_path / f"before {how}").read_bytes() == b"4" * 5000
+        if how == "a directory":
+            place.rmdir()
+        (tmp_path / "kept").rename(place)
+        assert place.stat().st_ino == was.st_ino
+        program.run("verify")
+        program.run("status")
+        program.run("restore", "disk@latest", "--to", tmp_path / f"whole {how}")
+        assert (tmp_path / f"whole {how}").read_bytes() == b"5" * 5000
+    place.unlink()
+    program.run("verify", code=4)
+    program.run("point", "expire", f"@{ids[5][:8]}", "--yes")
+    program.run("status")
+    program.run("vault", "prune")
+    program.run("verify", "--data")
+    program.run("restore", "disk@latest", "--to", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"4" * 5000

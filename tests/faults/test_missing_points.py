@@ -17,6 +17,7 @@ from safehold.vault.gc.prune import Prune
 from safehold.vault.names import gc_name
 from safehold.vault.slots import Recipient
 from safehold.vault.trust import Chain
+from safehold.vault.vault import Vault
 from tests.worlds import BLOCK, World, read_back
 
 
@@ -32,8 +33,12 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def prune(world: World) -> Prune:
-    done = Prune(world.fresh(), world.root, lambda session, now: False, world.ctx)
+def packs(world: World) -> set[str]:
+    return {stamp.name for stamp in world.store.list("packs/")}
+
+
+def prune(world: World, vault: Vault | None = None) -> Prune:
+    done = Prune(vault or world.fresh(), world.root, lambda session, now: False, world.ctx)
     done.run()
     return done
 
@@ -55,9 +60,112 @@ def test_a_point_that_is_gone_is_found_by_a_machine_that_knows_nothing(world: Wo
     vault = world.fresh()
     apply_expiry(vault, [first], world.ctx)
     assert found(world) == [second.name], "an expired point is not lost"
+    before = packs(world)
+    with pytest.raises(DamageError, match=second.name) as refused:
+        prune(world)
+    assert packs(world) == before, "what it needs is there when it comes back"
+    assert f"point expire @{second.id[:8]}" in refused.value.remedy
+    vault = world.fresh()
+    apply_expiry(vault, plan_single(vault, [f"@{second.id[:8]}"]), world.ctx)
+    assert found(world) == [], "the owner gave it up"
     prune(world)
-    assert found(world) == [], "the owner pruned without it"
+    assert packs(world) < before
     assert [p.name for p in world.fresh().points()[0]] == [third.name]
+    assert read_back(world.fresh(), third) == world.expected[third.id]
+
+
+def lose(world: World, name: str, how: str) -> bytes:
+    """A point's object is not there any more, or nothing is in it; returns what it was."""
+    whole = world.store.get(name)
+    world.store.delete(name)
+    if how == "emptied":
+        world.store.put(name, [b""])
+    return whole
+
+
+@pytest.fixture
+def unpruned(tmp_path: Path) -> World:
+    """Three backups of one disk and one of another, of which no prune has told."""
+    world = World(tmp_path)
+    for _ in range(3):
+        world.back_up(os.urandom(3 * BLOCK))
+    world.back_up(os.urandom(3 * BLOCK), "other")
+    world.open().points()
+    return world
+
+
+@pytest.mark.parametrize("how", ["deleted", "emptied"])
+def test_what_this_machine_has_read_is_missed(unpruned: World, how: str) -> None:
+    world = unpruned
+    first, second, newest, other = world.open().points()[0]
+    whole = lose(world, newest.name, how)
+    for _ in range(2):
+        vault = world.open()
+        assert [f.on for f in verify_points(vault, None, Depth.STRUCTURE, [], world.ctx).found] == [newest.name]
+        assert [f.on for f in verify_next(vault, 0.0, 1 << 40, world.ctx).findings.found] == [newest.name]
+    points, rejected = vault.points()
+    assert points == [first, second, other]
+    assert [(one.name, one.time, one.resources, one.gone) for one in rejected] == [
+        (newest.name, newest.time, ("disk",), True)
+    ]
+    with pytest.raises(DamageError) as refused:
+        pick(vault, "disk@latest")
+    assert f"disk@{second.id[:8]}" in refused.value.remedy
+    assert pick(vault, f"disk@{second.id[:8]}", "other@latest") == [second, other]
+    before = packs(world)
+    with pytest.raises(DamageError, match=newest.name):
+        prune(world, world.open())
+    assert packs(world) == before
+    world.store.put(newest.name, [whole], create_only=False)
+    assert world.open().points() == ([first, second, newest, other], [])
+    lose(world, newest.name, how)
+    vault = world.open()
+    apply_expiry(vault, plan_single(vault, [f"@{newest.id[:8]}"]), world.ctx)
+    assert pick(world.open(), "disk@latest") == [second]
+    prune(world, world.open())
+    assert packs(world) < before
+    for point in (first, second, other):
+        assert read_back(world.open(), point) == world.expected[point.id]
+
+
+def test_the_last_point_that_this_machine_made_is_missed_before_it_was_read(unpruned: World) -> None:
+    world = unpruned
+    late = world.back_up(os.urandom(BLOCK), "other")
+    (name,) = [stamp.name for stamp in world.store.list("points/") if stamp.name.endswith(late.point)]
+    world.store.delete(name)
+    vault = world.open()
+    assert [one.name for one in vault.points()[1]] == [name]
+    with pytest.raises(DamageError):
+        pick(vault, "other@latest")
+    later = world.back_up(os.urandom(BLOCK), "other", vault)
+    assert pick(world.open(), "other@latest")[0].id == later.point, "whatever that one was, this is newer"
+    assert [f.on for f in verify_points(world.open(), None, Depth.STRUCTURE, [], world.ctx).found] == [name]
+
+
+def test_what_others_expire_is_not_missed(unpruned: World) -> None:
+    world = unpruned
+    first, second, _, _ = world.open().points()[0]
+    elsewhere = world.fresh()
+    apply_expiry(elsewhere, [first, second], world.ctx)
+    assert world.open().points()[1] == []
+    prune(world, elsewhere)
+    assert world.open().points()[1] == []
+    assert verify_points(world.open(), None, Depth.DATA, [], world.ctx).found == []
+
+
+def test_damage_that_a_verification_met_is_known_to_whoever_lists_the_points(unpruned: World) -> None:
+    world = unpruned
+    *_, newest, other = world.open().points()[0]
+    whole = world.store.get(newest.name)
+    world.store.put(newest.name, [whole[:-9] + b"x" + whole[-8:]], create_only=False)
+    assert [f.on for f in verify_points(world.open(), None, Depth.STRUCTURE, [], world.ctx).found] == [newest.name]
+    for _ in range(2):
+        assert [one.resources for one in world.open().points()[1]] == [("disk",)]
+    with pytest.raises(DamageError, match=newest.name):
+        pick(world.open(), "disk@latest")
+    assert pick(world.open(), "other@latest") == [other]
+    world.store.put(newest.name, [whole], create_only=False)
+    assert pick(world.open(), "disk@latest") == [newest]
 
 
 def test_a_point_that_is_put_while_a_prune_ends_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

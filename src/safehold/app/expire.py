@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from fnmatch import fnmatchcase
 
+from safehold.app.findings import forget_points
 from safehold.app.points import pick, select
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
@@ -239,10 +240,13 @@ def apply_expiry(vault: Vault, points: Sequence[Point | Rejected], ctx: Context)
             continue
         try:
             expiry.forget(point.wid, point.sid)
+            if isinstance(point, Rejected) and point.gone:
+                expiry.end_session(point.wid, point.sid)
         except UsageError as error:
             ctx.progress.warn(f"point {point.id[:8]} stays: {error}")
         else:
             expired.append(point)
+    forget_points(vault, expired)
     expiry.collect(vault.store_time())
     return expired
 

@@ -83,7 +83,9 @@ def read_points(vault: Vault) -> tuple[list[Point], list[Rejected]]:
     """The vault's points, oldest first, and what claims to be one and is none: that is warned of."""
     points, rejected = vault.points()
     for one in rejected:
-        vault.ctx.progress.warn(f"not a valid point: {one.name}: {one.reason}")
+        # What this machine made itself was told of when the vault was opened.
+        if one.name not in vault.lost:
+            vault.ctx.progress.warn(one.problem)
     return points, rejected
 
 

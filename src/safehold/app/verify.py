@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from collections.abc import Sequence
 
 import msgspec
 
+from safehold.app.findings import remember_findings
 from safehold.app.points import select
 from safehold.app.sharing import warn_of_shared_names
 from safehold.model.context import Context
 from safehold.model.errors import StoreError, UsageError
-from safehold.model.remembered import keep, recall
 from safehold.recovery.rolling import ReadLog, Rolled, verify_rolling
 from safehold.recovery.verify import Finding, Findings, verify_data, verify_structure
 from safehold.vault.access import read_slots
-from safehold.vault.catalogue import Point, Rejected
+from safehold.vault.catalogue import Point
 from safehold.vault.gc.quarantine import note_packs
 from safehold.vault.vault import Vault
 
 __all__ = [
     "Depth",
     "Expected",
-    "Remembered",
     "check_expected",
-    "last_findings",
     "parse_expected",
     "verify_next",
     "verify_points",
@@ -97,47 +94,13 @@ def verify_points(
                 findings.add(Finding(one.reason, one.name))
         for problem in (*vault.problems, *read_slots(vault.store)[1]):
             findings.add(Finding(problem.what, problem.on))
-        for finding in _lost_points(vault, points, rejected):
-            findings.add(finding)
         _demand_second_copy(vault)
         warn_of_shared_names(points, ctx)
     if findings.found or selector is None:
-        _remember(vault, findings)
+        remember_findings(vault, findings)
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings
-
-
-class Remembered(msgspec.Struct, frozen=True):
-    """What the last verification on this machine found, by its clock: how many problems, and the first."""
-
-    time: float
-    problems: int
-    first: str
-
-
-def last_findings(vault: Vault) -> Remembered | None:
-    """None where the last verification found nothing, or there was none."""
-    found = recall(vault.places.findings, Remembered, Remembered(0.0, 0, ""))
-    return found if found.problems else None
-
-
-def _remember(vault: Vault, findings: Findings) -> None:
-    place = vault.places.findings
-    with contextlib.suppress(OSError):
-        if not findings.found:
-            place.unlink(missing_ok=True)
-            return
-        first = findings.found[0]
-        told = Remembered(vault.ctx.clock.now(), len(findings.found), f"{first.what} ({first.on})")
-        keep(place, msgspec.json.encode(told))
-
-
-def _lost_points(vault: Vault, points: Sequence[Point], rejected: Sequence[Rejected]) -> list[Finding]:
-    """Points that a prune has seen and that are gone."""
-    there = [*(one.name for one in points), *(one.name for one in rejected)]
-    what = "a point that was there at the last prune is gone, and nobody said that it was expired"
-    return [Finding(what, name) for name in vault.missing_points(there)]
 
 
 def _demand_second_copy(vault: Vault) -> None:
@@ -177,9 +140,7 @@ def verify_next(vault: Vault, older_than: float, budget: int, ctx: Context) -> R
             rolled.findings.add(Finding(one.reason, one.name))
     for problem in vault.problems:
         rolled.findings.add(Finding(problem.what, problem.on))
-    for finding in _lost_points(vault, points, rejected):
-        rolled.findings.add(finding)
-    _remember(vault, rolled.findings)
+    remember_findings(vault, rolled.findings)
     _demand_second_copy(vault)
     warn_of_shared_names(points, ctx)
     return rolled

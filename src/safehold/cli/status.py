@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from safehold.app.findings import last_findings
 from safehold.app.points import read_points
 from safehold.app.status import Standing, damaged_packs, standings
-from safehold.app.verify import last_findings
 from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.compose.asked import asked_for, only_vault
@@ -50,7 +50,7 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
         asked = asked_for(configuration, run.paths, opened.store.url)
         points, rejected = read_points(opened)
         found = standings(opened, points, run.ctx, limit, asked.expected)
-        damage = [f"not a valid point: {one.name}: {one.reason}" for one in rejected if not one.void]
+        damage = [one.problem for one in rejected if not one.void]
         damage += [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened)), *_found(opened)]
         problems = [*damage, *asked.problems]
         problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
@@ -111,8 +111,9 @@ def _found(opened: Vault) -> list[str]:
     last = last_findings(opened)
     if last is None:
         return []
-    when, more = format_time(last.time), f" (and {last.problems - 1} more)" * (last.problems > 1)
-    return [f'verify found on {when}: {last.first}{more}; see the runbook, "Damaged vault"']
+    others = len(last.found) - 1 + last.more
+    first = f"{last.found[0].what} ({last.found[0].on})" + f" (and {others} more)" * bool(others)
+    return [f'verify found on {format_time(last.time)}: {first}; see the runbook, "Damaged vault"']
 
 
 def _document(one: Standing) -> dict[str, object]:

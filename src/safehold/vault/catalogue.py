@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -18,7 +19,7 @@ from safehold.vault.sealing import SessionSecret, open_body
 from safehold.vault.trust import Writers
 from safehold.vault.writers import allows
 
-__all__ = ["CachedPoint", "Catalogue", "Point", "Rejected", "choose"]
+__all__ = ["CachedPoint", "Catalogue", "Listing", "Point", "Rejected", "choose"]
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -52,10 +53,12 @@ _ANY_RESOURCE = ("*",)
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """An object under `points/` that is no point: damaged, forged, or of a writer that may not make it. `time` is the store's.
+    """What lies under `points/` and is no point, being damaged, forged, or of a writer that may not make it; and a point that is gone. `time`
+    is the store's.
 
     `void` marks one that does not count because the owner said so, whatever it is: nothing is damaged. `barred` marks a sound one of a name
-    that its writer may not use: nothing hangs on it either. `allowed` are patterns of the resources that it may be of.
+    that its writer may not use: nothing hangs on it either. `resources` are those of a point that was sound when this machine read it before;
+    of any other nobody can say, and `allowed` are patterns of what it may be of. `gone` marks a point that is not there.
     """
 
     name: str
@@ -64,6 +67,25 @@ class Rejected(msgspec.Struct, frozen=True):
     void: bool = False
     barred: bool = False
     allowed: tuple[str, ...] = _ANY_RESOURCE
+    resources: tuple[str, ...] = ()
+    gone: bool = False
+
+    @property
+    def problem(self) -> str:
+        """What an operator is told, with what to do about it."""
+        what = self.name if self.gone else f"not a valid point: {self.name}"
+        return f"{what}: {self.reason}" if self.void or self.barred else f"{what}: {self.reason} ({self.remedy})"
+
+    @property
+    def remedy(self) -> str:
+        """How it comes to be in nobody's way."""
+        if not self.sid:
+            return "take it out of the vault: no point has such a name"
+        return f"bring it back from a copy, or let it go: safehold point expire @{self.id[:8]}"
+
+    def may_be_of(self, resource: str) -> bool:
+        """True where it may be a point of that resource."""
+        return resource in self.resources if self.resources else allows(self.allowed, resource)
 
     @property
     def wid(self) -> bytes:
@@ -85,11 +107,6 @@ class Rejected(msgspec.Struct, frozen=True):
         """What notes about a point of that name go by."""
         return point_subject(self.name)
 
-    @property
-    def resources(self) -> tuple[str, ...]:
-        """Nobody can say of what it is."""
-        return ()
-
 
 def _named_writer(name: str) -> bytes:
     wid = name.split("/")[1]
@@ -105,12 +122,30 @@ class _Barred(Exception):
 
 
 class CachedPoint(msgspec.Struct, frozen=True):
-    """A point as it is remembered on this machine."""
+    """A point as it is remembered on this machine, `time` by the store's clock. `bad` tells that the object was damaged when it was read last."""
 
     size: int
     digest: bytes
     dedup_key: bytes
     body: PointBody
+    time: float = 0.0
+    bad: bool = False
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Names of its members."""
+        return tuple(member.name for member in self.body.members)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The points, oldest first by the store's time; what lies among them without being one; and by their names those that this machine has read
+    before and that are not there.
+    """
+
+    points: list[Point]
+    rejected: list[Rejected]
+    absent: dict[str, CachedPoint]
 
 
 class Catalogue:
@@ -125,27 +160,29 @@ class Catalogue:
         allowed: Callable[[Certificate], tuple[str, ...]],
         revoked: dict[bytes, float],
         forgotten: Callable[[str], bool],
-        cache: SealedCache[CachedPoint] | None,
+        cache: SealedCache[CachedPoint],
     ) -> None:
         """`allowed` gives a writer's resource patterns; `revoked` the store time from when on a writer's points do
-        not count; `forgotten` tells of a point's name whether the owner expired it.
+        not count; `forgotten` tells of a point's name whether the owner expired it; `cache` is what this machine remembers.
         """
         self._store, self._vault, self._secrets = store, vault, secrets
         self._writers, self._allowed, self._revoked = writers, allowed, revoked
         self._forgotten = forgotten
         self._cache = cache
 
-    def read(self) -> tuple[list[Point], list[Rejected]]:
-        """Every point, oldest first by the store's time, and what lies among them without being one. Fences are
-        neither.
-        """
-        cached = self._cache.load() if self._cache else {}
+    def read(self, *, fresh: bool) -> Listing:
+        """Everything under `points/` but fences and what was expired; `fresh` reads all of it from the store itself."""
+        cached = self._cache.load()
         entries: dict[str, CachedPoint] = {}
         points: list[Point] = []
         rejected: list[Rejected] = []
+        gone = set(cached)
         for stamp in self._store.list(Kind.POINT.prefix + "/"):
+            before = cached.get(stamp.name)
+            # A fence is neither, but it is no fence where there was a point.
             if stamp.size == 0:
                 continue
+            gone.discard(stamp.name)
             if self._forgotten(stamp.name):
                 continue
             try:
@@ -153,24 +190,31 @@ class Catalogue:
                 self._refuse_revoked(stamp)
                 if kind_of(stamp.name) is not Kind.POINT:
                     raise DamageError("not the name of a point", on=stamp.name)
-                entry = cached.get(stamp.name)
                 known = bytes.fromhex(stamp.name.split("/")[1]) in self._writers.certificates
-                if entry is None or entry.size != stamp.size or not known:
-                    entry = self._open(stamp)
-                entries[stamp.name] = entry
-                points.append(self._accept(stamp, entry))
+                believed = before and before.size == stamp.size and known and not (fresh or before.bad)
+                entry = before if before and believed else self._open(stamp)
+                # One that was taken away and brought back has a new time, but is as old as it was.
+                time = min(before.time, stamp.time) if before and before.time else stamp.time
+                entries[stamp.name] = msgspec.structs.replace(entry, time=time)
+                points.append(self._accept(stamp.name, entries[stamp.name]))
             except _Void as error:
                 rejected.append(Rejected(stamp.name, str(error), stamp.time, void=True))
             except _Barred as error:
                 rejected.append(Rejected(stamp.name, str(error), stamp.time, barred=True))
             except ObjectNotFound:
-                # It was expired since it was listed.
-                continue
+                # It was expired since it was listed, or it is lost.
+                gone.update({stamp.name} & cached.keys())
             except (DamageError, FormatError, VaultKeyError) as error:
-                rejected.append(Rejected(stamp.name, str(error), stamp.time, allowed=self._patterns(stamp.name)))
-        if self._cache and entries.keys() != cached.keys():
+                known_as = before.resources if before else ()
+                allowed = self._patterns(stamp.name)
+                rejected.append(Rejected(stamp.name, str(error), stamp.time, allowed=allowed, resources=known_as))
+                if before:
+                    entries[stamp.name] = msgspec.structs.replace(before, bad=True)
+        absent = {name: cached[name] for name in gone if not self._forgotten(name)}
+        entries |= absent
+        if entries != cached:
             self._cache.store(entries)
-        return sorted(points, key=lambda p: (p.time, p.name)), rejected
+        return Listing(sorted(points, key=lambda p: (p.time, p.name)), rejected, absent)
 
     def _patterns(self, name: str) -> tuple[str, ...]:
         certificate = self._writers.certificates.get(_named_writer(name))
@@ -199,15 +243,15 @@ class Catalogue:
         body = decode(open_body(secret.session_key, self._vault, stamp.name, record.sealed), PointBody, stamp.name)
         return CachedPoint(len(stored), opened.digest, secret.dedup_key, body)
 
-    def _accept(self, stamp: Stamp, entry: CachedPoint) -> Point:
-        _, wid_text, sid_text = stamp.name.split("/")
+    def _accept(self, name: str, entry: CachedPoint) -> Point:
+        _, wid_text, sid_text = name.split("/")
         wid = bytes.fromhex(wid_text)
         certificate = self._writers.certificates[wid]
         patterns = self._allowed(certificate)
         for member in entry.body.members:
             if not allows(patterns, member.name):
                 raise _Barred(f"writer may not make points of {member.name!r}")
-        return Point(stamp.name, wid, bytes.fromhex(sid_text), stamp.time, entry.digest, entry.dedup_key, entry.body)
+        return Point(name, wid, bytes.fromhex(sid_text), entry.time, entry.digest, entry.dedup_key, entry.body)
 
 
 def choose(
@@ -255,7 +299,7 @@ def _the_newest(points: Sequence[Point], resource: str, last: float, rejected: I
     newest = points[-1]
     named = resource or newest.resources[0]
     for one in rejected:
-        counts = one.sid and not (one.void or one.barred) and (not resource or allows(one.allowed, resource))
+        counts = one.sid and not (one.void or one.barred) and (not resource or one.may_be_of(resource))
         if counts and (newest.time, newest.name) < (one.time, one.name) and one.time <= last:
             raise DamageError(
                 f"a newer point cannot be read, and may be the one that is asked for ({one.reason})",

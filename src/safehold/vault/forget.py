@@ -20,7 +20,7 @@ from safehold.vault.names import Kind, commit_name, forget_name, kind_of, pin_na
 from safehold.vault.records import Forget, NoteBody, Pin
 from safehold.vault.trust import OwnerTrust
 
-__all__ = ["Expiry", "forgotten_points", "is_forgotten", "lost_points", "pinned_points"]
+__all__ = ["Expiry", "forgotten_points", "is_forgotten", "pinned_points", "unaccounted"]
 
 
 def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> bool:
@@ -36,7 +36,7 @@ def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> b
     return record.point == wanted
 
 
-def lost_points(store: Store, vault: bytes, trust: OwnerTrust, names: Iterable[str]) -> tuple[str, ...]:
+def unaccounted(store: Store, vault: bytes, trust: OwnerTrust, names: Iterable[str]) -> tuple[str, ...]:
     """Those of these points that are gone, or fenced, without the owner having said that they are to be forgotten. Empty names are no points."""
     lost = []
     for name in dict.fromkeys(names):
@@ -153,6 +153,11 @@ class Expiry:
                 remedy="detach the volume or end the copy first",
             )
 
+    def end_session(self, wid: bytes, sid: bytes) -> None:
+        """Have nobody wait for the session of an expired point."""
+        for session in list(self._store.list(session_name(wid, sid))):
+            self._store.delete(session.name)
+
     def collect(self, now: float) -> int:
         """Delete the points that were expired long enough ago; returns how many. `now` is the store's time.
 
@@ -164,9 +169,7 @@ class Expiry:
             if kind_of(stamp.name) is not Kind.POINT or not stamp.size or not forgotten(stamp.name):
                 continue
             _, wid, sid = stamp.name.split("/")
-            first = session_name(bytes.fromhex(wid), bytes.fromhex(sid))
-            for session in list(self._store.list(first)):
-                self._store.delete(session.name)
+            self.end_session(bytes.fromhex(wid), bytes.fromhex(sid))
             self._store.delete(stamp.name)
             done += 1
         return done

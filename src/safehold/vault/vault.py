@@ -17,10 +17,11 @@ from safehold.vault.catalogue import CachedPoint, Catalogue, Point, Rejected
 from safehold.vault.disk import StoredDisk
 from safehold.vault.disk_tree import DiskTree
 from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
-from safehold.vault.forget import Expiry, forgotten_points, lost_points
+from safehold.vault.forget import Expiry, forgotten_points, unaccounted
 from safehold.vault.heads import Head, Heads
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
+from safehold.vault.lost import LOST, lost_points
 from safehold.vault.names import Kind, run_name, writer_name
 from safehold.vault.notes import FoundNote, Notes
 from safehold.vault.places import Places
@@ -67,20 +68,13 @@ class Vault:
         self.chain: Chain = read_chain(store, self.id, self.trust, seen, document.features)
         self.chain.require("read")
         self._writers = read_writers(store, self.id, self.trust)
-        lost = lost_points(store, self.id, self.trust, (*head.missing, head.point))
-        if lost != head.missing:
-            head = msgspec.structs.replace(head, missing=lost)
+        self.lost = unaccounted(store, self.id, self.trust, (*head.missing, head.point))
+        if self.lost != head.missing:
+            head = msgspec.structs.replace(head, missing=self.lost)
             self._remember(head)
-        gone = [
-            DamageError(
-                "a point that this machine made is gone, and nobody said that it was expired",
-                on=name,
-                remedy='the vault may have been rolled back: see the runbook, "Damaged vault"',
-            )
-            for name in lost
-        ]
-        self.problems = [*self.chain.problems, *self._writers.problems, *gone]
-        for problem in self.problems:
+        self.problems = [*self.chain.problems, *self._writers.problems]
+        told = [DamageError(LOST, on=name, remedy='see the runbook, "Damaged vault"') for name in self.lost]
+        for problem in (*self.problems, *told):
             ctx.progress.warn(f"{problem}" + (f" ({problem.remedy})" if problem.remedy else ""))
         if self.chain.record and not self.chain.behind:
             head = msgspec.structs.replace(
@@ -185,7 +179,7 @@ class Vault:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def catalogue(self, cache: SealedCache[CachedPoint] | None, *, expired_before: float = float("inf")) -> Catalogue:
+    def catalogue(self, *, expired_before: float = float("inf")) -> Catalogue:
         """The points; for the owner only."""
         keyring, secrets = self._require_keyring(), self._secrets
         assert secrets is not None
@@ -197,7 +191,7 @@ class Vault:
             lambda certificate: open_certificate(self.id, keyring, certificate).resources,
             self.notes().revocations(),
             forgotten_points(self.store, self.id, self.trust, expired_before),
-            cache,
+            self._sealed_cache("points", CachedPoint),
         )
 
     def _sealed_cache(self, name: str, type_: type[_T]) -> SealedCache[_T]:
@@ -208,23 +202,15 @@ class Vault:
     def points(
         self, *, fresh: bool = False, expired_before: float = float("inf")
     ) -> tuple[list[Point], list[Rejected]]:
-        """Every point, oldest first, and what claims to be one and is not; `fresh` reads all of them from the store
-        itself. Those that were expired by the store's time `expired_before` are left out.
+        """Every point, oldest first, and what claims to be one and is not, or is known to have been one and is gone; `fresh` reads all of them
+        from the store itself. Those that were expired by the store's time `expired_before` are left out.
         """
-        return self.catalogue(
-            None if fresh else self._sealed_cache("points", CachedPoint), expired_before=expired_before
-        ).read()
-
-    def missing_points(self, there: Iterable[str]) -> list[str]:
-        """Names of points that the last prune found, that are not among the object names `there` (listed since the vault was opened), and of
-        which nobody said that they are to be expired.
-        """
-        seen = self.chain.record.points if self.chain.record else ()
-        gone = set(seen).difference(there)
-        if not gone:
-            return []
-        forgotten = forgotten_points(self.store, self.id, self.trust)
-        return sorted(name for name in gone if not forgotten(name))
+        listing = self.catalogue(expired_before=expired_before).read(fresh=fresh)
+        head = self._heads.load(self.id)
+        lost = lost_points(
+            self.store, listing, head, self.chain, lambda: forgotten_points(self.store, self.id, self.trust)
+        )
+        return listing.points, [*listing.rejected, *lost]
 
     @property
     def fetcher(self) -> Fetcher:

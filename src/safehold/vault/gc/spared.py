@@ -29,14 +29,11 @@ class Spared:
         for one in rejected:
             if one.void or one.barred:
                 continue
-            remedy = f"bring it back from a copy, or let it go: safehold point expire @{one.id[:8]}"
-            if not one.sid:
-                remedy = "take it out of the vault: no point has such a name"
             certificate = self._vault.certificate(one.wid)
             error = DamageError(
                 f"what an object under points/ needs is unknown ({one.reason.removesuffix(f': {one.name}')})",
                 on=one.name,
-                remedy=remedy,
+                remedy=one.remedy,
             )
             if certificate is None:
                 raise error

@@ -1,0 +1,57 @@
+"""What the last verification on this machine found, until another one looks again or the points that it hurts are let go of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import msgspec
+
+from safehold.model.remembered import keep, recall
+from safehold.recovery.verify import Finding, Findings
+from safehold.vault.catalogue import Point, Rejected
+from safehold.vault.vault import Vault
+
+__all__ = ["Remembered", "forget_points", "last_findings", "remember_findings"]
+
+_MOST = 1000
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """When that was, by this machine's clock; the findings, of very many the first; and how many more there were."""
+
+    time: float
+    found: tuple[Finding, ...] = ()
+    more: int = 0
+
+
+def last_findings(vault: Vault) -> Remembered | None:
+    """None where the last verification found nothing, or there was none."""
+    past = recall(vault.places.findings, Remembered, Remembered(0.0))
+    return past if past.found else None
+
+
+def remember_findings(vault: Vault, findings: Findings) -> None:
+    """Have `status` know what was found, or that nothing was. A machine that cannot remember goes on without."""
+    found = findings.found
+    _store(vault, Remembered(vault.ctx.clock.now(), tuple(found[:_MOST]), max(0, len(found) - _MOST)))
+
+
+def forget_points(vault: Vault, points: Sequence[Point | Rejected]) -> None:
+    """These points were expired: what was wrong with them is nobody's concern any more."""
+    past = last_findings(vault)
+    if past is None:
+        return
+    names, ids = {point.name for point in points}, {point.id for point in points}
+    left = tuple(one for one in past.found if one.on not in names and one.point not in ids)
+    if left or not past.more:
+        _store(vault, msgspec.structs.replace(past, found=left))
+
+
+def _store(vault: Vault, past: Remembered) -> None:
+    place = vault.places.findings
+    with contextlib.suppress(OSError):
+        if past.found:
+            keep(place, msgspec.json.encode(past))
+        else:
+            place.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""Points that were committed and are gone, though nobody said that they were to be expired.
+
+Nothing in a vault tells of itself that it is missing. Three memories do: what this machine has read, the last point that it made, and the points
+that the gc chain names as of the last prune. An intent to expire a point stays for good, so whatever is gone without one is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from safehold.model.errors import ObjectNotFound
+from safehold.ports.store import Store
+from safehold.vault.catalogue import Listing, Rejected
+from safehold.vault.heads import Head
+from safehold.vault.names import gc_name
+from safehold.vault.trust import Chain
+
+__all__ = ["LOST", "lost_points"]
+
+LOST = "a point is gone, and nobody said that it was expired"
+
+
+def lost_points(
+    store: Store, listing: Listing, head: Head, chain: Chain, forgotten: Callable[[], Callable[[str], bool]]
+) -> list[Rejected]:
+    """What is missing from the listing. `forgotten` looks anew which points were expired: some were since the listing.
+
+    The time of one that this machine has not read is the latest that it can have: what is asked for as the newest may be that one.
+    """
+    there = {*(point.name for point in listing.points), *(one.name for one in listing.rejected)}
+    recorded = set(chain.record.points if chain.record else ())
+    gone = ({*listing.absent, *recorded, *head.missing}) - there
+    if not gone:
+        return []
+    expired = forgotten()
+    lost = sorted(name for name in gone if not expired(name))
+    newest = max((point.time for point in listing.points), default=0.0) + 1.0
+    # Before the last that this machine made, where that is there.
+    last = {point.name: point.time for point in listing.points}.get(head.point)
+    made = newest if last is None else math.nextafter(last, 0.0)
+    pruned = _pruned(store, chain) if recorded.intersection(lost) else newest
+    found = []
+    for name in lost:
+        known = listing.absent.get(name)
+        latest = min(made if name in head.missing else newest, pruned if name in recorded else newest)
+        time = known.time if known and known.time else latest
+        resources = known.resources if known else ()
+        found.append(Rejected(name, _told(resources), time, resources=resources, gone=True))
+    return found
+
+
+def _told(resources: tuple[str, ...]) -> str:
+    return f"{LOST}: it was of {', '.join(resources)}" if resources else LOST
+
+
+def _pruned(store: Store, chain: Chain) -> float:
+    """When the newest record was made: what it names was there before."""
+    assert chain.record is not None
+    try:
+        return store.head(gc_name(chain.record.number)).time
+    except ObjectNotFound:
+        return float("inf")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from safehold.testing.seaweed import S3Server, start_s3
 from tests.struck import pytest_terminal_summary, struck
 
 __all__ = ["guest", "pytest_terminal_summary", "s3", "s3_server", "struck"]
+
+# Whoever runs the tests may ignore it (nohup), which programs take over, and respect.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Nothing is asserted about time: a busy machine is no failure.
 hypothesis.settings.register_profile("safehold", deadline=None)

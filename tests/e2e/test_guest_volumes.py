@@ -112,6 +112,51 @@ disconnect /dev/nbd0
 """)
 
 
+def test_an_attached_volume_outlives_its_service(machine: Machine) -> None:
+    """Under load the service is killed and started again; later it stays away for longer than requests wait."""
+    done = machine.run("""
+safehold volume create kept --size 64M
+device=$(safehold volume attach kept)
+echo "device $device"
+mkfs.ext4 -q "$device"
+safehold volume detach kept
+test "$(cat /sys/block/nbd0/size)" = 0
+safehold volume attach kept --mount /run/mnt
+rm -f /run/acknowledged /run/enough
+write_load /run/mnt &
+load=$!
+wait_for_files 3
+kill -KILL "$(pgrep -f 'safehold volume serve')"
+sleep 2
+cp /run/acknowledged /run/before
+safehold volume serve >>/run/serve.log 2>&1 &
+until [ "$(wc -l < /run/acknowledged)" -gt "$(($(wc -l < /run/before) + 3))" ]; do sleep 0.5; done
+touch /run/enough
+wait $load
+umount /run/mnt
+e2fsck -fn "$device"
+mount "$device" /run/mnt
+(cd /run/mnt; sha256sum --quiet -c /run/acknowledged)
+safehold volume stop
+code=0
+dd if="$device" of=/dev/null bs=4k count=1 iflag=direct 2>/run/said || code=$?
+echo "read $code, $(cat /run/said)"
+safehold status || true
+safehold volume serve >>/run/serve.log 2>&1 &
+until dd if="$device" of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null; do sleep 0.5; done
+safehold volume detach kept
+test ! -e "/sys/block/${device#/dev/}/pid"
+e2fsck -fn "$(safehold volume attach kept)"
+safehold volume detach kept
+safehold volume list
+cat /run/serve.log
+""")
+    assert "device /dev/nbd" in done.stdout
+    assert "read 1" in done.stdout
+    assert "Input/output error" in done.stdout
+    assert "nobody serves it" in done.stdout
+
+
 STRIPES = {
     "lvm": """
 SIZE=64M

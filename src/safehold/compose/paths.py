@@ -40,6 +40,11 @@ class Paths:
         return self.run / "volumes.nbd"
 
     @property
+    def attached(self) -> Path:
+        """The directory of the records of volumes that are devices of this machine."""
+        return self.run / "attached"
+
+    @property
     def default_vault(self) -> Path:
         """The file that holds the default vault's address."""
         return self.config / "default-vault"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safehold.adapters.linux import attach as devices
-from safehold.adapters.linux.attach import Attachment
+from safehold.adapters.linux.attachment import RECONNECT, Attachment
 from safehold.compose.paths import Paths
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, SafeholdError, UsageError
@@ -72,7 +72,7 @@ class VolumeClient:
         except ServiceAbsent:
             return [
                 f"volume {one.volume} is {one.device}{f' on {one.mount}' if one.mount else ''}, and nobody serves it: its requests wait "
-                f"{devices.RECONNECT} seconds and then fail → safehold volume serve"
+                f"{RECONNECT} seconds and then fail → safehold volume serve"
                 for one in self.attachments().values()
                 if not devices.dead(one)
             ] + self._dead()
@@ -132,13 +132,9 @@ class VolumeClient:
 
     # -- devices -----------------------------------------------------------------------------------------------------
 
-    @property
-    def _attached(self) -> Path:
-        return self._paths.run / "attached"
-
     def attachments(self) -> dict[str, Attachment]:
         """What is attached to this machine, by volume."""
-        return {one.volume: one for one in devices.attachments(self._attached)}
+        return {one.volume: one for one in devices.attachments(self._paths.attached)}
 
     def _dead(self) -> list[str]:
         return [f"volume {name}: {why}" for name in self.attachments() if (why := self.device_problem(name))]
@@ -164,28 +160,28 @@ class VolumeClient:
     def attach(self, name: str, place: str | None = None, options: str = "") -> Attachment:
         """Make a device of a volume, and mount it."""
         self.order("show", name=name)
-        made = devices.attach(self._attached, self._paths.volume_exports, name)
+        made = devices.attach(self._paths.attached, self._paths.volume_exports, name)
         if place is None:
             return made
         try:
-            return devices.mount(self._attached, made, place, options)
+            return devices.mount(self._paths.attached, made, place, options)
         except FailedError:
-            devices.detach(self._attached, made)
+            devices.detach(self._paths.attached, made)
             raise
 
     def detach(self, name: str) -> Attachment:
         """Unmount a volume where it was mounted by `attach`, and take its device away."""
         made = self.found(name)
-        devices.detach(self._attached, made)
+        devices.detach(self._paths.attached, made)
         return made
 
     def mount(self, name: str, place: str, options: str) -> None:
         """Mount a volume that is attached."""
-        devices.mount(self._attached, self.found(name), place, options)
+        devices.mount(self._paths.attached, self.found(name), place, options)
 
     def unmount(self, name: str, place: str) -> None:
         """Unmount a volume from `place`, where it is mounted there; it stays attached."""
-        devices.unmount(self._attached, self.found(name), place)
+        devices.unmount(self._paths.attached, self.found(name), place)
 
     def found(self, name: str) -> Attachment:
         """The attachment of a volume. UsageError where it is not attached."""

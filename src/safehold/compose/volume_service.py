@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from safehold.adapters.image.topology import detect
+from safehold.adapters.linux.attach import attachments
+from safehold.adapters.linux.kernel_device import Reconnector
 from safehold.app.backup import this_host
 from safehold.app.opening import Credentials, open_vault
 from safehold.app.volumes import SnapshotRequest, VolumeService
@@ -53,12 +55,15 @@ def serve_volumes(
     exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
     orders = Orders(service, exports.processes, ctx.cancel.cancel)
     control = ControlServer(paths.volume_control, orders.answer, _log)
+    reconnector = Reconnector(lambda: attachments(paths.attached), paths.volume_exports, ctx.progress)
     try:
         service.start()
+        reconnector.start()
         ready()
         ctx.cancel.wait()
     finally:
         control.close()
+        reconnector.stop()
         exports.stop()
         service.stop()
 

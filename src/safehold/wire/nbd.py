@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from safehold.model.errors import SourceError
 from safehold.wire import nbd_protocol as nbd
+from safehold.wire.nbd_negotiation import Negotiation
 
 __all__ = ["NbdClient"]
 
@@ -71,44 +72,11 @@ class NbdClient:
                 raise self._wrong("nothing and hung up")
             view = view[got:]
 
-    # -- negotiation -------------------------------------------------------------------------------------------------
-
     def _negotiate(self, export: str) -> int:
-        magic, option_magic, flags = nbd.GREETING.unpack(self._receive(nbd.GREETING.size))
-        if magic != nbd.INIT_MAGIC or option_magic != nbd.OPTION_MAGIC or not flags & nbd.FLAG_FIXED_NEWSTYLE:
-            raise self._wrong("no fixed newstyle greeting")
-        self._socket.sendall(struct.pack(">I", flags & (nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES)))
-        self._option(nbd.OPT_STRUCTURED_REPLY, b"")
-        if any(kind == nbd.REP_ACK for kind, _ in self._answers(nbd.OPT_STRUCTURED_REPLY)):
-            name = export.encode()
-            query = nbd.ALLOCATION_CONTEXT
-            body = struct.pack(">I", len(name)) + name + struct.pack(">II", 1, len(query)) + query
-            self._option(nbd.OPT_SET_META_CONTEXT, body)
-            for kind, data in self._answers(nbd.OPT_SET_META_CONTEXT):
-                if kind == nbd.REP_META_CONTEXT and len(data) >= 4 and data[4:] == query:
-                    self._context = struct.unpack(">I", data[:4])[0]
-        self._option(nbd.OPT_GO, struct.pack(">I", len(export.encode())) + export.encode() + struct.pack(">H", 0))
-        size = None
-        for kind, data in self._answers(nbd.OPT_GO):
-            if kind == nbd.REP_INFO and len(data) == 12 and struct.unpack(">H", data[:2])[0] == nbd.INFO_EXPORT:
-                size = struct.unpack(">Q", data[2:10])[0]
-            elif kind > nbd.REP_ERR_BIT:
-                raise self._wrong(f"that it has no such export ({bytes(data).decode(errors='replace')})")
-        if size is None:
-            raise self._wrong("without a size")
-        return int(size)
-
-    def _option(self, option: int, body: bytes) -> None:
-        self._socket.sendall(nbd.OPTION.pack(nbd.OPTION_MAGIC, option, len(body)) + body)
-
-    def _answers(self, option: int) -> Iterator[tuple[int, bytes]]:
-        while True:
-            magic, echoed, kind, length = nbd.OPTION_REPLY.unpack(self._receive(nbd.OPTION_REPLY.size))
-            if magic != nbd.OPTION_REPLY_MAGIC or echoed != option:
-                raise self._wrong("to another question")
-            yield kind, bytes(self._receive(length))
-            if kind == nbd.REP_ACK or kind > nbd.REP_ERR_BIT:
-                return
+        talk = Negotiation(self._socket, self._where)
+        if talk.ask_for_chunks():
+            self._context = talk.ask_for_allocation(export)
+        return talk.go(export).size
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

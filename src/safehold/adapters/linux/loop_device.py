@@ -1,0 +1,139 @@
+"""A served volume as a loop device, without a kernel that speaks NBD.
+
+qemu-storage-daemon connects to the volume service and shows the volume as a file; a loop device makes a disk of it. When the service goes
+away, requests wait in the daemon until it is back or the time is over; `nbdfuse` would end instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from safehold.adapters.linux.attachment import RECONNECT, Attachment, run_tool
+from safehold.adapters.linux.mounts import mounts
+from safehold.model.errors import FailedError, UsageError
+
+__all__ = ["LoopDevice"]
+
+_PATIENCE = 10.0
+
+
+class LoopDevice:
+    """See `attachment.Backing`."""
+
+    def make(self, directory: Path, socket: Path, volume: str, turn: int) -> Attachment:
+        """See `attachment.Backing`."""
+        _demand()
+        file, pidfile = directory / f"{volume}.disk", directory / f"{volume}.pid"
+        _end_stale(file, pidfile, turn)
+        file.touch(mode=0o600)
+        pidfile.unlink(missing_ok=True)
+        node = (
+            f"driver=nbd,node-name=v,server.type=unix,server.path={_comma(socket)},export={_comma(volume)},"
+            f"reconnect-delay={RECONNECT}"
+        )
+        export = f"type=fuse,id=e,node-name=v,mountpoint={_comma(file)},writable=on"
+        run_tool(
+            ["qemu-storage-daemon", "--blockdev", node, "--export", export, "--daemonize", "--pidfile", str(pidfile)],
+            f"volume {volume}",
+        )
+        pid = int(pidfile.read_text())
+        try:
+            # Never with --direct-io: past the page cache the daemon's file gives back something else than was written.
+            device = run_tool(["losetup", "--find", "--show", str(file)], f"volume {volume}", turn).strip()
+        except BaseException:
+            os.kill(pid, signal.SIGTERM)
+            raise
+        return Attachment(volume, device, str(file), pid, _start(pid))
+
+    def there(self, attached: Attachment) -> bool:
+        """See `attachment.Backing`."""
+        return _backing(attached.device) == attached.file
+
+    def dead(self, attached: Attachment) -> bool:
+        """See `attachment.Backing`: the daemon ended under the device."""
+        return _start(attached.pid) != attached.started
+
+    def take(self, attached: Attachment, turn: int) -> None:
+        """See `attachment.Backing`."""
+        if self.there(attached):
+            run_tool(["losetup", "--detach", attached.device], attached.volume, turn)
+        if self.dead(attached):
+            _unmount_file(Path(attached.file), turn)
+        else:
+            self._end_daemon(attached)
+        Path(attached.file).unlink(missing_ok=True)
+
+    def _end_daemon(self, attached: Attachment) -> None:
+        # The kernel lets go of a loop device behind; the daemon can be stopped only then.
+        end = time.monotonic() + _PATIENCE
+        while self.there(attached):
+            if time.monotonic() > end:
+                raise FailedError(
+                    "the device is still held by somebody",
+                    on=attached.device,
+                    remedy="see who: lsof " + attached.device,
+                )
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(attached.pid, signal.SIGTERM)
+        _wait_for_end(attached.pid, attached.started, end)
+
+
+def _demand() -> None:
+    for program, package in (("qemu-storage-daemon", "qemu-system-common"), ("losetup", "mount")):
+        if shutil.which(program) is None:
+            raise UsageError(f"{program} is not installed", remedy=f"install the package {package}")
+    if not os.path.exists("/dev/fuse"):
+        raise UsageError("this kernel has no FUSE", remedy="load the module fuse")
+
+
+def _comma(text: object) -> str:
+    # What QEMU's option parser takes for a comma.
+    return str(text).replace(",", ",,")
+
+
+def _end_stale(file: Path, pidfile: Path, turn: int) -> None:
+    """What an attach or a daemon that was killed left: devices of the file, a daemon that is on no record, and the file as a mount."""
+    for device in Path("/sys/block").glob("loop*"):
+        if _backing(device.name) == str(file):
+            run_tool(["losetup", "--detach", f"/dev/{device.name}"], device.name, turn)
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(pidfile.read_text())
+        if str(pidfile).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            os.kill(pid, signal.SIGTERM)
+            _wait_for_end(pid, _start(pid), time.monotonic() + _PATIENCE)
+    _unmount_file(file, turn)
+
+
+def _unmount_file(file: Path, turn: int) -> None:
+    """A daemon that was killed leaves its file as a mount."""
+    if any(mounted.path == str(file) for mounted in mounts()):
+        run_tool(["umount", "--lazy", str(file)], str(file), turn)
+
+
+def _wait_for_end(pid: int, started: int, end: float) -> None:
+    while _start(pid) == started != 0:
+        if time.monotonic() > end:
+            raise FailedError("the storage daemon does not end", on=f"process {pid}", remedy="stop it by hand")
+        time.sleep(0.02)
+
+
+def _backing(device: str) -> str:
+    try:
+        return Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 where there is none, or one that has ended and that nobody has waited for."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if told[0] in "ZX" else int(told[19])

@@ -405,7 +405,7 @@ def test_what_cannot_be_discarded_keeps_no_other_waiting(
     monkeypatch.setattr(uploader, "_VOUCHING", 0.05)
     held = site.service.create("data", SIZE, "vault")
     site.write(held)
-    disk.needed_by(HeldVolume, "fail_snapshot")
+    disk.needed_by(HeldVolume, "discard_snapshot")
     disk.full = True
     lost = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
     until(lambda: disk.refused > 1)
@@ -475,6 +475,56 @@ def test_a_snapshot_taken_while_another_ends_leaves_both_on_record(site: Site, m
     assert site.finish(first).state is site.finish(taken[0]).state is SnapshotState.COMPLETED
     site.restart()
     assert {one.state for one in site.service.directory.get("data").record.snapshots} == {SnapshotState.COMPLETED}
+
+
+def test_what_a_discarded_snapshot_changed_is_in_the_next(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is sent while whoever discards has only just put that on record."""
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.write(held)
+    first = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    site.write(held, 1)
+    second = site.snapshot("data")
+    was, right, sent = content(held), Epochs.drop, threading.Event()
+
+    def late(self: Epochs, epoch: int) -> None:
+        if threading.current_thread() is discarder:
+            assert sent.wait(20)
+        right(self, epoch)
+
+    monkeypatch.setattr(Epochs, "drop", late)
+    discarder = threading.Thread(target=site.service.discard, args=(first.id, "nobody vouches for it"))
+    discarder.start()
+    until(lambda: site.state(first).state is SnapshotState.FAILED)
+    site.service._uploader.wake()
+    done = site.finish(second)
+    sent.set()
+    discarder.join()
+    assert done.state is SnapshotState.COMPLETED
+    equal(site.point(done.point, "data"), was)
+    assert held.epochs.open == []
+
+
+def test_a_snapshot_behind_one_that_is_discarded_goes_at_once(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    first = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    second = site.snapshot("data")
+    until(lambda: all(one.durable for one in held.record.pending))
+    time.sleep(0.1)
+    site.service.discard(first.id, "nobody vouches for it")
+    assert site.finish(second).state is SnapshotState.COMPLETED
+
+
+def test_whoever_vouches_first_is_believed(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    snapshot = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
+    site.service.vouch(snapshot.id, Consistency.CRASH, ())
+    held.discard_snapshot(snapshot, "as it was when somebody looked")
+    assert site.finish(snapshot).state is SnapshotState.COMPLETED
+    held.fail_snapshot(snapshot, "too late", compare=True)
+    assert site.state(snapshot).state is SnapshotState.COMPLETED
+    assert not held.record.suspect
 
 
 def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

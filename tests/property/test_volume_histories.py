@@ -312,7 +312,8 @@ class History:
         if self.sealed and self.rng.random() < 0.4:
             epoch = min(self.sealed)
             del self.sealed[epoch]
-            self.epochs.give_up(epoch)
+            self.epochs.pass_on(epoch)
+            self.epochs.drop(epoch)
             self.flushed, self.since = bytearray(self.now), []
 
     def fold(self) -> None:
@@ -416,7 +417,7 @@ def _not_folded(patch: pytest.MonkeyPatch) -> None:
 
 
 def _forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Epochs, "give_up", Epochs.drop)
+    patch.setattr(Epochs, "pass_on", lambda self, epoch: None)
 
 
 def _overwritten(patch: pytest.MonkeyPatch) -> None:

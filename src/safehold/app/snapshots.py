@@ -20,12 +20,24 @@ from safehold.ports.blocks import Blocks
 from safehold.ports.source import Capture, Interval
 from safehold.vault.vault import Vault
 
-__all__ = ["Committed", "Described", "SealedCapture", "SealedSource", "Stored", "commit", "complete", "next_group"]
+__all__ = [
+    "Committed",
+    "Described",
+    "SealedCapture",
+    "SealedSource",
+    "Stored",
+    "Torn",
+    "commit",
+    "complete",
+    "next_group",
+]
 
 Described = Callable[[Blocks], Topology]
 """Says what lies on a disk."""
 
 Sealed = tuple[HeldVolume, Snapshot]
+Torn = tuple[HeldVolume, Snapshot, str]
+"""A snapshot that cannot become a point, and why."""
 
 
 class SealedCapture:
@@ -80,10 +92,10 @@ class Committed:
 
 def next_group(
     volumes: Sequence[HeldVolume], postponed: Container[str], unfinished: Container[str] = ()
-) -> list[Sealed]:
+) -> tuple[list[Sealed], list[Torn]]:
     """The snapshot that is to go to its vault next, with all volumes that were sealed at its instant; empty where there is none but those
     `postponed`, those that nobody has vouched for yet, and those of volumes that are `unfinished`: their last point is committed, and
-    they do not know it.
+    they do not know it. And instead of it what is left of a snapshot of which a member was lost: it will never be the instant that was asked for.
     """
     heads = {
         held.name: (held, held.record.pending[0])
@@ -95,14 +107,12 @@ def next_group(
         group = [heads[name] for name in names if name in heads and heads[name][1].id == snapshot.id]
         if len(group) == len(names):
             if snapshot.vouched and snapshot.id not in postponed:
-                return group
+                return group, []
             continue
         if any(not _waits(name, snapshot.id, volumes) for name in names):
-            # A member lost it: what is left is not the instant that was asked for.
-            for one, mine in group:
-                one.fail_snapshot(mine, f"{_lost(names, snapshot.id, volumes)} lost its part of it", compare=False)
-            return next_group(volumes, postponed, unfinished)
-    return []
+            why = f"{_lost(names, snapshot.id, volumes)} lost its part of it"
+            return [], [(one, mine, why) for one, mine in group]
+    return [], []
 
 
 def _waits(name: str, identity: str, volumes: Sequence[HeldVolume]) -> bool:

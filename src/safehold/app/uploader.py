@@ -27,8 +27,8 @@ def discard(volumes: Sequence[HeldVolume], identity: str, why: str) -> None:
     """A pending snapshot has failed in every volume that has it, unless somebody has vouched for it: then it may be on its way."""
     for held in volumes:
         for snapshot in held.record.pending:
-            if snapshot.id == identity and not snapshot.vouched:
-                held.fail_snapshot(snapshot, why, compare=False)
+            if snapshot.id == identity:
+                held.discard_snapshot(snapshot, why)
 
 
 class Uploader:
@@ -98,7 +98,13 @@ class Uploader:
                 self._finish(committed)
         unfinished = {name for committed in self._unfinished for name in committed.members}
         with self._directory.standing() as volumes:
-            group = next_group(volumes, waiting, unfinished)
+            group, torn = next_group(volumes, waiting, unfinished)
+            # Nobody deletes a volume from here on.
+            self.sending = frozenset(held.name for held, _ in group)
+        if torn:
+            for held, snapshot, why in torn:
+                held.fail_snapshot(snapshot, why, compare=False)
+            return 0.0
         if group:
             self._upload(group)
             return 0.0
@@ -144,7 +150,6 @@ class Uploader:
 
     def _upload(self, group: list[tuple[HeldVolume, Snapshot]]) -> None:
         names, identity = [held.name for held, _ in group], group[0][1].id
-        self.sending = frozenset(names)
         try:
             vault = self._open_vault(group[0][0].record.vault)
             committed = commit(vault, group, self._host, self._describe, self._ctx)

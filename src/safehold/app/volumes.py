@@ -181,12 +181,16 @@ class VolumeService:
         """Put a volume into the recycle bin; returns where it lies. Snapshots that have not reached the vault are none then. UsageError where
         one is being sent at this moment.
         """
-        if name in self._uploader.sending:
-            raise UsageError(
-                "a snapshot is being sent to the vault", on=name, remedy="wait for it, then delete the volume"
-            )
+
+        def before(name: str) -> None:
+            if name in self._uploader.sending:
+                raise UsageError(
+                    "a snapshot is being sent to the vault", on=name, remedy="wait for it, then delete the volume"
+                )
+            self._end_hydration(name)
+
         try:
-            return str(self.directory.delete(name, self._end_hydration))
+            return str(self.directory.delete(name, before))
         finally:
             self._fill_in(name)
 
@@ -283,7 +287,11 @@ class VolumeService:
 
     def discard(self, identity: str, why: str) -> None:
         """A snapshot that nobody vouches for is none."""
-        discard(self.directory.all(), identity, why)
+        try:
+            discard(self.directory.all(), identity, why)
+        finally:
+            # Others may have waited behind it.
+            self._uploader.wake()
 
     def find(self, identity: str) -> list[tuple[HeldVolume, Snapshot]]:
         """A snapshot in every volume that has it."""

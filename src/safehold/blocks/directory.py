@@ -282,6 +282,7 @@ class VolumeDirectory:
                         held.fail_snapshot(snapshot, "it could not be put on record for all volumes", compare=False)
                 for held, ready in list(zip(volumes, prepared, strict=True))[len(snapshots) :]:
                     with contextlib.suppress(OSError):
-                        held.epochs.give_up(ready.epoch - 1)
+                        held.epochs.pass_on(ready.epoch - 1)
+                        held.epochs.drop(ready.epoch - 1)
                 raise
             return snapshots

@@ -151,9 +151,11 @@ class Epochs:
         self.volume.flush()
 
     def drop(self, epoch: int) -> None:
-        """The oldest sealed epoch has reached the vault: nothing is held for it any more."""
+        """Nothing is held for a sealed epoch any more, which has reached the vault, or never will; harmless where it is dropped already. OSError."""
         with self._working:
-            self._drop(epoch)
+            if epoch in self._sealed:
+                self._drop(epoch)
+            self._fold()
 
     def _drop(self, epoch: int) -> None:
         gate = self.volume.gate
@@ -165,17 +167,17 @@ class Epochs:
         self.volume.note([Change(ChangeKind.DRAINED, epoch, 0, 0, 1)])
         self.volume.flush()
         dirty.path.unlink(missing_ok=True)
-        self._fold()
 
-    def give_up(self, epoch: int) -> None:
-        """A sealed epoch will never reach the vault: what it changed counts as changed in the next one."""
+    def pass_on(self, epoch: int) -> None:
+        """What a sealed epoch changed counts as changed in the next one too, durably: it will never reach the vault by itself. OSError."""
         with self._working:
+            if epoch not in self._sealed:
+                return
             with self.volume.gate.lock:
                 later = [self._sealed[one] for one in self._sealed if one > epoch] or [self.volume.gate.phase.dirty]
             for start, end in self._sealed[epoch].runs():
                 later[0].fill(start, end, 1)
             self._sync(later[0])
-            self._drop(epoch)
 
     def _sync(self, dirty: BlockMap) -> None:
         with self.volume.failing():

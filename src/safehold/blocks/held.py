@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from safehold.model.quiet import Quieted
 
 __all__ = ["HeldVolume"]
 
+_WENT_DOWN = "the machine went down before the snapshot was on its disk; take another"
 _NOT_WRITTEN = "the disk below failed to write before the snapshot was on it"
 _KEPT_SNAPSHOTS = 100
 """Finished snapshots that a record remembers; the vault has their points."""
@@ -35,6 +37,12 @@ _KEPT_SNAPSHOTS = 100
 def _report(held: HeldVolume | None, problem: str) -> None:
     if held is not None:
         held.told(problem)
+
+
+def _kept(snapshots: tuple[Snapshot, ...]) -> tuple[Snapshot, ...]:
+    """Without the oldest of very many that are finished."""
+    done = [one for one in snapshots if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
+    return tuple(one for one in snapshots if one not in done)
 
 
 class HeldVolume:
@@ -113,9 +121,8 @@ class HeldVolume:
         all_of_them = tuple(
             msgspec.structs.replace(one, **changes) if one.id == identity else one for one in self.record.snapshots
         )
-        done = [one for one in all_of_them if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
-        kept = tuple(one for one in all_of_them if one not in done)
-        self._replace(msgspec.structs.replace(self.record, snapshots=kept, lineage=lineage or self.record.lineage))
+        lineage = lineage or self.record.lineage
+        self._replace(msgspec.structs.replace(self.record, snapshots=_kept(all_of_them), lineage=lineage))
         return next(one for one in all_of_them if one.id == identity)
 
     def _reconcile(self) -> None:
@@ -123,20 +130,18 @@ class HeldVolume:
         pending = {one.epoch: one for one in self.record.pending}
         for one in pending.values():
             if one.epoch not in self.epochs.open:
-                self.change_snapshot(
-                    one.id,
-                    state=SnapshotState.FAILED,
-                    problem="the machine went down before the snapshot was on its disk; take another",
-                )
+                self.fail_snapshot(one, _WENT_DOWN, compare=False)
             elif self.volume.read_only and not one.durable:
-                self.change_snapshot(one.id, state=SnapshotState.FAILED, problem=_NOT_WRITTEN)
+                self.fail_snapshot(one, _NOT_WRITTEN, compare=False)
         if self.volume.read_only:
             return
         for epoch in list(self.epochs.open):
             if epoch not in pending:
                 done = any(s.epoch == epoch and s.state is SnapshotState.COMPLETED for s in self.record.snapshots)
                 # A seal that nobody recorded belongs to nobody; a completed one only has to be let go of.
-                self.epochs.drop(epoch) if done else self.epochs.give_up(epoch)
+                if not done:
+                    self.epochs.pass_on(epoch)
+                self.epochs.drop(epoch)
         self.epochs.fold()
 
     def settle(self, snapshot: Snapshot) -> None:
@@ -150,13 +155,29 @@ class HeldVolume:
         self.change_snapshot(snapshot.id, durable=True)
 
     def fail_snapshot(self, snapshot: Snapshot, problem: str, *, compare: bool) -> None:
-        """A pending snapshot will never be a point; with `compare` the next one reads everything. OSError."""
-        if compare:
-            # First: whoever sees that it failed takes another at once, and that one is to compare everything.
-            self.update(suspect=problem)
-        self.change_snapshot(snapshot.id, state=SnapshotState.FAILED, problem=problem)
+        """A pending snapshot will never be a point; with `compare` the next one reads everything. Harmless where it is not pending any more.
+        OSError.
+        """
+        self._fail(snapshot, problem, compare, lambda now: True)
+
+    def discard_snapshot(self, snapshot: Snapshot, problem: str) -> None:
+        """A pending snapshot will never be a point, unless somebody has vouched for it. OSError."""
+        self._fail(snapshot, problem, False, lambda now: not now.vouched)
+
+    def _fail(self, snapshot: Snapshot, problem: str, compare: bool, holds: Callable[[Snapshot], bool]) -> None:
+        # First: as soon as the record says that it failed, the next one may be sent, which is to have what this one changed.
         if not self.volume.read_only:
-            self.epochs.give_up(snapshot.epoch)
+            self.epochs.pass_on(snapshot.epoch)
+        with self._changing:
+            now = next((one for one in self.record.pending if one.id == snapshot.id), None)
+            if now is None or not holds(now):
+                return
+            suspect = problem if compare else self.record.suspect
+            failed = msgspec.structs.replace(now, state=SnapshotState.FAILED, problem=problem)
+            snapshots = tuple(failed if one.id == snapshot.id else one for one in self.record.snapshots)
+            self._replace(msgspec.structs.replace(self.record, suspect=suspect, snapshots=_kept(snapshots)))
+        if not self.volume.read_only:
+            self.epochs.drop(snapshot.epoch)
 
     def complete_snapshot(self, identity: str, lineage: Lineage, *, read: int, stored: int) -> None:
         """The oldest pending snapshot has become the point of that lineage. OSError; what is left is done by another call then."""
@@ -177,10 +198,7 @@ class HeldVolume:
         self.ids.adopt(lineage.point)
         if self.volume.read_only:
             return
-        if snapshot.epoch in self.epochs.open:
-            self.epochs.drop(snapshot.epoch)
-        else:
-            self.epochs.fold()
+        self.epochs.drop(snapshot.epoch)
 
     @property
     def missing(self) -> int:

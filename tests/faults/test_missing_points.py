@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 
 from safehold.app.expire import apply_expiry, plan_single
-from safehold.app.keys import rotate_key
+from safehold.app.keys import revoke_writer, rotate_key
 from safehold.app.points import pick
 from safehold.app.verify import Depth, verify_next, verify_points
-from safehold.model.errors import DamageError
+from safehold.model.errors import DamageError, UsageError
 from safehold.objects.memory import MemoryStore
+from safehold.vault.catalogue import Point
+from safehold.vault.envelope import close, encode
 from safehold.vault.gc.prune import Prune
-from safehold.vault.names import gc_name
+from safehold.vault.keys import seal_to
+from safehold.vault.names import gc_name, pin_name
+from safehold.vault.records import Pin
 from safehold.vault.slots import Recipient
 from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
+from safehold.vault.writers import WriterKey
 from tests.worlds import BLOCK, World, read_back
 
 
@@ -37,8 +42,8 @@ def packs(world: World) -> set[str]:
     return {stamp.name for stamp in world.store.list("packs/")}
 
 
-def prune(world: World, vault: Vault | None = None) -> Prune:
-    done = Prune(vault or world.fresh(), world.root, lambda session, now: False, world.ctx)
+def prune(world: World, vault: Vault | None = None, *, dead: bool = False) -> Prune:
+    done = Prune(vault or world.fresh(), world.root, lambda session, now: dead, world.ctx)
     done.run()
     return done
 
@@ -236,3 +241,138 @@ def test_a_writers_rubbish_is_in_the_way_of_its_own_resources_alone(world: World
     with pytest.raises(DamageError) as refused:
         pick(vault, "web-1@latest")
     assert f"web-1@{newest.id[:8]}" in refused.value.remedy
+
+
+@pytest.fixture
+def lent(tmp_path: Path) -> tuple[World, WriterKey, Point]:
+    """A backup of the owner's, one of a writer that may make points of `web`, which is handed over, and one of the owner's after it."""
+    world = World(tmp_path)
+    writer = world.new_writer("web")
+    world.back_up(os.urandom(3 * BLOCK))
+    made = world.back_up(os.urandom(3 * BLOCK), "web", world.open_writer(writer))
+    world.back_up(os.urandom(3 * BLOCK))
+    points = world.open().points()[0]
+    return world, writer, next(point for point in points if point.id == made.point)
+
+
+def test_what_a_writers_lost_point_needs_is_there_after_any_prune(lent: tuple[World, WriterKey, Point]) -> None:
+    """The machine that prunes first has read the point; the others know of it by that prune's record alone."""
+    world, _, point = lent
+    whole = lose(world, point.name, "deleted")
+    vault = world.open()
+    apply_expiry(vault, vault.points()[0][:1], world.ctx)
+    # Its session counts as open now, and at some time as dead.
+    assert prune(world, world.open()).report.waiting
+    assert prune(world, world.open(), dead=True).report.deleted
+    for vault in (world.fresh(), world.open()):
+        prune(world, vault)
+        assert [one.name for one in vault.points()[1]] == [point.name]
+    fresh = world.fresh()
+    assert pick(fresh, "disk@latest"), "its writer makes no points of this resource"
+    with pytest.raises((DamageError, UsageError)):
+        pick(fresh, "web@latest")
+    world.store.put(point.name, [whole], create_only=False)
+    assert read_back(world.fresh(), point) == world.expected[point.id]
+    lose(world, point.name, "deleted")
+    vault = world.fresh()
+    apply_expiry(vault, plan_single(vault, [f"@{point.id[:8]}"]), world.ctx)
+    before = packs(world)
+    prune(world)
+    assert packs(world) < before
+    assert world.fresh().points()[1] == []
+
+
+def test_a_point_that_comes_back_after_its_writer_was_revoked_is_what_it_was(
+    lent: tuple[World, WriterKey, Point],
+) -> None:
+    world, writer, point = lent
+    revoke_writer(world.open(), writer.wid.hex())
+    assert point in world.open().points()[0]
+    whole = lose(world, point.name, "deleted")
+    assert [one.gone for one in world.open().points()[1]] == [True]
+    world.store.put(point.name, [whole], create_only=False)
+    vault = world.open()
+    assert point in vault.points()[0]
+    assert vault.points()[1] == []
+    prune(world, vault)
+    assert read_back(world.open(), point) == world.expected[point.id]
+
+
+def test_other_content_under_a_points_name_is_no_point(lent: tuple[World, WriterKey, Point]) -> None:
+    """A writer whose store lets it delete puts another point of its own in the place of one, under the same session."""
+    world, writer, point = lent
+    elsewhere, right = MemoryStore(), os.urandom
+    for stamp in world.store.list(""):
+        if stamp.name != point.name:
+            elsewhere.put(stamp.name, [world.store.get(stamp.name)])
+    for kind in ("sessions", "index"):
+        for stamp in list(elsewhere.list(f"{kind}/{point.name.removeprefix('points/')}")):
+            elsewhere.delete(stamp.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "urandom", lambda n: point.sid if n == len(point.sid) else right(n))
+        forged = world.back_up(right(BLOCK), "web", world.open_writer(writer, elsewhere, "thief"))
+    assert forged.point == point.id
+    world.store.delete(point.name)
+    world.store.put(point.name, [elsewhere.get(point.name)])
+    vault = world.open()
+    (one,) = vault.points()[1]
+    assert (one.name, one.time, one.resources) == (point.name, point.time, ("web",))
+    assert point.name in [f.on for f in verify_points(vault, None, Depth.STRUCTURE, [], world.ctx).found]
+
+
+def test_a_pin_that_was_left_behind_makes_no_expired_point_lost(unpruned: World) -> None:
+    world = unpruned
+    vault = world.open()
+    first = vault.points()[0][0]
+    apply_expiry(vault, [first], world.ctx)
+    assert first.name not in [stamp.name for stamp in world.store.list("points/")]
+    name = pin_name(os.urandom(16))
+    owner = vault.owner_key
+    sealed = seal_to(owner.public.seal, b"x", b"SH1 pin" + vault.id + name.encode())
+    record = Pin(owner.generation, first.name.removeprefix("points/"), sealed)
+    world.store.put(name, [close(vault.id, name, encode(record), owner.sign)])
+    assert world.open().points()[1] == []
+    prune(world, world.open())
+
+
+def test_a_copy_that_lags_behind_has_lost_nothing_but_what_was_made_here_last(unpruned: World) -> None:
+    world = unpruned
+    points = world.open().points()[0]
+    copy = MemoryStore()
+    copy.url = "memory:copy"
+    for stamp in world.store.list(""):
+        if stamp.name != points[2].name:
+            copy.put(stamp.name, [world.store.get(stamp.name)])
+    assert world.open(copy).points()[1] == []
+    assert world.open().points() == (points, [])
+
+
+def test_what_a_writer_may_not_make_is_not_missed(lent: tuple[World, WriterKey, Point]) -> None:
+    world, writer, _ = lent
+    other = world.open_writer(writer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WriterKey, "may_write", lambda self, name: True)
+        world.back_up(os.urandom(BLOCK), "disk", other)
+    (one,) = world.open().points()[1]
+    assert one.barred
+    world.store.delete(one.name)
+    assert world.open().points()[1] == []
+    assert pick(world.open(), "disk@latest")
+
+
+def test_intents_are_looked_at_once(unpruned: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = unpruned
+    vault = world.open()
+    prune(world, vault)
+    apply_expiry(vault, vault.points()[0][:2], world.ctx)
+    right, read = MemoryStore.get, list[str]()
+
+    def get(self: MemoryStore, name: str) -> bytes:
+        read.append(name.split("/")[0])
+        return right(self, name)
+
+    monkeypatch.setattr(MemoryStore, "get", get)
+    for times in (2, 0):
+        read.clear()
+        assert world.open().points()[1] == []
+        assert read.count("forget") == times

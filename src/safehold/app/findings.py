@@ -28,7 +28,7 @@ class Remembered(msgspec.Struct, frozen=True):
 def last_findings(vault: Vault) -> Remembered | None:
     """None where the last verification found nothing, or there was none."""
     past = recall(vault.places.findings, Remembered, Remembered(0.0))
-    return past if past.found else None
+    return past if past.found or past.more else None
 
 
 def remember_findings(vault: Vault, findings: Findings) -> None:
@@ -44,14 +44,13 @@ def forget_points(vault: Vault, points: Sequence[Point | Rejected]) -> None:
         return
     names, ids = {point.name for point in points}, {point.id for point in points}
     left = tuple(one for one in past.found if one.on not in names and one.point not in ids)
-    if left or not past.more:
-        _store(vault, msgspec.structs.replace(past, found=left))
+    _store(vault, msgspec.structs.replace(past, found=left))
 
 
 def _store(vault: Vault, past: Remembered) -> None:
     place = vault.places.findings
     with contextlib.suppress(OSError):
-        if past.found:
+        if past.found or past.more:
             keep(place, msgspec.json.encode(past))
         else:
             place.unlink(missing_ok=True)

@@ -111,8 +111,8 @@ def _found(opened: Vault) -> list[str]:
     last = last_findings(opened)
     if last is None:
         return []
-    others = len(last.found) - 1 + last.more
-    first = f"{last.found[0].what} ({last.found[0].on})" + f" (and {others} more)" * bool(others)
+    told, more = last.found[:1], last.more + len(last.found[1:])
+    first = "".join(f"{one.what} ({one.on})" for one in told) + f" (and {more} more)" * bool(more)
     return [f'verify found on {format_time(last.time)}: {first}; see the runbook, "Damaged vault"']
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-__all__ = ["keep", "recall"]
+__all__ = ["keep", "recall", "taking_turns"]
 
 _T = TypeVar("_T")
 
@@ -25,7 +28,7 @@ def recall(path: Path, type_: type[_T], nothing: _T) -> _T:
 def keep(path: Path, data: bytes) -> None:
     """Put `data` in the place of what is there, for this user's eyes only. OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
             out.write(data)
@@ -34,3 +37,15 @@ def keep(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+
+
+@contextlib.contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Whoever changes what is kept there, knowing what it was, does so alone. Where there is no room for a lock all go on without."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -54,7 +54,7 @@ _ANY_RESOURCE = ("*",)
 
 class Rejected(msgspec.Struct, frozen=True):
     """What lies under `points/` and is no point, being damaged, forged, or of a writer that may not make it; and a point that is gone. `time`
-    is the store's.
+    is the store's, and of a point that is gone and that this machine has not read the latest that it can have.
 
     `void` marks one that does not count because the owner said so, whatever it is: nothing is damaged. `barred` marks a sound one of a name
     that its writer may not use: nothing hangs on it either. `resources` are those of a point that was sound when this machine read it before;
@@ -85,7 +85,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
     def may_be_of(self, resource: str) -> bool:
         """True where it may be a point of that resource."""
-        return resource in self.resources if self.resources else allows(self.allowed, resource)
+        return allows(self.allowed, resource) and (not self.resources or resource in self.resources)
 
     @property
     def wid(self) -> bytes:
@@ -122,14 +122,18 @@ class _Barred(Exception):
 
 
 class CachedPoint(msgspec.Struct, frozen=True):
-    """A point as it is remembered on this machine, `time` by the store's clock. `bad` tells that the object was damaged when it was read last."""
+    """A point as it is remembered on this machine. `time` is the store's of when it was first seen there, `stamp` of when it was read last: one
+    that was taken away and brought back has a new one. `bad` tells that the object was damaged then, `counts` that it was a point of its vault.
+    """
 
     size: int
     digest: bytes
     dedup_key: bytes
     body: PointBody
     time: float = 0.0
+    stamp: float = 0.0
     bad: bool = False
+    counts: bool = False
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -178,25 +182,18 @@ class Catalogue:
         rejected: list[Rejected] = []
         gone = set(cached)
         for stamp in self._store.list(Kind.POINT.prefix + "/"):
-            before = cached.get(stamp.name)
             # A fence is neither, but it is no fence where there was a point.
             if stamp.size == 0:
                 continue
             gone.discard(stamp.name)
             if self._forgotten(stamp.name):
                 continue
+            before = cached.get(stamp.name)
             try:
-                # First of all: what a revoked writer puts there is nobody's concern, be it a point or not.
-                self._refuse_revoked(stamp)
-                if kind_of(stamp.name) is not Kind.POINT:
-                    raise DamageError("not the name of a point", on=stamp.name)
-                known = bytes.fromhex(stamp.name.split("/")[1]) in self._writers.certificates
-                believed = before and before.size == stamp.size and known and not (fresh or before.bad)
-                entry = before if before and believed else self._open(stamp)
-                # One that was taken away and brought back has a new time, but is as old as it was.
-                time = min(before.time, stamp.time) if before and before.time else stamp.time
-                entries[stamp.name] = msgspec.structs.replace(entry, time=time)
-                points.append(self._accept(stamp.name, entries[stamp.name]))
+                entry = self._read(stamp, before, fresh)
+                entries[stamp.name] = entry
+                points.append(self._accept(stamp.name, entry))
+                entries[stamp.name] = msgspec.structs.replace(entry, counts=True)
             except _Void as error:
                 rejected.append(Rejected(stamp.name, str(error), stamp.time, void=True))
             except _Barred as error:
@@ -205,28 +202,49 @@ class Catalogue:
                 # It was expired since it was listed, or it is lost.
                 gone.update({stamp.name} & cached.keys())
             except (DamageError, FormatError, VaultKeyError) as error:
-                known_as = before.resources if before else ()
-                allowed = self._patterns(stamp.name)
-                rejected.append(Rejected(stamp.name, str(error), stamp.time, allowed=allowed, resources=known_as))
+                was = before if before and before.counts else None
+                time, known_as = (was.time, was.resources) if was else (stamp.time, ())
+                allowed = self.patterns(stamp.name)
+                rejected.append(Rejected(stamp.name, str(error), time, allowed=allowed, resources=known_as))
                 if before:
                     entries[stamp.name] = msgspec.structs.replace(before, bad=True)
-        absent = {name: cached[name] for name in gone if not self._forgotten(name)}
+        absent = {name: cached[name] for name in gone if self._missed(name, cached[name])}
         entries |= absent
         if entries != cached:
-            self._cache.store(entries)
+            # Others have read what came later.
+            self._cache.update(lambda now: {n: now[n] for n in now.keys() - cached.keys()} | entries)
         return Listing(sorted(points, key=lambda p: (p.time, p.name)), rejected, absent)
 
-    def _patterns(self, name: str) -> tuple[str, ...]:
+    def _missed(self, name: str, entry: CachedPoint) -> bool:
+        return entry.counts and not self._forgotten(name) and not self._revoked_at(name, entry.time)
+
+    def patterns(self, name: str) -> tuple[str, ...]:
+        """Of the resources that an object of that name under `points/` may be of, by the writer in it."""
         certificate = self._writers.certificates.get(_named_writer(name))
         try:
             return self._allowed(certificate) if certificate else _ANY_RESOURCE
         except (DamageError, VaultKeyError):
             return _ANY_RESOURCE
 
-    def _refuse_revoked(self, stamp: Stamp) -> None:
-        since = self._revoked.get(_named_writer(stamp.name))
-        if since is not None and stamp.time >= since:
+    def _revoked_at(self, name: str, time: float) -> bool:
+        since = self._revoked.get(_named_writer(name))
+        return since is not None and time >= since
+
+    def _read(self, stamp: Stamp, before: CachedPoint | None, fresh: bool) -> CachedPoint:
+        # First of all: what a revoked writer puts there is nobody's concern, be it a point or not.
+        if self._revoked_at(stamp.name, before.time if before and before.counts else stamp.time):
             raise _Void("made after its writer was revoked")
+        if kind_of(stamp.name) is not Kind.POINT:
+            raise DamageError("not the name of a point", on=stamp.name)
+        if before is None:
+            return msgspec.structs.replace(self._open(stamp), time=stamp.time, stamp=stamp.time)
+        known = bytes.fromhex(stamp.name.split("/")[1]) in self._writers.certificates
+        if known and not (fresh or before.bad) and (before.size, before.stamp) == (stamp.size, stamp.time):
+            return before
+        entry = self._open(stamp)
+        if entry.digest != before.digest:
+            raise DamageError("not the point that this machine has read under that name before", on=stamp.name)
+        return msgspec.structs.replace(entry, time=before.time, stamp=stamp.time)
 
     def _open(self, stamp: Stamp) -> CachedPoint:
         wid = bytes.fromhex(stamp.name.split("/")[1])

@@ -5,11 +5,12 @@ harm.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from safehold.model.remembered import keep, recall
+from safehold.model.remembered import keep, recall, taking_turns
 from safehold.vault.records import OwnerPublic
 
 __all__ = ["Head", "Heads"]
@@ -41,7 +42,13 @@ class Heads:
         """What is remembered; an unreadable file counts as nothing."""
         return recall(self._path(vault), Head, Head())
 
-    def store(self, vault: bytes, head: Head) -> None:
-        """Remember `head`. A machine that cannot remember goes on without."""
-        with contextlib.suppress(OSError):
-            keep(self._path(vault), msgspec.json.encode(head))
+    def change(self, vault: bytes, change: Callable[[Head], Head]) -> Head:
+        """Remember what `change` makes of what is remembered now, and return it. A machine that cannot remember goes on without."""
+        path = self._path(vault)
+        with taking_turns(path):
+            before = self.load(vault)
+            after = change(before)
+            if after != before:
+                with contextlib.suppress(OSError):
+                    keep(path, msgspec.json.encode(after))
+        return after

@@ -7,7 +7,7 @@ that the gc chain names as of the last prune. An intent to expire a point stays 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 from safehold.model.errors import ObjectNotFound
 from safehold.ports.store import Store
@@ -22,9 +22,14 @@ LOST = "a point is gone, and nobody said that it was expired"
 
 
 def lost_points(
-    store: Store, listing: Listing, head: Head, chain: Chain, forgotten: Callable[[], Callable[[str], bool]]
+    store: Store,
+    listing: Listing,
+    head: Head,
+    chain: Chain,
+    patterns: Callable[[str], tuple[str, ...]],
+    expired: Callable[[Iterable[str]], Container[str]],
 ) -> list[Rejected]:
-    """What is missing from the listing. `forgotten` looks anew which points were expired: some were since the listing.
+    """What is missing from the listing. `patterns` gives what a point of a name may be of, `expired` which of such names the owner expired.
 
     The time of one that this machine has not read is the latest that it can have: what is asked for as the newest may be that one.
     """
@@ -33,8 +38,8 @@ def lost_points(
     gone = ({*listing.absent, *recorded, *head.missing}) - there
     if not gone:
         return []
-    expired = forgotten()
-    lost = sorted(name for name in gone if not expired(name))
+    given_up = expired(gone)
+    lost = sorted(name for name in gone if name not in given_up)
     newest = max((point.time for point in listing.points), default=0.0) + 1.0
     # Before the last that this machine made, where that is there.
     last = {point.name: point.time for point in listing.points}.get(head.point)
@@ -44,9 +49,9 @@ def lost_points(
     for name in lost:
         known = listing.absent.get(name)
         latest = min(made if name in head.missing else newest, pruned if name in recorded else newest)
-        time = known.time if known and known.time else latest
         resources = known.resources if known else ()
-        found.append(Rejected(name, _told(resources), time, resources=resources, gone=True))
+        time = known.time if known else latest
+        found.append(Rejected(name, _told(resources), time, allowed=patterns(name), resources=resources, gone=True))
     return found
 
 

@@ -25,19 +25,25 @@ class Places:
             self.state / "reads" / name,
             self.state / "tried" / f"{name}.json",
             self.state / "findings" / f"{name}.json",
+            self.state / "points" / name,
         )
 
 
 @dataclass(frozen=True)
 class OwnPlaces:
-    """Of one vault: a directory for what could be computed again, and files that tell when which pack was read (`read_log`), and when it was tried
-    whether the vault's stores keep order (`tried_stores`), and what the last verification found (`findings`).
+    """Of one vault: a directory for what could be computed again, and files that tell when which pack was read (`read_log`), when it was tried
+    whether the vault's stores keep order (`tried_stores`), what the last verification found (`findings`), and which points there were (`known`).
     """
 
     cache: Path
     read_log: Path
     tried_stores: Path
     findings: Path
+    known: Path
+
+    def points(self, address: str) -> Path:
+        """Where the points are remembered that were read at an address: a copy of the vault may have others."""
+        return self.known / blake3(address.encode()).hexdigest()[:32]
 
     def scratch(self) -> Path:
         """A directory with room for what is too large for memory: not the system's one for temporary files, which often is memory itself."""

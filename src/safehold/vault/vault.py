@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from safehold.vault.catalogue import CachedPoint, Catalogue, Point, Rejected
 from safehold.vault.disk import StoredDisk
 from safehold.vault.disk_tree import DiskTree
 from safehold.vault.fetch import ChunkReader, Fetcher, SecretCache
-from safehold.vault.forget import Expiry, forgotten_points, unaccounted
+from safehold.vault.forget import Expiry, forgotten_points, is_forgotten, unaccounted
 from safehold.vault.heads import Head, Heads
 from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
@@ -69,21 +70,11 @@ class Vault:
         self.chain.require("read")
         self._writers = read_writers(store, self.id, self.trust)
         self.lost = unaccounted(store, self.id, self.trust, (*head.missing, head.point))
-        if self.lost != head.missing:
-            head = msgspec.structs.replace(head, missing=self.lost)
-            self._remember(head)
         self.problems = [*self.chain.problems, *self._writers.problems]
         told = [DamageError(LOST, on=name, remedy='see the runbook, "Damaged vault"') for name in self.lost]
         for problem in (*self.problems, *told):
             ctx.progress.warn(f"{problem}" + (f" ({problem.remedy})" if problem.remedy else ""))
-        if self.chain.record and not self.chain.behind:
-            head = msgspec.structs.replace(
-                head,
-                gc=self.chain.record.number,
-                digest=self.chain.digest.hex(),
-                owners=self.trust.believed,
-            )
-            self._remember(head)
+        self._heads.change(self.id, lambda now: self._seen(now, head))
         self._writer = writer
         self._lost_document = b""
         self._secrets = SecretCache(self.id, keyring) if keyring else None
@@ -108,8 +99,16 @@ class Vault:
             raise VaultKeyError("the writer credential is of another vault", on=store.url)
         return cls(store, direct, document, None, writer, places, ctx)
 
-    def _remember(self, head: Head) -> None:
-        self._heads.store(self.id, head)
+    def _seen(self, now: Head, before: Head) -> Head:
+        """What is remembered, with what this opening saw; `before` was remembered when it began."""
+        later = tuple(name for name in now.missing if name not in before.missing)
+        now = msgspec.structs.replace(now, missing=(*self.lost, *later))
+        record = self.chain.record
+        if record is None or self.chain.behind or record.number < now.gc:
+            return now
+        return msgspec.structs.replace(
+            now, gc=record.number, digest=self.chain.digest.hex(), owners=self.trust.believed
+        )
 
     @property
     def writers(self) -> dict[bytes, Certificate]:
@@ -169,7 +168,7 @@ class Vault:
 
     def notes(self) -> Notes:
         """The owner's notes in this vault."""
-        cache = self._sealed_cache("notes", FoundNote)
+        cache = self._sealed(self.places.cache / "notes", FoundNote)
         return Notes(self.store, self.id, self.trust, self._require_keyring(), self.owner_key, cache, self.ctx)
 
     def expiry(self) -> Expiry:
@@ -191,26 +190,35 @@ class Vault:
             lambda certificate: open_certificate(self.id, keyring, certificate).resources,
             self.notes().revocations(),
             forgotten_points(self.store, self.id, self.trust, expired_before),
-            self._sealed_cache("points", CachedPoint),
+            self._sealed(self.places.points(self.store.url), CachedPoint),
         )
 
-    def _sealed_cache(self, name: str, type_: type[_T]) -> SealedCache[_T]:
+    def _sealed(self, path: Path, type_: type[_T]) -> SealedCache[_T]:
         oldest = self._require_keyring().generations[0]
         key = blake3(oldest.seed, derive_key_context="safehold 1 point cache").digest()
-        return SealedCache(self.places.cache / name, self.id, key, type_)
+        return SealedCache(path, self.id, key, type_)
 
     def points(
         self, *, fresh: bool = False, expired_before: float = float("inf")
     ) -> tuple[list[Point], list[Rejected]]:
-        """Every point, oldest first, and what claims to be one and is not, or is known to have been one and is gone; `fresh` reads all of them
-        from the store itself. Those that were expired by the store's time `expired_before` are left out.
+        """Every point, oldest first, and what claims to be one and is not, or is known to have been one and is gone; `fresh` reads the content of
+        all of them from the store itself. Those that were expired by the store's time `expired_before` are left out. A point's time is the
+        store's of when this machine saw it first.
         """
-        listing = self.catalogue(expired_before=expired_before).read(fresh=fresh)
+        catalogue = self.catalogue(expired_before=expired_before)
+        listing = catalogue.read(fresh=fresh)
         head = self._heads.load(self.id)
-        lost = lost_points(
-            self.store, listing, head, self.chain, lambda: forgotten_points(self.store, self.id, self.trust)
-        )
+        lost = lost_points(self.store, listing, head, self.chain, catalogue.patterns, self._expired)
         return listing.points, [*listing.rejected, *lost]
+
+    def _expired(self, names: Iterable[str]) -> set[str]:
+        """Those of these points, which are gone, that the owner said were to be expired. Each is looked at once: intents stay as they are."""
+        cache = self._sealed(self.places.cache / "intents", bool)
+        known = cache.load()
+        found = {name for name in names if name in known or is_forgotten(self.store, self.id, self.trust, name)}
+        if not known.keys() >= found:
+            cache.store(dict.fromkeys(found, True))
+        return found
 
     @property
     def fetcher(self) -> Fetcher:
@@ -350,9 +358,8 @@ class Vault:
 
     def committed(self, name: str, resources: Iterable[str]) -> None:
         """Remember the newest point this machine made, so that its disappearance is noticed, and that it is of these resources."""
-        head = self._heads.load(self.id)
-        latest = head.latest | dict.fromkeys(resources, name)
-        self._remember(msgspec.structs.replace(head, point=name, latest=latest))
+        made = dict.fromkeys(resources, name)
+        self._heads.change(self.id, lambda now: msgspec.structs.replace(now, point=name, latest=now.latest | made))
 
     def last_made(self, resource: str) -> str:
         """The object name of the last point that this machine made of a resource; empty where it remembers none."""

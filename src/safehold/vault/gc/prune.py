@@ -291,7 +291,9 @@ class Prune:
         # What was expired longer ago is gone, even where a put that came late has brought its object back.
         points, rejected = self._vault.points(fresh=True, expired_before=recycled)
         spared.reject(rejected)
-        self._counted = tuple(sorted(point.name for point in points))
+        # One that is lost is still missed by whoever has only this record to go by.
+        lost = [one.name for one in rejected if one.gone]
+        self._counted = tuple(sorted((*(point.name for point in points), *lost)))
         domains: dict[bytes, list[Point]] = {}
         for point in points:
             certificate = self._vault.certificate(point.wid)

@@ -161,15 +161,15 @@ STRIPES = {
     "lvm": """
 SIZE=64M
 make() {
-    pvcreate -q /dev/nbd1 /dev/nbd2
-    vgcreate -q group /dev/nbd1 /dev/nbd2
+    pvcreate -q "$DA" "$DB"
+    vgcreate -q group "$DA" "$DB"
     lvcreate -q -W n -i 2 -I 64k -l 100%FREE -n stripe group
     mkfs.ext4 -q /dev/group/stripe
 }
 find_set() {
     GROUP=$(recorded $A LVM2_member label)
     test "$GROUP" = "$(recorded $B LVM2_member label)"
-    for one in $A:/dev/nbd1 $B:/dev/nbd2; do
+    for one in "$A:$DA" "$B:$DB"; do
         test "$(recorded ${one%:*} LVM2_member uuid)" = "$(pvs --noheadings -o pv_uuid ${one#*:} | tr -d ' -')"
     done
 }
@@ -181,14 +181,14 @@ check() { e2fsck -fn /dev/$GROUP/stripe; }
     "md": """
 SIZE=200M
 make() {
-    mdadm --quiet --create /dev/md7 --level=0 --chunk=64 --raid-devices=2 --metadata=1.2 /dev/nbd1 /dev/nbd2
+    mdadm --quiet --create /dev/md7 --level=0 --chunk=64 --raid-devices=2 --metadata=1.2 "$DA" "$DB"
     mkfs.xfs -q /dev/md7
 }
 find_set() {
     UUID=$(recorded $A linux_raid_member uuid)
     test "$UUID" = "$(recorded $B linux_raid_member uuid)"
 }
-assemble() { mdadm --quiet --assemble /dev/md7 ${UUID:+--uuid=$UUID} /dev/nbd1 /dev/nbd2; }
+assemble() { mdadm --quiet --assemble /dev/md7 ${UUID:+--uuid=$UUID} "$DA" "$DB"; }
 stop() { mdadm --quiet --stop /dev/md7; }
 mount_it() { mount /dev/md7 /run/mnt; }
 check() { xfs_repair -n /dev/md7; }
@@ -205,8 +205,8 @@ def test_a_stripe_over_two_volumes_is_captured_as_one(machine: Machine, kind: st
     machine.run(f"""{parts}
 safehold volume create $A --size $SIZE
 safehold volume create $B --size $SIZE
-connect $A /dev/nbd1
-connect $B /dev/nbd2
+DA=$(safehold volume attach $A)
+DB=$(safehold volume attach $B)
 make
 mount_it
 rm -f /run/acknowledged /run/enough
@@ -215,13 +215,18 @@ wait_for_files 3
 safehold volume snapshot --group $A --group $B --wait --json | jq -r .point > /run/first
 wait_for_files $(($(wc -l < /run/acknowledged) + 3))
 cp /run/acknowledged /run/before
-safehold volume snapshot --group $A --group $B --wait --json | jq -r .point > /run/second
+if safehold volume snapshot $A --bracket fsfreeze:/run/mnt 2>/run/refused; then exit 8; fi
+grep -q "lies on $DB too" /run/refused
+safehold volume snapshot --group $A --group $B --bracket fsfreeze:/run/mnt --wait --json > /run/answer
+test "$(jq -r .achieved /run/answer)" = filesystem
+jq -r .point /run/answer > /run/second
 touch /run/enough
 wait
 echo late > /run/mnt/after
 umount /run/mnt
 stop
-disconnect /dev/nbd1 /dev/nbd2
+safehold volume detach $A
+safehold volume detach $B
 tar -C /run -cf /share/saved.tar vault identity.pem acknowledged before second
 """)
     with start_guest(tmp_path / "second") as another:
@@ -233,8 +238,8 @@ export SAFEHOLD_VAULT=/run/vault
 # By its id: a copied vault has the times of the copying.
 safehold restore $A@$(cat /run/second) --to volume:$A
 safehold restore $B@$(cat /run/second) --to volume:$B
-connect $A /dev/nbd1
-connect $B /dev/nbd2
+DA=$(safehold volume attach $A)
+DB=$(safehold volume attach $B)
 find_set
 assemble
 mount_it
@@ -242,16 +247,18 @@ judge /run/mnt
 umount /run/mnt
 check
 stop
-disconnect /dev/nbd1 /dev/nbd2
+safehold volume detach $A
+safehold volume detach $B
 """)
     machine.run(f"""{parts}
 safehold restore $A@$(cat /run/first) --to volume:$A-earlier
 safehold restore $B@latest --to volume:$B-other
-connect $A-earlier /dev/nbd1
-connect $B-other /dev/nbd2
+DA=$(safehold volume attach $A-earlier)
+DB=$(safehold volume attach $B-other)
 assemble
 if mount_it && (judge /run/mnt); then echo 'halves of two instants pass for one' >&2; exit 9; fi
 umount /run/mnt || true
 stop
-disconnect /dev/nbd1 /dev/nbd2
+safehold volume detach $A-earlier
+safehold volume detach $B-other
 """)

@@ -17,7 +17,7 @@ from safehold.adapters.linux.guest_agent import GuestAgent
 from safehold.adapters.linux.guest_disks import guest_processes, has_open
 from safehold.adapters.linux.hook import Hook
 from safehold.adapters.linux.mounts import mount_of
-from safehold.adapters.linux.stack import backing_file, below, disks, swap_places
+from safehold.adapters.linux.stack import backing_file, below, disks, roots, swap_places
 from safehold.app.downtime import Downtime
 from safehold.compose.paths import Paths
 from safehold.model.context import Context
@@ -123,11 +123,19 @@ def find_brackets(
     numbers = {f"{os.major(n)}:{os.minor(n)}" for n in devices}
 
     def check(spec: BracketSpec, path: str) -> None:
-        if not numbers & set(disks(path)):
+        lies_on = roots(path)
+        if not numbers & lies_on.keys():
             raise UsageError(
                 "what is mounted there lies on none of the volumes",
                 on=str(spec),
                 remedy=f"that is on {mount_of(path).source}; safehold volume list shows where volumes are attached",
+            )
+        others = [name for number, name in lies_on.items() if number not in numbers]
+        if others:
+            raise UsageError(
+                f"what is mounted there lies on {', '.join(sorted(others))} too, which this snapshot does not have",
+                on=str(spec),
+                remedy="take one of all its volumes: --group for each of them",
             )
 
     def guest(process: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safehold.adapters.linux.mounts import mount_of
 
-__all__ = ["backing_file", "below", "disks", "swap_places"]
+__all__ = ["backing_file", "below", "disks", "roots", "swap_places"]
 
 _BLOCK = Path("/sys/dev/block")
 
@@ -72,6 +72,28 @@ def disks(path: str) -> frozenset[str]:
     if Path(mounted.source).is_block_device():
         found.add(_number(os.stat(mounted.source).st_rdev))
     return frozenset(found)
+
+
+def roots(path: str) -> dict[str, str]:
+    """Numbers and names of the block devices that the file system at `path` is on at the bottom: below LVM, md, other mapped devices and
+    partitions, and not below loop devices.
+    """
+    found: dict[str, str] = {}
+    for number in disks(path):
+        _roots(number, found)
+    return found
+
+
+def _roots(number: str, found: dict[str, str]) -> None:
+    place = _BLOCK / number
+    if (place / "partition").exists():
+        _roots((place.resolve().parent / "dev").read_text().strip(), found)
+        return
+    slaves = [slave.read_text().strip() for slave in place.glob("slaves/*/dev")]
+    for slave in slaves:
+        _roots(slave, found)
+    if not slaves and place.exists():
+        found[number] = f"/dev/{place.resolve().name}"
 
 
 def backing_file(path: str) -> str | None:

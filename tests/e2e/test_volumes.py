@@ -619,4 +619,11 @@ plans:
     assert host.program.json("volume", "resize", "db-log", "--size", "2M")["size"] == 2 << 20
     assert host.program.json("volume", "delete", "db-log", "--yes") == {"volume": "db-log", "deleted": True}
     assert host.program.json("volume", "delete", "db-log", "--undo")["deleted"] is False
+    host.program.run("volume", "delete", "db-log", "--for-good", "--yes")
+    host.program.run("volume", "delete", "db-data", "--yes")
+    assert "db-data" in host.program.run("volume", "delete", "db-data", "--for-good", "--dry-run").stdout
+    assert [one["name"] for one in host.program.json("volume", "list", "--deleted")["deleted"]] == ["db-data"]
+    host.program.run("volume", "delete", "db-data", "--for-good", "--yes")
+    assert host.program.json("volume", "list", "--deleted")["deleted"] == []
+    host.program.run("volume", "delete", "db-data", "--for-good", "--yes", code=2)
     assert host.program.json("volume", "stop") == {"running": False, "attached": []}

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from safehold.app.expire import apply_expiry, plan_single
+from safehold.app.expire import apply_expiry, hold, plan_single, release
 from safehold.app.keys import revoke_writer, rotate_key
 from safehold.app.points import pick
 from safehold.app.verify import Depth, verify_next, verify_points
 from safehold.model.errors import DamageError, UsageError
 from safehold.objects.memory import MemoryStore
-from safehold.vault.catalogue import Point
+from safehold.vault.catalogue import Point, choose
 from safehold.vault.envelope import close, encode
 from safehold.vault.gc.prune import Prune
 from safehold.vault.keys import seal_to
 from safehold.vault.names import gc_name, pin_name
-from safehold.vault.records import Pin
+from safehold.vault.records import NoteBody, Pin
 from safehold.vault.slots import Recipient
 from safehold.vault.trust import Chain
 from safehold.vault.vault import Vault
@@ -147,6 +147,98 @@ def test_the_last_point_that_this_machine_made_is_missed_before_it_was_read(unpr
     assert [f.on for f in verify_points(world.open(), None, Depth.STRUCTURE, [], world.ctx).found] == [name]
 
 
+def test_what_this_machine_made_is_missed_of_its_resource_alone(unpruned: World) -> None:
+    """At another address, such as a mirror's that is behind, which nothing was read from before."""
+    world = unpruned
+    late = world.back_up(os.urandom(BLOCK), "other")
+    mirror = MemoryStore()
+    for stamp in sorted(world.store.list(""), key=lambda one: one.time):
+        if not (stamp.name.startswith("points/") and stamp.name.endswith(late.point)):
+            mirror.put(stamp.name, [world.store.get(stamp.name)])
+    mirror.url = "memory:mirror"
+    for _ in range(2):
+        vault = world.open(mirror)
+        assert [one.resources for one in vault.points()[1]] == [("other",)]
+        with pytest.raises(DamageError, match="a newer point cannot be read"):
+            pick(vault, "other@latest")
+        assert pick(vault, "disk@latest")[0].resources == ("disk",)
+        # It is not the last that was made any more, and still known.
+        world.back_up(os.urandom(BLOCK), "disk", vault)
+
+
+def test_nobody_who_asks_by_time_is_given_the_point_before_the_lost_one(world: World) -> None:
+    """On a machine that has never read it, which knows only that it was there when the prune was."""
+    first, second, _ = world.fresh().points()[0]
+    world.store.delete(second.name)
+    points, rejected = world.fresh().points()
+    with pytest.raises(DamageError, match="a newer point cannot be read") as refused:
+        choose(points, "disk", "then", lambda text: (second.time, second.time), rejected)
+    assert f"disk@{first.id[:8]}" in refused.value.remedy
+
+
+def test_a_lost_point_that_is_asked_for_by_its_id_is_told_to_be_lost(unpruned: World) -> None:
+    world = unpruned
+    newest = world.open().points()[0][2]
+    world.store.delete(newest.name)
+    with pytest.raises(DamageError, match="the point cannot be read: a point is gone") as refused:
+        pick(world.open(), f"disk@{newest.id[:8]}")
+    assert f"point expire @{newest.id[:8]}" in refused.value.remedy
+    with pytest.raises(UsageError, match="no point"):
+        pick(world.open(), f"other@{newest.id[:8]}")
+
+
+@pytest.mark.parametrize("how", ["deleted", "damaged"])
+def test_a_held_point_that_is_no_more_is_released_and_let_go(unpruned: World, how: str) -> None:
+    """Each refusal names the next step, up to the prune."""
+    world = unpruned
+    newest = world.open().points()[0][2]
+    hold(world.open(), f"disk@{newest.id}", "audit")
+    whole = world.store.get(newest.name)
+    world.store.delete(newest.name)
+    if how == "damaged":
+        world.store.put(newest.name, [whole[:-9] + b"x" + whole[-8:]])
+    with pytest.raises(DamageError) as stuck:
+        prune(world, world.open())
+    assert f"safehold point expire @{newest.id[:8]}" in stuck.value.remedy
+    with pytest.raises(UsageError, match="audit") as refused:
+        plan_single(world.open(), [f"@{newest.id[:8]}"])
+    assert refused.value.remedy == f"safehold point release @{newest.id[:8]}"
+    assert release(world.open(), f"@{newest.id[:8]}").name == newest.name
+    vault = world.open()
+    apply_expiry(vault, plan_single(vault, [f"@{newest.id[:8]}"]), world.ctx)
+    prune(world, world.open())
+    assert world.open().points()[1] == []
+
+
+def test_what_a_lost_point_is_pinned_by_is_named(unpruned: World) -> None:
+    world = unpruned
+    vault = world.open()
+    newest = vault.points()[0][2]
+    pin = vault.expiry().pin(newest.wid, newest.sid, NoteBody("volume", 0.0, {"volume": "data", "host": "db1"}))
+    lose(world, newest.name, "deleted")
+    with pytest.raises(UsageError, match="the volume data on db1 is filled in from this point") as refused:
+        plan_single(world.open(), [f"@{newest.id[:8]}"])
+    assert "safehold volume delete data --for-good" in refused.value.remedy
+    world.open().expiry().unpin(pin)
+    vault = world.open()
+    apply_expiry(vault, plan_single(vault, [f"@{newest.id[:8]}"]), world.ctx)
+    assert world.open().points()[1] == []
+
+
+def test_a_prune_misses_what_the_newest_record_names(world: World) -> None:
+    """Another prune told of it since this vault was opened."""
+    mine = world.fresh()
+    late = world.back_up(os.urandom(BLOCK), vault=world.fresh())
+    apply_expiry(world.fresh(), world.fresh().points()[0][:1], world.ctx)
+    prune(world)
+    (name,) = [stamp.name for stamp in world.store.list("points/") if stamp.name.endswith(late.point)]
+    world.store.delete(name)
+    before = packs(world)
+    with pytest.raises(DamageError, match=name):
+        prune(world, mine)
+    assert packs(world) == before
+
+
 def test_what_others_expire_is_not_missed(unpruned: World) -> None:
     world = unpruned
     first, second, _, _ = world.open().points()[0]
@@ -269,8 +361,12 @@ def test_what_a_writers_lost_point_needs_is_there_after_any_prune(lent: tuple[Wo
         assert [one.name for one in vault.points()[1]] == [point.name]
     fresh = world.fresh()
     assert pick(fresh, "disk@latest"), "its writer makes no points of this resource"
-    with pytest.raises((DamageError, UsageError)):
+    # No point of this resource is left, and nobody knows here whether the one that is gone was of it.
+    with pytest.raises(UsageError, match="1 that cannot be read may be of it"):
         pick(fresh, "web@latest")
+    with pytest.raises(DamageError, match="point of this resource can be read") as refused:
+        pick(world.open(), "web@latest")
+    assert f"point expire @{point.id[:8]}" in refused.value.remedy
     world.store.put(point.name, [whole], create_only=False)
     assert read_back(world.fresh(), point) == world.expected[point.id]
     lose(world, point.name, "deleted")

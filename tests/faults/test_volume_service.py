@@ -230,7 +230,7 @@ def test_a_volume_pins_its_point_until_it_is_filled_in(site: Site) -> None:
     held = site.service.create("data", 0, "vault", origin)
     vault = site.world.open()
     point = vault.points()[0][0]
-    with pytest.raises(UsageError, match="depends"):
+    with pytest.raises(UsageError, match="the volume data on here is filled in"):
         vault.expiry().forget(point.wid, point.sid)
     site.up()
     until(lambda: held.record.pin == "")
@@ -608,7 +608,7 @@ def test_a_volume_that_could_not_be_made_larger_keeps_its_point(site: Site, monk
         site.service.create("data", SIZE + UNIT, "vault", origin)
     vault = site.world.open()
     point = vault.points()[0][0]
-    with pytest.raises(UsageError, match="depends"):
+    with pytest.raises(UsageError, match="the volume data on here is filled in"):
         vault.expiry().forget(point.wid, point.sid)
     site.up()
     until(lambda: site.service.directory.get("data").missing == 0)
@@ -642,6 +642,29 @@ def test_the_recycle_bin_lets_go_of_points(site: Site, monkeypatch: pytest.Monke
     site.service.empty_bin()
     assert site.service.directory.deleted() == []
     assert pins(site) == []
+
+
+def test_what_is_deleted_for_good_lets_go_of_its_point_at_once(site: Site) -> None:
+    dependent(site, "data")
+    origin = site.service.directory.get("data").record.origin
+    site.service.delete("data")
+    site.up()
+    site.down("read", "packs/")
+    site.service.create("data", 0, "vault", origin)
+    site.down("delete", "pins/")
+    with pytest.raises(FailedError, match="is in the recycle bin"):
+        site.service.delete_for_good("data")
+    assert len(site.service.directory.deleted()) == 2
+    site.up()
+    site.down("read", "packs/")
+    site.service.undelete("data")
+    site.service.delete_for_good("data")
+    assert len(site.service.directory.deleted()) == 1, "an older one of its name stays"
+    site.service.delete_for_good("data")
+    assert pins(site) == []
+    assert os.listdir(site.service.directory.root / "deleted") == []
+    with pytest.raises(UsageError, match="no such volume"):
+        site.service.delete_for_good("data")
 
 
 def test_a_pin_is_on_record_before_the_volume_is_made_and_goes_where_none_is(

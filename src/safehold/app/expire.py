@@ -8,7 +8,7 @@ from datetime import tzinfo
 from fnmatch import fnmatchcase
 
 from safehold.app.findings import forget_points
-from safehold.app.points import pick, select
+from safehold.app.points import pick, read_points, select
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.policies.retention import Candidate, Decision, KeepRules, decide
@@ -171,20 +171,16 @@ def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point | Rejected
     something depends on.
     """
     points, rejected = vault.points()
-    facts, pinned = vault.notes().facts(), vault.expiry().pinned()
+    facts, expiry = vault.notes().facts(), vault.expiry()
     chosen = [_rejected(rejected, selector) or select(points, selector, rejected) for selector in selectors]
     for point in chosen:
         held = facts.get(point.subject, Facts()).held
         if held:
+            named = "" if isinstance(point, Rejected) else point.resources[0]
             raise UsageError(
-                f"point is held ({held})",
-                on=point.id,
-                remedy=f"safehold point release {''.join(point.resources[:1])}@{point.id[:8]}",
+                f"point is held ({held})", on=point.id, remedy=f"safehold point release {named}@{point.id[:8]}"
             )
-        if point.name.removeprefix("points/") in pinned:
-            raise UsageError(
-                "something depends on this point", on=point.id, remedy="detach the volume or end the copy first"
-            )
+        expiry.demand_free(point.wid, point.sid)
     return chosen
 
 
@@ -258,9 +254,10 @@ def hold(vault: Vault, selector: str, reason: str) -> Point:
     return point
 
 
-def release(vault: Vault, selector: str) -> Point:
-    """End a hold. UsageError where there is none."""
-    (point,) = pick(vault, selector)
+def release(vault: Vault, selector: str) -> Point | Rejected:
+    """End a hold; `@ID` also names an object among the points that is none, or is gone. UsageError where there is none."""
+    points, rejected = read_points(vault)
+    point = _rejected(rejected, selector) or select(points, selector, rejected)
     notes = vault.notes()
     if not notes.facts().get(point.subject, Facts()).held:
         raise UsageError("point is not held", on=point.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -13,28 +13,24 @@ from safehold.app.backup import Host
 from safehold.app.points import member_of, parse_selector, pick, select
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader, discard
+from safehold.app.volume_origin import BLOCK, data_runs, ids_of, record_of
 from safehold.blocks.directory import VolumeDirectory, check_name
 from safehold.blocks.held import HeldVolume
-from safehold.blocks.layout import Lineage, Snapshot, SnapshotState, VolumeRecord
+from safehold.blocks.layout import Snapshot, SnapshotState, VolumeRecord
 from safehold.model.background import background_thread
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, FailedError, SafeholdError, UsageError
-from safehold.model.extents import ExtentKind
 from safehold.model.quiet import Quieted
 from safehold.model.units import format_size
 from safehold.recovery.hydration import Hydrator
 from safehold.vault.catalogue import Point
 from safehold.vault.disk import StoredDisk
-from safehold.vault.records import Member, NoteBody
+from safehold.vault.records import NoteBody
 from safehold.vault.vault import Vault
 
 __all__ = ["BLOCK", "SnapshotRequest", "VolumeService"]
 
-BLOCK = 512 * 1024
-"""Bytes of a volume's block, unless the vault's are larger."""
-
-_IDS_AT_ONCE = 4096
 LARGEST = 1 << 50
 """Bytes of a volume: its maps take 4 GiB then."""
 RECYCLE = 7 * 86400.0
@@ -114,11 +110,11 @@ class VolumeService:
                 remedy="leave out --size",
             )
         disk = opened.disk(point, member)
-        record = _of_point(record, opened, point, member, disk)
+        record = record_of(record, opened, point, member, disk)
         record = msgspec.structs.replace(record, pin=self._pin(opened, point, name))
         try:
-            ids = _ids(disk) if record.lineage else ()
-            held = self.directory.create(record, _missing(disk, record.block), ids)
+            ids = ids_of(disk) if record.lineage else ()
+            held = self.directory.create(record, data_runs(disk, record.block), ids)
         except BaseException:
             self._unpin(record)
             raise
@@ -176,6 +172,25 @@ class VolumeService:
                 self._ctx.progress.warn(f"{record.name}: its point stays pinned ({error})")
                 return False
         return True
+
+    def delete_for_good(self, name: str) -> None:
+        """Delete a volume, or those of that name in the recycle bin where there is none, with nothing to take back; its point is let go of.
+        FailedError where that cannot be now: it lies in the bin then.
+        """
+        there = [held.record.uuid for held in self.directory.all() if held.name == name]
+        if there or not any(record.name == name for record in self.directory.deleted()):
+            self.delete(name)
+        with self._emptying:
+            for record in self.directory.deleted():
+                if record.name != name or (there and record.uuid not in there):
+                    continue
+                if not self._unpin(record):
+                    raise FailedError(
+                        "the vault cannot be reached to let go of its point; the volume is in the recycle bin",
+                        on=name,
+                        remedy="run it again when the vault is there",
+                    )
+                self.directory.remove(record)
 
     def delete(self, name: str) -> str:
         """Put a volume into the recycle bin; returns where it lies. Snapshots that have not reached the vault are none then. UsageError where
@@ -334,46 +349,3 @@ def _check_one_vault(group: Sequence[HeldVolume]) -> None:
             on=", ".join(held.name for held in group),
             remedy="take one of the volumes of each vault",
         )
-
-
-def _of_point(record: VolumeRecord, vault: Vault, point: Point, member: Member, disk: StoredDisk) -> VolumeRecord:
-    """The record of a volume that is made of a point."""
-    if disk.block_size % 4096:
-        raise UsageError(
-            f"blocks of {disk.block_size} bytes cannot be filled in behind",
-            on=member.name,
-            remedy="safehold restore to a file",
-        )
-    certificate = vault.certificate(point.wid)
-    domain = certificate.domain.hex() if certificate else ""
-    ours = domain == vault.writer().domain.hex() and disk.block_size == vault.parameters.block_size
-    lost = next((run for run in disk.tree.runs() if run.lost), None)
-    if lost is not None:
-        start, end = disk.span(lost.first, lost.count)
-        vault.ctx.progress.warn(f"reading bytes {start}-{end - 1} of {record.name} will fail: {lost.lost}")
-    suspect = "it was made of another writer's point" if not ours else "its point is damaged" if lost else ""
-    return VolumeRecord(
-        record.name,
-        record.uuid,
-        member.size,
-        disk.block_size * max(1, BLOCK // disk.block_size),
-        record.vault,
-        record.created,
-        origin=f"{member.name}@{point.id}",
-        lineage=None if suspect else Lineage(vault.id.hex(), point.id, member.size, domain),
-        suspect=f"{suspect}: the first snapshot reads everything" if suspect else "",
-    )
-
-
-def _missing(disk: StoredDisk, block: int) -> Iterator[tuple[int, int]]:
-    """Runs of blocks of the volume that have data in the point."""
-    for extent in disk.extents():
-        if extent.kind is ExtentKind.DATA:
-            yield extent.offset // block, -(-extent.end // block)
-
-
-def _ids(disk: StoredDisk) -> Iterator[tuple[int, bytes]]:
-    for run in disk.tree.runs():
-        end = run.first + run.count
-        for first in range(run.first, end, _IDS_AT_ONCE) if run.data else ():
-            yield first, b"".join(disk.tree.block_ids(first, min(_IDS_AT_ONCE, end - first)))

@@ -20,6 +20,7 @@ from safehold.model.units import format_size, format_time
 from safehold.objects.check import broken_order, check_store
 from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession
+from safehold.vault.lost import LOST
 from safehold.vault.records import Parameters
 from safehold.vault.slots import Passphrase
 
@@ -107,7 +108,11 @@ def info(access: Access, as_json: bool) -> None:
             "protected_bytes": sum(member.size for point in points for member in point.body.members),
             "stored_bytes": sum(sizes),
             "objects": len(sizes),
-            "problems": [str(problem) for problem in opened.problems] + [f"{r.name}: {r.reason}" for r in rejected],
+            "problems": [
+                *(str(problem) for problem in opened.problems),
+                *(f"{r.name}: {r.reason}" for r in rejected),
+                *(f"{name}: {LOST}" for name in opened.lost if name not in {r.name for r in rejected}),
+            ],
         }
     if as_json:
         print_json(told)

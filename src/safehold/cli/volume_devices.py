@@ -7,6 +7,7 @@ import click
 from safehold.cli.quantities import size_of
 from safehold.cli.running import Run, confirm, json_option, print_json
 from safehold.cli.volume_service import volume_client
+from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import read_underway
 from safehold.compose.volume_switch import switch as switch_volumes
 from safehold.model.errors import UsageError
@@ -58,32 +59,45 @@ def resize(name: str, size: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--undo", is_flag=True, help="Take it back from the recycle bin.")
+@click.option("--for-good", is_flag=True, help="Give its space back at once; also for one in the recycle bin.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and stop.")
 @json_option
-def delete(name: str, undo: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
+def delete(name: str, undo: bool, for_good: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Put a volume into the recycle bin, where it stays for a week. Its points stay in the vault."""
+    if undo and for_good:
+        raise UsageError("--undo and --for-good contradict each other", remedy="give one of them")
     with Run.begin() as run, volume_client(run) as client:
         if undo:
             client.order("undelete", name=name)
             print_json({"volume": name, "deleted": False}) if as_json else print(f"{name}: taken back")
             return
-        client.demand_detached(name, "deleted")
-        told = client.order("show", name=name)
-        pending = sum(1 for one in told["snapshots"] if one["state"] == "pending")
-        text = f"{name}, {format_size(told['size'])}" + (
-            f", {pending} snapshots not yet in the vault" if pending else ""
-        )
+        text = _what_goes(client, name, for_good)
         if dry_run:
             print_json({"volume": name, "deleted": False}) if as_json else print(f"would delete {text}")
             return
         if not yes:
             confirm(f"delete {text}?", "this deletes a volume", text)
-        client.order("delete", name=name)
+        client.order("delete-for-good" if for_good else "delete", name=name)
     if as_json:
         print_json({"volume": name, "deleted": True})
         return
+    if for_good:
+        print(f"{name}: deleted for good")
+        return
     print(f"{name}: in the recycle bin for 7 days; take it back: safehold volume delete {name} --undo")
+
+
+def _what_goes(client: VolumeClient, name: str, for_good: bool) -> str:
+    """UsageError where it is attached, or there is no such volume."""
+    told = client.order("list")
+    gone = [one for one in told["deleted"] if one["name"] == name]
+    if for_good and gone and not any(one["name"] == name for one in told["volumes"]):
+        return f"{name} in the recycle bin, {', '.join(format_size(one['size']) for one in gone)}"
+    client.demand_detached(name, "deleted")
+    shown = client.order("show", name=name)
+    pending = sum(1 for one in shown["snapshots"] if one["state"] == "pending")
+    return f"{name}, {format_size(shown['size'])}" + (f", {pending} snapshots not yet in the vault" if pending else "")
 
 
 @click.command()

@@ -92,6 +92,7 @@ class Orders:
             "list": self._list,
             "show": lambda order: self._volume(self._service.directory.get(_text(order, "name"))),
             "delete": lambda order: self._service.delete(_text(order, "name")),
+            "delete-for-good": lambda order: self._service.delete_for_good(_text(order, "name")),
             "undelete": lambda order: self._volume(self._service.undelete(_text(order, "name"))),
             "resize": lambda order: self._volume(self._service.resize(_text(order, "name"), _number(order, "size"))),
             "snapshot": self._snapshot,

@@ -54,11 +54,11 @@ _ANY_RESOURCE = ("*",)
 
 class Rejected(msgspec.Struct, frozen=True):
     """What lies under `points/` and is no point, being damaged, forged, or of a writer that may not make it; and a point that is gone. `time`
-    is the store's, and of a point that is gone and that this machine has not read the latest that it can have.
+    is the store's; with `earlier` it is the latest that it can have, of a point that is gone and that this machine has not read.
 
     `void` marks one that does not count because the owner said so, whatever it is: nothing is damaged. `barred` marks a sound one of a name
-    that its writer may not use: nothing hangs on it either. `resources` are those of a point that was sound when this machine read it before;
-    of any other nobody can say, and `allowed` are patterns of what it may be of. `gone` marks a point that is not there.
+    that its writer may not use: nothing hangs on it either. `resources` are those of a point that this machine made, or that was sound
+    when it read it before; of any other nobody can say, and `allowed` are patterns of what it may be of. `gone` marks a point that is not there.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Rejected(msgspec.Struct, frozen=True):
     allowed: tuple[str, ...] = _ANY_RESOURCE
     resources: tuple[str, ...] = ()
     gone: bool = False
+    earlier: bool = False
 
     @property
     def problem(self) -> str:
@@ -82,6 +83,11 @@ class Rejected(msgspec.Struct, frozen=True):
         if not self.sid:
             return "take it out of the vault: no point has such a name"
         return f"bring it back from a copy, or let it go: safehold point expire @{self.id[:8]}"
+
+    @property
+    def hurts(self) -> bool:
+        """True where a point that should be there may be missing because of it."""
+        return bool(self.sid) and not self.void and not self.barred
 
     def may_be_of(self, resource: str) -> bool:
         """True where it may be a point of that resource."""
@@ -283,17 +289,22 @@ def choose(
 
     `latest` is the newest; a time names the newest point not after it, a day or minute the newest within it; anything
     else is the start of a point's id. `parse_time` gives the first and last instant that a time text covers, or
-    raises ValueError. UsageError where nothing or more than one fits; DamageError where the newest may be among `rejected`, which only an id gets
-    past.
+    raises ValueError. UsageError where nothing or more than one fits; DamageError where what is asked for is among `rejected`, or where the newest
+    may be among these, which only an id gets past.
     """
     mine = [p for p in points if resource in p.resources or not resource]
+    hurt = [one for one in rejected if one.hurts and (one.may_be_of(resource) or not resource)]
     if not mine:
-        raise UsageError("no points of this resource", on=resource, remedy="see what there is: safehold points")
+        _tell_hurt([one for one in hurt if resource in one.resources], "no point of this resource can be read")
+        also = f"; {len(hurt)} that cannot be read may be of it" if hurt else ""
+        raise UsageError(f"no points of this resource{also}", on=resource, remedy="see what there is: safehold points")
     if when == "latest":
-        return _the_newest(mine, resource, float("inf"), rejected)
+        return _the_newest(mine, resource, float("inf"), hurt)
     matching = [p for p in mine if p.id.startswith(when.lower())] if _is_hex(when) else []
     if len(matching) == 1:
         return matching[0]
+    if not matching and _is_hex(when):
+        _tell_hurt([one for one in hurt if one.id.startswith(when.lower())], "the point cannot be read")
     if len(matching) > 1:
         raise UsageError(f"{when} is the start of {len(matching)} points", on=resource, remedy="give more of the id")
     try:
@@ -307,18 +318,22 @@ def choose(
         raise UsageError(
             f"no point as old as {when}", on=resource, remedy=f"see what there is: safehold points {resource}"
         )
-    return _the_newest(before, resource, last, rejected)
+    return _the_newest(before, resource, last, hurt)
 
 
-def _the_newest(points: Sequence[Point], resource: str, last: float, rejected: Iterable[Rejected]) -> Point:
+def _tell_hurt(hurt: Sequence[Rejected], what: str) -> None:
+    if hurt:
+        raise DamageError(f"{what}: {hurt[-1].reason}", on=hurt[-1].name, remedy=hurt[-1].remedy)
+
+
+def _the_newest(points: Sequence[Point], resource: str, last: float, hurt: Iterable[Rejected]) -> Point:
     """The last of `points`, unless what cannot be read may be a newer one, of the time `last` at the latest: nobody is given an older state than was
     asked for without having said so.
     """
     newest = points[-1]
     named = resource or newest.resources[0]
-    for one in rejected:
-        counts = one.sid and not (one.void or one.barred) and (not resource or one.may_be_of(resource))
-        if counts and (newest.time, newest.name) < (one.time, one.name) and one.time <= last:
+    for one in hurt:
+        if (newest.time, newest.name) < (one.time, one.name) and (one.time <= last or one.earlier):
             raise DamageError(
                 f"a newer point cannot be read, and may be the one that is asked for ({one.reason})",
                 remedy=f"the newest that can be read is {named}@{newest.id[:8]}: name it so; for the other see safehold verify",

@@ -11,11 +11,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable
 
-from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError
+from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError, VaultKeyError
 from safehold.ports.store import Store
 from safehold.vault.bounds import check_size
 from safehold.vault.envelope import close, decode, encode, open_object
-from safehold.vault.keys import OwnerKey, seal_to
+from safehold.vault.keys import Keyring, OwnerKey, seal_to, unseal_with
 from safehold.vault.names import Kind, commit_name, forget_name, kind_of, pin_name, session_name
 from safehold.vault.records import Forget, NoteBody, Pin
 from safehold.vault.trust import OwnerTrust
@@ -98,9 +98,12 @@ def pinned_points(store: Store, vault: bytes, trust: OwnerTrust) -> dict[str, st
 class Expiry:
     """Lets single points go, whatever the reason."""
 
-    def __init__(self, store: Store, vault: bytes, trust: OwnerTrust, owner: OwnerKey, recycle: float) -> None:
-        """`recycle` is how many seconds an expired point stays in the store, out of sight."""
-        self._store, self._vault, self._trust, self._owner = store, vault, trust, owner
+    def __init__(
+        self, store: Store, vault: bytes, trust: OwnerTrust, keyring: Keyring, owner: OwnerKey, recycle: float
+    ) -> None:
+        """`owner` is the key in force of the keyring, `recycle` how many seconds an expired point stays in the store, out of sight."""
+        self._store, self._vault, self._trust = store, vault, trust
+        self._keyring, self._owner = keyring, owner
         self._recycle = recycle
 
     def pinned(self) -> dict[str, str]:
@@ -111,7 +114,7 @@ class Expiry:
         """Have a point stay while something depends on it; returns the pin's name for `unpin`. UsageError where it is being expired."""
         point = f"{wid.hex()}/{sid.hex()}"
         name = pin_name(os.urandom(16))
-        sealed = seal_to(self._owner.public.seal, encode(body), b"SH1 pin" + self._vault + name.encode())
+        sealed = seal_to(self._owner.public.seal, encode(body), self._info(name))
         record = Pin(self._owner.generation, point, sealed)
         self._store.put(name, [close(self._vault, name, encode(record), self._owner.sign)])
         # Whoever expires it at this moment either sees the pin, or left the intent that is looked for here.
@@ -128,7 +131,7 @@ class Expiry:
     def forget(self, wid: bytes, sid: bytes) -> None:
         """Expire a point: it no longer counts when this returns. UsageError where something depends on it."""
         point = f"{wid.hex()}/{sid.hex()}"
-        self._refuse_pinned(point)
+        self.demand_free(wid, sid)
         name = forget_name(commit_name(wid, sid))
         stored = close(self._vault, name, encode(Forget(self._owner.generation, point)), self._owner.sign)
         try:
@@ -139,19 +142,37 @@ class Expiry:
                     "an intent to expire the point is damaged", on=name, remedy="delete the object"
                 ) from None
         try:
-            self._refuse_pinned(point)
+            self.demand_free(wid, sid)
         except UsageError:
             self._store.delete(name)
             raise
 
-    def _refuse_pinned(self, point: str) -> None:
-        pin = self.pinned().get(point)
-        if pin is not None:
-            raise UsageError(
-                "something depends on this point",
-                on=f"{point} ({pin})",
-                remedy="detach the volume or end the copy first",
-            )
+    def demand_free(self, wid: bytes, sid: bytes) -> None:
+        """UsageError where something depends on a point, which names it."""
+        pin = self.pinned().get(f"{wid.hex()}/{sid.hex()}")
+        if pin is None:
+            return
+        told = self._about(pin)
+        volume, host = told.get("volume", ""), told.get("host", "another host")
+        if not volume:
+            raise UsageError("something depends on this point", on=f"{sid.hex()} ({pin})", remedy="let that end first")
+        raise UsageError(
+            f"the volume {volume} on {host} is filled in from this point",
+            on=f"{sid.hex()} ({pin})",
+            remedy=f"wait until it is (safehold volume show {volume}), or give it up there: safehold volume delete {volume} --for-good",
+        )
+
+    def _about(self, pin: str) -> dict[str, object]:
+        """What its maker says in a pin; nothing where it cannot be read."""
+        try:
+            record = decode(open_object(pin, self._store.get(pin)).payload, Pin, pin)
+            plain = unseal_with(self._keyring.get(record.generation).seal, record.sealed, self._info(pin), on=pin)
+            return decode(plain, NoteBody, pin).data
+        except (ObjectNotFound, DamageError, VaultKeyError):
+            return {}
+
+    def _info(self, pin: str) -> bytes:
+        return b"SH1 pin" + self._vault + pin.encode()
 
     def end_session(self, wid: bytes, sid: bytes) -> None:
         """Have nobody wait for the session of an expired point."""

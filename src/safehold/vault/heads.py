@@ -18,15 +18,22 @@ __all__ = ["Head", "Heads"]
 
 class Head(msgspec.Struct, frozen=True):
     """Of one vault: number and digest of the newest gc record that the chain was followed to, the owner keys met on the way, the point this
-    machine committed last, those of its points that disappeared without having been expired, and the last point that it made of each resource.
+    machine committed last, those of its points that disappeared without having been expired, with their resources as far as these are known, and
+    the last point that it made of each resource.
     """
 
     gc: int = -1
     digest: str = ""
     point: str = ""
-    missing: tuple[str, ...] = ()
+    missing: dict[str, tuple[str, ...]] = {}
     latest: dict[str, str] = {}
     owners: tuple[OwnerPublic, ...] = ()
+
+    def resources(self, name: str) -> tuple[str, ...]:
+        """Those of a point that this machine made; nothing where they are not known."""
+        if name == self.point:
+            return tuple(resource for resource, made in self.latest.items() if made == name)
+        return self.missing.get(name, ())
 
 
 class Heads:

@@ -49,9 +49,19 @@ def lost_points(
     for name in lost:
         known = listing.absent.get(name)
         latest = min(made if name in head.missing else newest, pruned if name in recorded else newest)
-        resources = known.resources if known else ()
+        resources = known.resources if known else head.resources(name)
         time = known.time if known else latest
-        found.append(Rejected(name, _told(resources), time, allowed=patterns(name), resources=resources, gone=True))
+        found.append(
+            Rejected(
+                name,
+                _told(resources),
+                time,
+                allowed=patterns(name),
+                resources=resources,
+                gone=True,
+                earlier=known is None,
+            )
+        )
     return found
 
 

@@ -101,8 +101,8 @@ class Vault:
 
     def _seen(self, now: Head, before: Head) -> Head:
         """What is remembered, with what this opening saw; `before` was remembered when it began."""
-        later = tuple(name for name in now.missing if name not in before.missing)
-        now = msgspec.structs.replace(now, missing=(*self.lost, *later))
+        later = {name: of for name, of in now.missing.items() if name not in before.missing}
+        now = msgspec.structs.replace(now, missing={name: before.resources(name) for name in self.lost} | later)
         record = self.chain.record
         if record is None or self.chain.behind or record.number < now.gc:
             return now
@@ -174,7 +174,7 @@ class Vault:
     def expiry(self) -> Expiry:
         """Lets points go; for the owner only. FormatError where the vault uses a feature that this program lacks."""
         self.chain.require("delete")
-        return Expiry(self.store, self.id, self.trust, self.owner_key, self.parameters.recycle)
+        return Expiry(self.store, self.id, self.trust, self._require_keyring(), self.owner_key, self.parameters.recycle)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -199,16 +199,16 @@ class Vault:
         return SealedCache(path, self.id, key, type_)
 
     def points(
-        self, *, fresh: bool = False, expired_before: float = float("inf")
+        self, *, fresh: bool = False, expired_before: float = float("inf"), chain: Chain | None = None
     ) -> tuple[list[Point], list[Rejected]]:
         """Every point, oldest first, and what claims to be one and is not, or is known to have been one and is gone; `fresh` reads the content of
-        all of them from the store itself. Those that were expired by the store's time `expired_before` are left out. A point's time is the
-        store's of when this machine saw it first.
+        all of them from the store itself. Those that were expired by the store's time `expired_before` are left out. `chain` is a newer one
+        than that of the opening. A point's time is the store's of when this machine saw it first.
         """
         catalogue = self.catalogue(expired_before=expired_before)
         listing = catalogue.read(fresh=fresh)
         head = self._heads.load(self.id)
-        lost = lost_points(self.store, listing, head, self.chain, catalogue.patterns, self._expired)
+        lost = lost_points(self.store, listing, head, chain or self.chain, catalogue.patterns, self._expired)
         return listing.points, [*listing.rejected, *lost]
 
     def _expired(self, names: Iterable[str]) -> set[str]:

@@ -192,7 +192,7 @@ class Prune:
         chosen, spared = Chosen(), Spared(self._vault)
         found = [
             (domain, points, self._vault.fresh_finder(points[0].wid))
-            for domain, points in self._points_by_domain(spared).items()
+            for domain, points in self._points_by_domain(chain, spared).items()
         ]
         present = {name: size for name, size in self._packs().items() if name not in dead}
         for domain, points, finder in found:
@@ -285,11 +285,11 @@ class Prune:
         self._emptied |= moved.emptied - sizes.keys()
         self.report.moved += sum(sizes.values())
 
-    def _points_by_domain(self, spared: Spared) -> dict[bytes, list[Point]]:
+    def _points_by_domain(self, chain: Chain, spared: Spared) -> dict[bytes, list[Point]]:
         self._seen = self._point_names()
         recycled = self._now() - self._vault.parameters.recycle
         # What was expired longer ago is gone, even where a put that came late has brought its object back.
-        points, rejected = self._vault.points(fresh=True, expired_before=recycled)
+        points, rejected = self._vault.points(fresh=True, expired_before=recycled, chain=chain)
         spared.reject(rejected)
         # One that is lost is still missed by whoever has only this record to go by.
         lost = [one.name for one in rejected if one.gone]

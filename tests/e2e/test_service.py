@@ -74,6 +74,7 @@ def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> N
     assert 'step="backup",on="gone"' not in "\n".join(line for line in figures.splitlines() if "last_success" in line)
     # Nothing is due again, and the metrics stay.
     assert program.json("service", "run", "--config", place)["steps"] == []
+    assert program.run("service", "run", "--config", place).stdout == "nothing is due\n"
     assert (tmp_path / "safehold.prom").read_text() == figures
     (tmp_path / "disk.img").write_bytes(b"y" * 100_000)
     second = program.run("service", "run", "--config", place, "--all", code=2).stdout

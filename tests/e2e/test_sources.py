@@ -147,6 +147,33 @@ def test_the_vault_goes_neither_into_itself_nor_is_it_restored_over(
     program.run("restore", "disk@latest", "--to", f"{vault}.img")
 
 
+def test_a_vault_under_another_name_is_still_one(program: Program, vault: Path, tmp_path: Path) -> None:
+    """Mounts give directories any name."""
+    tree, bound = tmp_path / "tree", tmp_path / "tree" / "bound"
+    bound.mkdir(parents=True)
+    (tree / "file").write_text("kept")
+    subprocess.run(["mount", "--bind", vault, bound], check=True)
+    try:
+        assert "the vault itself" in program.run("backup", bound, code=2).stderr
+        assert "the vault itself" in program.run("backup", bound / "keys", code=2).stderr
+        program.run("backup", tree, "--name", "tree")
+        listed = [one["path"] for one in program.json("ls", "tree@latest", "--recursive")["entries"]]
+        assert [path for path in listed if "bound" in path or path.endswith("file")] == [
+            f"{tree}/bound",
+            f"{tree}/file",
+        ]
+        said = program.run("restore", "tree@latest", "--to", bound / "x", code=2).stderr
+        assert "in the vault itself" in said
+    finally:
+        subprocess.run(["umount", bound], check=True)
+
+
+def test_no_vault_is_made_in_another(program: Program, vault: Path, tmp_path: Path) -> None:
+    for place in (vault / "more", vault / "packs" / "deep" / "vault"):
+        assert "lies in another vault" in program.run("vault", "init", place, code=2).stderr
+    program.run("vault", "init", tmp_path / "beside", SAFEHOLD_PASSPHRASE="another")
+
+
 def test_what_a_program_writes(program: Program, vault: Path, tmp_path: Path) -> None:
     """Kept where it ends well; of one that fails, is killed or writes nothing there is no point, and the one before stays the newest."""
     data = bytes(range(256)) * 9000

@@ -73,6 +73,14 @@ def test_a_good_one(tmp_path: Path) -> None:
         ("passphrase_file: /etc/pass", "", 3, "give one way to open it"),
         ("passphrase_file: /etc/pass", "passphrase_file: a, kit: b", 3, "give one way to open it"),
         ("    prune: 7d", "    on_failure: {webhook: http://example.org}", 14, "is not encrypted"),
+        ("    prune: 7d", "    on_failure: {webhook: 'http://[::1.org'}", 14, "on_failure.webhook: is no address"),
+        ("    prune: 7d", "    on_failure: {webhook: 'https://a:99999/'}", 14, "on_failure.webhook: is no address"),
+        ("    prune: 7d", "    on_failure: {webhook: 'https://'}", 14, "is no address of a web server"),
+        ("    prune: 7d", "    on_failure: {webhook: example.org}", 14, "is no address of a web server"),
+        ("    prune: 7d", "    on_failure: {webhook: 'http://localhost.example.org/'}", 14, "is not encrypted"),
+        ("    prune: 7d", "    on_failure: {}", 14, "on_failure: tells nobody"),
+        ("  www:\n", "  2026:\n", 5, "resources.2026: is no text, and so no name"),
+        ("    plan: nightly\n", "    plan: nightly\n    tags: {on: a}\n", 9, "tags.on: is no text"),
         ("    plan: nightly\n", "", 5, "plan is missing"),
         (
             "plans:\n",
@@ -216,6 +224,30 @@ def test_a_pipe_that_nobody_writes_into(tmp_path: Path) -> None:
 def test_a_file_without_end() -> None:
     with pytest.raises(UsageError, match="that is no configuration"):
         load_configuration(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("address", ["http://[::1]:80/x", "http://127.0.0.1/", "http://localhost:9", "https://a.b"])
+def test_who_can_be_told(tmp_path: Path, address: str) -> None:
+    told = load_configuration(written(tmp_path, f"{GOOD}    on_failure: {{webhook: '{address}'}}\n")).plans["nightly"]
+    assert told.on_failure is not None
+    assert told.on_failure.webhook == address
+
+
+@pytest.mark.parametrize("way", ["passphrase_file", "kit", "identity", "writer"])
+def test_a_key_that_is_none(tmp_path: Path, way: str) -> None:
+    (tmp_path / "key").write_text("\n")
+    text = GOOD.replace("passphrase_file: /etc/pass", f"{way}: {tmp_path}/key")
+    assert [line for line in preflight(load_configuration(written(tmp_path, text))) if f"vaults.main.{way}: " in line]
+
+
+def test_what_has_no_content_to_keep(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for place in (tmp_path / "fifo", "/dev/null"):
+        text = GOOD.replace("[/srv/www, /etc]", f"['{place}']")
+        assert any(
+            line.endswith("is no file, directory or disk")
+            for line in preflight(load_configuration(written(tmp_path, text)))
+        )
 
 
 def test_what_this_machine_lacks(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_formats() -> None:
         ("web@2026-11-20T10:00", Selector("web", "2026-11-20T10:00")),
         ("web@2026-11-20T10:00:30Z:/etc", Selector("web", "2026-11-20T10:00:30Z", "/etc")),
         ("web@3fa9:/a:b", Selector("web", "3fa9", "/a:b")),
+        ("web@3fa9:/a\nb", Selector("web", "3fa9", "/a\nb")),
         ("a@b@latest", Selector("a@b", "latest")),
     ],
 )

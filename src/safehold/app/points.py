@@ -41,7 +41,7 @@ class Selector:
 def parse_selector(text: str) -> Selector:
     """UsageError where the text is no `RESOURCE@WHEN`; WHEN defaults to latest."""
     resource, at, rest = text.rpartition("@") if "@" in text else (text, "", "latest")
-    match = re.fullmatch(r"((?:\d{4}-\d\d(?:-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)?Z?)|[^:]+)(?::(.*))?", rest)
+    match = re.fullmatch(r"((?:\d{4}-\d\d(?:-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)?Z?)|[^:]+)(?::(.*))?", rest, re.DOTALL)
     if not match or (at and not rest):
         raise UsageError(
             "not a point", on=text, remedy="write RESOURCE@latest, RESOURCE@2026-11-20T10:00 or RESOURCE@ID"

@@ -206,6 +206,8 @@ def run_verb(path: Path | None, everything: bool, as_json: bool) -> int:
             os.close(lock)
     if as_json:
         print_json({"steps": [_document(result) for result in results]})
+    elif not results:
+        print("nothing is due")
     return max((result.code for result in results), default=0)
 
 

@@ -18,6 +18,7 @@ from safehold.model.errors import StoreError, UsageError
 from safehold.model.shown import printable
 from safehold.model.units import format_size, format_time
 from safehold.objects.check import broken_order, check_store
+from safehold.objects.location import vault_around
 from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession
 from safehold.vault.lost import LOST
@@ -50,6 +51,9 @@ def init(place: str, block_size: str | None, kit_file: Path | None, another: boo
             raise UsageError("the kit's file exists already", on=str(kit_file), remedy="give another name")
         if kit_file is not None and not os.access(kit_file.parent, os.W_OK | os.X_OK):
             raise UsageError("the kit's file cannot be written there", on=str(kit_file), remedy="give another path")
+        around = vault_around(place)
+        if around:
+            raise UsageError("this lies in another vault", on=f"{place} (in {around})", remedy="give another place")
         stores = open_stores(place, run.ctx.clock)
         passphrase = find_passphrase(
             os.environ, "SAFEHOLD_PASSPHRASE", lambda: ask_new_passphrase("SAFEHOLD_PASSPHRASE")

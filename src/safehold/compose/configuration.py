@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
-from safehold.compose.fields import Fault, line_of, refuse_duplicates, refuse_unusable
+from safehold.compose.fields import Fault, line_of, refuse_duplicates, refuse_other_names, refuse_unusable
 from safehold.compose.patterns import path_matcher
 from safehold.model.errors import UsageError
 from safehold.model.resource import can_be_chosen
@@ -111,7 +111,7 @@ class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep: _Keep | None = None
     verify: _Verify | None = None
     prune: str = ""
-    on_failure: OnFailure = OnFailure()
+    on_failure: OnFailure | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -201,6 +201,7 @@ def load_configuration(path: Path) -> Configuration:
         ) from error
     try:
         refuse_duplicates(root)
+        refuse_other_names(root)
         refuse_unusable(root)
         return _check(plain)
     except Fault as fault:
@@ -251,12 +252,8 @@ def _check(plain: Any) -> Configuration:
                 read()
             except ValueError as error:
                 raise Fault(("plans", name, *field), str(error)) from None
-        command = _words(("plans", name, "on_failure", "command"), plan.on_failure.command)
-        if command and "/" in command[0]:
-            _whole(("plans", name, "on_failure", "command"), command[0])
-        webhook = plan.on_failure.webhook
-        if webhook and not re.match(r"https://|http://(127\.\d+\.\d+\.\d+|localhost)[:/]", webhook):
-            raise Fault(("plans", name, "on_failure", "webhook"), "is not encrypted", "use an https:// address")
+        if plan.on_failure is not None:
+            _check_told(("plans", name, "on_failure"), plan.on_failure)
     if found.metrics:
         _whole(("metrics",), found.metrics)
     return found
@@ -300,6 +297,23 @@ def _words(path: tuple[str, ...], command: str) -> list[str]:
         return shlex.split(command)
     except ValueError as error:
         raise Fault(path, f"is no command ({error})") from None
+
+
+def _check_told(path: tuple[str, ...], told: OnFailure) -> None:
+    if not (told.command or told.webhook):
+        raise Fault(path, "tells nobody", "give a command or a webhook, or leave it out")
+    command = _words((*path, "command"), told.command)
+    if command and "/" in command[0]:
+        _whole((*path, "command"), command[0])
+    try:
+        parts = urlsplit(told.webhook)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise Fault((*path, "webhook"), f"is no address ({error})") from None
+    if told.webhook and (parts.scheme not in ("https", "http") or not host):
+        raise Fault((*path, "webhook"), f"{told.webhook!r} is no address of a web server", "https://example.org/hook")
+    if parts.scheme == "http" and not re.fullmatch(r"127\.\d+\.\d+\.\d+|localhost|::1", host):
+        raise Fault((*path, "webhook"), "is not encrypted", "use an https:// address")
 
 
 def _check_resource(path: tuple[str, ...], resource: ResourceSettings) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import yaml
 
-__all__ = ["Fault", "line_of", "refuse_duplicates", "refuse_unusable"]
+__all__ = ["Fault", "line_of", "refuse_duplicates", "refuse_other_names", "refuse_unusable"]
 
 
 class Fault(Exception):
@@ -26,6 +26,14 @@ def refuse_duplicates(root: yaml.Node | None) -> None:
             if name in seen and name != "<<":
                 raise Fault((*path, name), f"is there twice, in lines {seen[name]} and {line}", "keep one of them")
             seen[name] = line
+
+
+def refuse_other_names(root: yaml.Node | None) -> None:
+    """What YAML takes for a number, a date or a yes is no name."""
+    for path, node in _nodes(root):
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise Fault((*path, str(key.value)), "is no text, and so no name", "put it in quotes")
 
 
 def refuse_unusable(root: yaml.Node | None) -> None:

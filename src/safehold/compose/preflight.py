@@ -6,9 +6,13 @@ import os
 import re
 import shlex
 import shutil
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from safehold.compose.configuration import Configuration
+from safehold.compose.credentials import find_credentials, find_passphrase
+from safehold.model.errors import SafeholdError
 from safehold.objects.location import local_place
 
 __all__ = ["preflight"]
@@ -19,7 +23,7 @@ def preflight(configuration: Configuration) -> Iterator[str]:
     for name, vault in configuration.vaults.items():
         for way in ("passphrase_file", "kit", "identity", "writer"):
             if getattr(vault, way):
-                yield from _readable(f"vaults.{name}.{way}", getattr(vault, way))
+                yield from _key(f"vaults.{name}.{way}", way, getattr(vault, way))
         # A shell reads it: of anything but a plain path it cannot be told what the program is.
         plain = re.match(r"(/[\w./+-]+)(?: |$)", vault.passphrase_command)
         if plain:
@@ -32,9 +36,12 @@ def preflight(configuration: Configuration) -> Iterator[str]:
             path = os.path.expanduser(place.removeprefix("tree:").removeprefix("volume:"))
             if not os.path.lexists(path):
                 yield f"resources.{name}.paths: {path} is not there"
+            elif resource.paths == [path] and os.path.exists(path) and _no_content(os.stat(path).st_mode):
+                yield f"resources.{name}.paths: {path} is no file, directory or disk"
         yield from _program(f"resources.{name}.command", resource.command)
     for name, plan in configuration.plans.items():
-        yield from _program(f"plans.{name}.on_failure.command", plan.on_failure.command)
+        if plan.on_failure is not None:
+            yield from _program(f"plans.{name}.on_failure.command", plan.on_failure.command)
     metrics = configuration.metrics
     if metrics and os.path.isdir(metrics):
         yield f"metrics: {metrics} is a directory"
@@ -46,6 +53,26 @@ def _program(field: str, command: str) -> Iterator[str]:
     words = shlex.split(command)
     if words and shutil.which(words[0]) is None:
         yield f"{field}: {words[0]} is no program that can be started"
+
+
+def _no_content(mode: int) -> bool:
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode))
+
+
+def _key(field: str, way: str, path: str) -> Iterator[str]:
+    unreadable = list(_readable(field, path))
+    yield from unreadable
+    if unreadable:
+        return
+    given = Path(path).expanduser()
+    one = {way: given}
+    try:
+        if way == "passphrase_file":
+            find_passphrase({"SAFEHOLD_PASSPHRASE_FILE": str(given)}, "SAFEHOLD_PASSPHRASE", str)
+        else:
+            find_credentials({}, one.get("kit"), one.get("identity"), one.get("writer"), str)
+    except (SafeholdError, UnicodeDecodeError) as error:
+        yield f"{field}: {error}"
 
 
 def _readable(field: str, path: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from safehold.compose.patterns import path_matcher
 from safehold.compose.plugins import installed_sources
 from safehold.model.errors import UsageError
 from safehold.model.resource import ResourceRef
-from safehold.objects.location import local_place, within
+from safehold.objects.location import identities, local_place, within
 from safehold.ports.source import Source
 
 __all__ = ["Sources", "TreeOptions"]
@@ -44,7 +44,7 @@ class Sources:
         exclude = path_matcher(options.exclude, "--exclude")
         own = [paths.cache, paths.state, *local_place(vault)]
         never = frozenset(os.path.realpath(os.fsencode(path)) for path in own)
-        rules = Rules(exclude, options.caches, options.one_file_system, never)
+        rules = Rules(exclude, options.caches, options.one_file_system, never, identities(map(str, own)))
         self._files = FilesSource(rules, MountMemory(paths.state / "mounts"), options.accept_unmounted)
         self._all: tuple[Source, ...] = (StreamSource(), CommandSource(), self._files, DiskSource())
 

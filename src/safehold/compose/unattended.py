@@ -204,6 +204,8 @@ def notify(configuration: Configuration, result: Result, ctx: Context) -> None:
     body = json.dumps(document).encode()
     for plan in sorted(plans):
         told = configuration.plans[plan].on_failure
+        if told is None:
+            continue
         try:
             if told.command:
                 subprocess.run(

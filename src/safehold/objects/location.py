@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -11,7 +13,7 @@ from safehold.objects.endpoint import s3_endpoint
 from safehold.objects.local import LocalStore
 from safehold.ports.store import Store
 
-__all__ = ["UPLOAD_BUDGET", "full_address", "local_place", "open_store", "within"]
+__all__ = ["UPLOAD_BUDGET", "full_address", "identities", "local_place", "open_store", "vault_around", "within"]
 
 UPLOAD_BUDGET = 192 * 1024 * 1024
 """Bytes being uploaded at once by a process, over all of its sessions."""
@@ -43,7 +45,27 @@ def within(path: str, url: str) -> bool:
     """Whether a path is a vault's own directory on this machine, or lies in it."""
     real = os.path.realpath(os.path.expanduser(path))
     homes = [os.path.realpath(place) for place in local_place(url)]
-    return any(os.path.commonpath([real, home]) == home for home in homes)
+    above = [real, *map(str, Path(real).parents)]
+    return any(home in above for home in homes) or bool(identities(homes) & identities(above))
+
+
+def identities(paths: Iterable[str]) -> frozenset[tuple[int, int]]:
+    """Device and inode of those that are there: a mount can give a directory any name."""
+    found = set()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
+def vault_around(url: str) -> str:
+    """The vault on this machine that an address lies in; empty where it lies in none."""
+    for place in local_place(url):
+        for above in Path(os.path.realpath(place)).parents:
+            if (above / "vault.json").is_file() and (above / "keys").is_dir():
+                return str(above)
+    return ""
 
 
 def full_address(url: str) -> str:

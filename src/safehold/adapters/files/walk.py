@@ -37,13 +37,15 @@ _CACHE_MARK = b"Signature: 8a477f597d28d172789f06886806bc55"
 @dataclass(frozen=True)
 class Rules:
     """What a walk leaves out. `exclude` is asked for each path from the top; `never` are absolute paths that are left out without
-    being asked for, such as the vault itself; `hollow` are mount points whose directory is taken and whose content is not.
+    being asked for, such as the vault itself; of `own` directories, known by device and inode, the content is not taken whatever leads there;
+    `hollow` are mount points whose directory is taken and whose content is not.
     """
 
     exclude: Callable[[bytes], bool] | None = None
     caches: bool = False
     one_file_system: bool = False
     never: frozenset[bytes] = frozenset()
+    own: frozenset[tuple[int, int]] = frozenset()
     hollow: frozenset[bytes] = frozenset()
 
 
@@ -345,7 +347,7 @@ class FileTree:
             if not stat.S_ISDIR(status.st_mode) or not name:
                 continue
             path = prefix + name
-            if b"/" + path in self.rules.hollow:
+            if b"/" + path in self.rules.hollow or (status.st_dev, status.st_ino) in self.rules.own:
                 continue
             below = pending.below[name] if pending.below is not None else None
             device = pending.device

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench.delay import further_away
 from bench.measure import clean_environment
 from bench.nbd import WORKLOADS, running
 from bench.peers import SAFEHOLD, bucket_of, fill
@@ -28,6 +29,8 @@ from safehold.wire.control import ask
 HERE = Path(__file__).parent.parent
 SIZE = 512 << 20
 TIB = 1 << 40
+_AWAY = 0.015
+"""Seconds until a cloud in the same region usually answers."""
 
 
 class Service:
@@ -189,39 +192,52 @@ def reads_meanwhile(service: Service, data: int) -> tuple[tuple[float, ...], tup
     return meanwhile, read()
 
 
-def first_touch(work: Path) -> str:
-    """Reads of blocks that are not here yet, of a vault on an S3 server, against that server's answers to requests for as many bytes."""
+def first_touches(work: Path) -> str:
+    """Reads of blocks that are not here yet, of a vault on an S3 server, against that server's answers to requests for as many bytes: where it shares
+    the processors with nothing in between, and where its answers come from further away, as those of a cloud do.
+    """
     with tempfile.TemporaryDirectory(dir=work) as data, start_s3(Path(data)) as server:
-        (work / "s3").mkdir()
-        service = Service(work / "s3", "s3://vaults/touch", server.environment)
-        try:
-            image = work / "touch.img"
-            tree = work / "touch"
-            tree.mkdir()
-            fill(tree, 1000)
-            with image.open("wb") as file:
-                file.truncate(4 << 30)
-            subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", str(tree), str(image)], check=True)
-            point = service.json("backup", image, "--name", "touch")["points"][0]
-            blocks = -(-point["read"] // (512 << 10))
-            own = plain_requests(server, point["stored"] // blocks)
-            service.run("volume", "create", "touch", "--from", "touch@latest")
-            command = ["fio", "--name=x", "--ioengine=nbd", f"--uri={service.address('touch')}", "--rw=randread"]
-            command += ["--bs=4k", "--iodepth=1", f"--size={point['read']}", "--number_ios=200", "--output-format=json"]
-            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            latency = json.loads(printed[printed.index("{") :])["jobs"][0]["read"]["clat_ns"]["percentile"]
-            touch = latency["50.000000"] / 1e6
-        finally:
-            service.run("volume", "stop")
-    return (
-        f"First touch of blocks of a volume that is being filled in from a local S3 server: p50 {touch:.1f} ms; the server's own answer to a "
-        f"request for as many bytes, idle: p50 {own:.1f} ms (ratio {touch / own:.1f}).\n"
+        image, tree = work / "touch.img", work / "touch"
+        tree.mkdir()
+        fill(tree, 1000)
+        with image.open("wb") as file:
+            file.truncate(4 << 30)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", str(tree), str(image)], check=True)
+        near = first_touch(work / "near", image, server)
+        port = int(server.endpoint.rpartition(":")[2])
+        with further_away(port, _AWAY) as other:
+            far = first_touch(work / "far", image, S3Server(f"http://127.0.0.1:{other}"))
+    told = "; ".join(
+        f"{where}: p50 {touch:.1f} ms, the server's own answer to a request for as many bytes p50 {own:.1f} ms (ratio {touch / own:.2f})"
+        for where, (touch, own) in (
+            ("a local S3 server", near),
+            (f"the same with answers {_AWAY * 1000:.0f} ms later", far),
+        )
     )
+    return f"First touch of blocks of a volume that is being filled in. {told}.\n"
 
 
-def plain_requests(server: S3Server, length: int) -> float:
+def first_touch(home: Path, image: Path, server: S3Server) -> tuple[float, float]:
+    """Milliseconds, p50, of a first touch, and of the server's own answers."""
+    home.mkdir()
+    service = Service(home, f"s3://vaults/{home.name}", server.environment)
+    try:
+        point = service.json("backup", image, "--name", "touch")["points"][0]
+        blocks = -(-point["read"] // (512 << 10))
+        own = plain_requests(server, home.name, point["stored"] // blocks)
+        service.run("volume", "create", "touch", "--from", "touch@latest")
+        command = ["fio", "--name=x", "--ioengine=nbd", f"--uri={service.address('touch')}", "--rw=randread"]
+        command += ["--bs=4k", "--iodepth=1", f"--size={point['read']}", "--number_ios=200", "--output-format=json"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        latency = json.loads(printed[printed.index("{") :])["jobs"][0]["read"]["clat_ns"]["percentile"]
+        return latency["50.000000"] / 1e6, own
+    finally:
+        service.run("volume", "stop")
+
+
+def plain_requests(server: S3Server, prefix: str, length: int) -> float:
     """Milliseconds, p50, of reading `length` bytes of packs at random places, one request after another."""
-    bucket = bucket_of(server.environment, "touch")
+    bucket = bucket_of(server.environment, prefix)
     packs = [one for page in bucket.list("packs/") for one in page if one["size"] > length]
     rng, seconds = random.Random(1), []
     for _ in range(200):
@@ -261,7 +277,7 @@ def main() -> None:
                 lambda: against_nbdkit(service, work, rounds, seconds),
                 lambda: pauses(service, 10),
                 lambda: instant(service, work, data),
-                lambda: first_touch(work),
+                lambda: first_touches(work),
                 lambda: memory(service),
             ):
                 text += part() + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -40,10 +41,20 @@ def full(tmp_path: Path) -> Iterator[Path]:
     with mounted(tmp_path / "full", "ext4", size=2 << 20) as where:
         log = where / "log"
         log.touch()
-        with contextlib.suppress(OSError), (where / "filler").open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(512))
+        with (where / "filler").open("wb", buffering=0) as file:
+            # What the file system had set aside in case, it gives back when all is on disk.
+            while _write_all(file):
+                os.fsync(file.fileno())
         yield log
+
+
+def _write_all(file: io.FileIO) -> int:
+    """Bytes that there was room for."""
+    began = file.tell()
+    with contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(512))
+    return file.tell() - began
 
 
 def start(

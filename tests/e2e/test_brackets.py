@@ -264,6 +264,18 @@ def test_a_hook_vouches_for_what_it_says(
     assert log.read_text().split() == ["freeze", "0", "thaw", "0"], "and no passphrase in its environment"
     less = program.run("backup", device, "--name", "data", *brackets, "--require", "application", code=None)
     assert less.returncode == (0 if reached == "application" else 7)
+    assert "was being written" not in less.stderr
+
+
+def test_what_no_bracket_reaches_is_refused_before_anything_is_held(
+    program: Program, vault: Path, tmp_path: Path, data: tuple[Path, str]
+) -> None:
+    where, device = data
+    before = entry(where)
+    words = ["--bracket", f"unmount:{where}", "--downtime", "5m", "--require", "application"]
+    said = program.run("backup", device, "--name", "data", *words, code=7).stderr
+    assert "filesystem is the most that this can reach" in said
+    assert entry(where) == before, "it was not mounted anew"
 
 
 def test_a_hook_that_fails_ends_the_run(program: Program, vault: Path, tmp_path: Path, data: tuple[Path, str]) -> None:

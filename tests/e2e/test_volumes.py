@@ -366,6 +366,31 @@ def test_a_bracket_that_fails_leaves_no_snapshot_and_no_freeze(host: Host, tmp_p
     host.program.run("volume", "snapshot", "data", "--wait")
 
 
+def test_a_bracket_vouches_for_what_it_holds(host: Host, tmp_path: Path) -> None:
+    """Two disks at one instant, each with a file system of its own."""
+    places = {name: tmp_path / name for name in ("data", "log")}
+    for name, place in places.items():
+        place.mkdir()
+        host.program.run("volume", "create", name, "--size", "64M")
+        run("mkfs.ext4", "-q", device(host, name))
+        host.program.run("volume", "detach", name)
+        host.program.run("volume", "attach", name, "--mount", place)
+        (place / "file").write_text("written")
+    both = ["--group", "data", "--group", "log", "--bracket", f"fsfreeze:{places['data']}"]
+    said = host.program.run("volume", "snapshot", *both, "--require", "filesystem", code=7).stderr
+    assert f"filesystem asked for: what is mounted on {places['log']} is not held: log" in said
+    assert host.show("data")["snapshots"] == host.show("log")["snapshots"] == []
+    made = host.program.json("volume", "snapshot", *both, "--wait")
+    assert (made["achieved"], made["levels"]) == ("crash", {"data": "filesystem", "log": "crash"})
+    for name, clean in (("data", True), ("log", False)):
+        host.program.run("restore", f"{name}@{made['point']}", "--to", tmp_path / f"{name}.img")
+        assert ("needs_recovery" in run("dumpe2fs", "-h", tmp_path / f"{name}.img")) is not clean
+    members = host.program.json("point", "show", f"log@{made['point']}")["members"]
+    assert {one["name"]: bool(one["brackets"]) for one in members} == {"data": True, "log": False}
+    more = ["--bracket", f"fsfreeze:{places['log']}", "--require", "filesystem", "--wait"]
+    assert host.program.json("volume", "snapshot", *both, *more)["achieved"] == "filesystem"
+
+
 def test_a_freeze_never_stops_the_vault_of_the_volumes_or_the_state(passphrase_host: Host, tmp_path: Path) -> None:
     """The vault that counts is the volume's own, whichever the command would take by itself; and what the service works in is none to freeze."""
     host = passphrase_host

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from safehold.app import uploader, volumes
 from safehold.app.backup import Host
+from safehold.app.snapshots import next_group
 from safehold.app.uploader import Uploader
 from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks import directory as directory_module
@@ -31,7 +32,8 @@ from safehold.compose.volume_service import Orders
 from safehold.model.clock import SystemClock
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
-from safehold.model.errors import FailedError, StoreUnavailable, UsageError
+from safehold.model.errors import ConsistencyError, FailedError, StoreUnavailable, UsageError
+from safehold.model.quiet import Quieted
 from safehold.model.topology import Topology
 from safehold.recovery import hydration
 from safehold.recovery.disk import Losses, write_disk
@@ -421,7 +423,7 @@ def test_nobody_vouches_for_a_snapshot_that_has_failed(site: Site) -> None:
     snapshot = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
     site.service.discard(snapshot.id, "it took too long")
     with pytest.raises(FailedError, match="it took too long"):
-        site.service.vouch(snapshot.id, Consistency.FILESYSTEM, ())
+        site.service.vouch(snapshot.id, {"data": Consistency.FILESYSTEM}, {})
     assert site.state(snapshot).achieved == "crash"
 
 
@@ -516,10 +518,39 @@ def test_a_snapshot_behind_one_that_is_discarded_goes_at_once(site: Site) -> Non
     assert site.finish(second).state is SnapshotState.COMPLETED
 
 
+def test_a_group_waits_for_the_word_about_each_of_its_volumes(site: Site) -> None:
+    names = ["data", "log"]
+    for name in names:
+        site.write(site.service.create(name, SIZE, "vault"))
+    asked = {"data": Consistency.FILESYSTEM}
+    snapshot = site.service.snapshot(SnapshotRequest(names, asked, vouching=True))
+    data, log = (site.service.directory.get(name) for name in names)
+    data.vouch(snapshot.id, "filesystem", ())
+    assert next_group([data, log], ()) == ([], [])
+    quiet = Quieted("fsfreeze:/srv", "filesystem", 0.1, (1.0, 2.0), (3.0, 4.0))
+    site.service.vouch(snapshot.id, {"data": Consistency.FILESYSTEM}, {"data": (quiet,)})
+    done = site.finish(snapshot)
+    point = next(p for p in site.world.open().points()[0] if p.id == done.point)
+    assert {m.name: (m.asked, m.achieved, m.brackets) for m in point.body.members} == {
+        "data": ("filesystem", "filesystem", (quiet,)),
+        "log": ("crash", "crash", ()),
+    }
+
+
+def test_one_volume_that_was_not_still_enough_fails_its_group(site: Site) -> None:
+    for name in ("data", "log"):
+        site.service.create(name, SIZE, "vault")
+    asked = dict.fromkeys(("data", "log"), Consistency.FILESYSTEM)
+    snapshot = site.service.snapshot(SnapshotRequest(["data", "log"], asked, vouching=True))
+    with pytest.raises(ConsistencyError, match="crash consistency reached, filesystem asked for: log"):
+        site.service.vouch(snapshot.id, {"data": Consistency.FILESYSTEM}, {})
+    assert {found.state for _, found in site.service.find(snapshot.id)} == {SnapshotState.FAILED}
+
+
 def test_whoever_vouches_first_is_believed(site: Site) -> None:
     held = site.service.create("data", SIZE, "vault")
     snapshot = site.service.snapshot(SnapshotRequest(["data"], vouching=True))
-    site.service.vouch(snapshot.id, Consistency.CRASH, ())
+    site.service.vouch(snapshot.id, {}, {})
     held.discard_snapshot(snapshot, "as it was when somebody looked")
     assert site.finish(snapshot).state is SnapshotState.COMPLETED
     held.fail_snapshot(snapshot, "too late", compare=True)

@@ -15,7 +15,7 @@ import pytest
 from safehold.adapters.linux import guest_disks
 from safehold.compose import quiet
 from safehold.compose.paths import Paths
-from safehold.compose.quiet import Served, find_brackets
+from safehold.compose.volume_brackets import Served, find_brackets
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.model.resource import ResourceRef
@@ -89,7 +89,12 @@ def test_a_volume(short: Path, guest: subprocess.Popen[bytes]) -> None:
     paths = Paths(short / "config", short / "state", short / "cache", short / "run")
 
     def brackets(clients: set[int]) -> None:
-        find_brackets([f"guest-agent:{short}/agent"], Served((), [str(short / "v")], lambda: clients), paths, Context())
+        find_brackets(
+            [f"guest-agent:{short}/agent"],
+            Served({}, [str(short / "v")], lambda name: clients, ["data"]),
+            paths,
+            Context(),
+        )
 
     brackets({guest.pid})
     with pytest.raises(UsageError, match="does not have the disk"):

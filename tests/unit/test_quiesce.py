@@ -51,6 +51,7 @@ class Noted:
 
     def __init__(self, name: str, notes: list[str], place: Path, level: Consistency, fails: str = "") -> None:
         self.spec, self._notes, self.promises, self._fails = f"note:{name}", notes, level, fails
+        self.reaches = level
         self.undone = place / name
 
     def prepare(self) -> None:
@@ -155,6 +156,24 @@ def test_a_capture_that_comes_too_late_is_none(tmp_path: Path) -> None:
     _, level, _ = capture_quietly(brackets, create, Terms(2, 2), Consistency.CRASH, Context(progress=progress))
     assert level is Consistency.NONE
     assert "vouch for nothing" in progress.told[-1]
+
+
+class _Ended(Noted):
+    """Becomes quiet for ever, until the watchdog ends it."""
+
+    @contextlib.contextmanager
+    def hold(self, deadline: float, begin: Begin) -> Iterator[Consistency]:
+        begin()
+        while not self.undone.exists():
+            time.sleep(0.01)
+        raise ConsistencyError("ended with code -9")
+        yield Consistency.NONE
+
+
+def test_what_the_watchdog_ended_is_told_to_be_so(tmp_path: Path) -> None:
+    brackets = [_Ended("a", [], tmp_path, Consistency.FILESYSTEM, "")]
+    with pytest.raises(ConsistencyError, match="the watchdog let go after"):
+        capture_quietly(brackets, lambda: None, Terms(1, 1), Consistency.FILESYSTEM, Context())
 
 
 def test_beats_make_it_last_longer_than_the_silence(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Host:
 @dataclass(frozen=True)
 class BackupOptions:
     """What the user asked for. `adopt` lets this host go on with a history that another host began. `downtime` makes the resource quiet
-    while it is read; `quieted` is what made it quiet when its capture was made, earlier.
+    while it is read. Of captures that were made earlier, `least_of` says what of each resource will do, and `quieted` what made it quiet then.
     """
 
     require: Consistency | None = None
@@ -70,15 +70,18 @@ class BackupOptions:
     keep: bool = False
     adopt: bool = False
     downtime: Downtime | None = None
-    quieted: tuple[Quieted, ...] = ()
+    least_of: Mapping[str, Consistency] = field(default_factory=dict)
+    quieted: Mapping[str, tuple[Quieted, ...]] = field(default_factory=dict)
 
-    def least(self, kind: str) -> Consistency:
+    def least(self, ref: ResourceRef) -> Consistency:
         """The least consistency that will do: what was asked for, else what the brackets promise, and at least crash for disks. What is read
         piece by piece promises none.
         """
+        if ref.name in self.least_of:
+            return self.least_of[ref.name]
         if self.require is not None:
             return self.require
-        least = Consistency.CRASH if kind == "volume" else Consistency.NONE
+        least = Consistency.CRASH if ref.kind == "volume" else Consistency.NONE
         return max(least, self.downtime.promises) if self.downtime else least
 
 
@@ -171,6 +174,10 @@ def back_up_together(
     committed then. UsageError where another host goes by a resource's name, VaultKeyError where the credential may
     not write it.
     """
+
+    def quieted(capture: Capture) -> tuple[Quieted, ...]:
+        return options.quieted.get(capture.resource.name, ())
+
     dedup_key = vault.writer().dedup_key
     previous = [_admit(vault, ref, host, options) for _, ref in resources]
     started, began = ctx.clock.now(), ctx.clock.monotonic()
@@ -181,9 +188,10 @@ def back_up_together(
         levels = [(_achieved(capture, held, options), capture.taken) for capture in captures]
         held.release()
         session.flush()
-        quieted = held.record or options.quieted
         members = [
-            _member(vault, capture, stored, options, Stillness(achieved, taken, quieted), before)
+            _member(
+                vault, capture, stored, options, Stillness(achieved, taken, held.record or quieted(capture)), before
+            )
             for capture, stored, (achieved, taken), before in zip(captures, contents, levels, previous, strict=True)
         ]
         body = PointBody(
@@ -252,10 +260,11 @@ def _check_same_disk(previous: Point, ref: ResourceRef) -> None:
 def _achieved(capture: Capture, held: Held, options: BackupOptions) -> Consistency:
     """How still the resource was held to the last byte; ConsistencyError where that is less than asked for."""
     ref = capture.resource
-    achieved, require = together(capture.achieved, held.confirm()), options.least(ref.kind)
+    achieved, require = together(capture.achieved, held.confirm()), options.least(ref)
     if achieved < require:
+        written = " was being written during the backup" if capture.achieved is Consistency.NONE else ""
         raise ConsistencyError(
-            f"{ref.name} was being written during the backup: {achieved.label} reached, {require.label} asked for",
+            f"{ref.name}{written}: {achieved.label} reached, {require.label} asked for",
             on=ref.location,
             remedy="stop what writes to it, or accept it with --require none; what was uploaded is reused",
         )
@@ -278,11 +287,18 @@ def _reading(
 
         if options.downtime is None:
             # A capture that is refused leaves no session behind.
-            captures = [capture(source, ref, options.least(ref.kind)) for source, ref in resources]
-            require = max(options.least(ref.kind) for _, ref in resources)
+            captures = [capture(source, ref, options.least(ref)) for source, ref in resources]
+            require = max(options.least(ref) for _, ref in resources)
             yield captures, stack.enter_context(vault.session(info, LANES + 1)), Held(None, require, ctx)
             return
         down = options.downtime
+        most = max(down.reaches, Consistency.FILESYSTEM)
+        if options.require is not None and options.require > most:
+            raise ConsistencyError(
+                f"{most.label} is the most that this can reach, {options.require.label} asked for",
+                on=", ".join(bracket.spec for bracket in down.brackets),
+                remedy="only a hook knows of applications: --bracket hook:COMMAND; or ask for less",
+            )
         # What can be done beforehand is: from `hold` on others wait.
         session = stack.enter_context(vault.session(info, LANES + 1))
         for (_, ref), before in zip(resources, previous, strict=True):
@@ -290,7 +306,7 @@ def _reading(
         asked = options.require if options.require is not None else Consistency.FILESYSTEM
         held = stack.enter_context(hold(down.brackets, down.terms, asked, ctx))
         # How quiet a clean disk is by itself is not the question: the brackets vouch for more.
-        captures = [capture(source, ref, min(options.least(ref.kind), Consistency.CRASH)) for source, ref in resources]
+        captures = [capture(source, ref, min(options.least(ref), Consistency.CRASH)) for source, ref in resources]
         if down.moment:
             held.confirm()
             held.release()
@@ -350,7 +366,7 @@ def _member(
         size=stored.size,
         block_size=vault.parameters.block_size,
         page_refs=vault.parameters.page_refs,
-        asked=options.least(capture.resource.kind).label,
+        asked=options.least(capture.resource).label,
         achieved=still.achieved.label,
         taken=(still.taken.start, still.taken.end),
         pause=still.pause,

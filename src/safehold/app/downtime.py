@@ -35,6 +35,11 @@ class Downtime:
         """What is reached at least."""
         return max((bracket.promises for bracket in self.brackets), default=Consistency.NONE)
 
+    @property
+    def reaches(self) -> Consistency:
+        """What is reached at most."""
+        return max((bracket.reaches for bracket in self.brackets), default=Consistency.NONE)
+
 
 @dataclass(frozen=True)
 class Stillness:

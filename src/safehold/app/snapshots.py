@@ -106,7 +106,8 @@ def next_group(
         names = snapshot.group or (held.name,)
         group = [heads[name] for name in names if name in heads and heads[name][1].id == snapshot.id]
         if len(group) == len(names):
-            if snapshot.vouched and snapshot.id not in postponed:
+            # Whoever vouches does so for one after the other.
+            if all(mine.vouched for _, mine in group) and snapshot.id not in postponed:
                 return group, []
             continue
         if any(not _waits(name, snapshot.id, volumes) for name in names):
@@ -133,7 +134,11 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
         if lineage is not None and not snapshot.full and (lineage.vault, lineage.domain) != here:
             _fail(group, "the vault or the writer is another one than that of the volume's last point")
     snapshot = group[0][1]
-    options = BackupOptions(Consistency.parse(snapshot.asked), snapshot.tags, quieted=snapshot.quiet)
+    options = BackupOptions(
+        tags=snapshot.tags,
+        least_of={held.name: Consistency.parse(mine.asked) for held, mine in group},
+        quieted={held.name: mine.quiet for held, mine in group},
+    )
     resources = []
     for held, mine in group:
         lineage = held.record.lineage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -41,14 +41,18 @@ _EMPTYING = 3600.0
 
 @dataclass(frozen=True)
 class SnapshotRequest:
-    """Volumes to seal at one instant. `asked` is the least consistency that will do; with `vouching` somebody will say how still they were
-    held, by `VolumeService.vouch`, and nothing is sent before.
+    """Volumes to seal at one instant. `asked` is for each the least consistency that will do, crash where nothing is said; with `vouching`
+    somebody will say how still they were held, by `VolumeService.vouch`, and nothing is sent before.
     """
 
     names: Sequence[str]
-    asked: Consistency = Consistency.CRASH
+    asked: Mapping[str, Consistency] = field(default_factory=dict)
     tags: Mapping[str, str] | None = None
     vouching: bool = False
+
+    def least(self, name: str) -> Consistency:
+        """What will do of a volume."""
+        return self.asked.get(name, Consistency.CRASH)
 
 
 class VolumeService:
@@ -258,7 +262,8 @@ class VolumeService:
         for volumes that do not go to the same vault: they cannot be one point.
         """
         if not request.vouching:
-            _check_level(Consistency.CRASH, request.asked, request.names)
+            for name in request.names:
+                _check_level(Consistency.CRASH, request.least(name), name)
         names = tuple(sorted(set(request.names)))
         _check_one_vault([self.directory.get(name) for name in names])
         identity = uuid.uuid4().hex
@@ -269,7 +274,7 @@ class VolumeService:
                 held.volume.gate.phase.epoch - 1,
                 taken,
                 Consistency.CRASH.label,
-                request.asked.label,
+                request.least(held.name).label,
                 group=names if len(names) > 1 else (),
                 tags=dict(request.tags or {}),
                 vouched=not request.vouching,
@@ -279,21 +284,24 @@ class VolumeService:
         self._uploader.wake()
         return snapshots[0]
 
-    def vouch(self, identity: str, achieved: Consistency, quiet: tuple[Quieted, ...]) -> None:
-        """Say how still the volumes of a snapshot were held; it goes to the vault from here on. ConsistencyError where that is less than was
-        asked for: the snapshot has failed then. FailedError where it had failed before.
+    def vouch(
+        self, identity: str, achieved: Mapping[str, Consistency], quiet: Mapping[str, tuple[Quieted, ...]]
+    ) -> None:
+        """Say of each volume of a snapshot how still it was held (crash where nothing is said), and by what; it goes to the vault from here on.
+        ConsistencyError where that is less than was asked for: the snapshot has failed then. FailedError where it had failed before.
         """
         found = self.find(identity)
         if not found:
             raise UsageError("no such snapshot", on=identity)
-        asked = Consistency.parse(found[0][1].asked)
+        reached = {held.name: achieved.get(held.name, Consistency.CRASH) for held, _ in found}
         try:
-            _check_level(achieved, asked, [held.name for held, _ in found])
+            for held, snapshot in found:
+                _check_level(reached[held.name], Consistency.parse(snapshot.asked), held.name)
         except ConsistencyError as error:
             self.discard(identity, str(error))
             raise
         for held, _ in found:
-            snapshot = held.vouch(identity, achieved.label, quiet)
+            snapshot = held.vouch(identity, reached[held.name].label, quiet.get(held.name, ()))
             if snapshot.state is not SnapshotState.PENDING:
                 raise FailedError(
                     f"the snapshot has failed: {snapshot.problem}", on=held.name, remedy="take another snapshot"
@@ -331,11 +339,11 @@ def _check_size(name: str, size: int) -> None:
         )
 
 
-def _check_level(achieved: Consistency, asked: Consistency, names: Sequence[str]) -> None:
+def _check_level(achieved: Consistency, asked: Consistency, name: str) -> None:
     if achieved < asked:
         raise ConsistencyError(
             f"{achieved.label} consistency reached, {asked.label} asked for",
-            on=", ".join(names),
+            on=name,
             remedy="give a --bracket that reaches it, or ask for less with --require",
         )
 

@@ -115,7 +115,7 @@ def backup(
                     print(f"would back up {announcement(ref, options.downtime, None)}")
                     continue
                 if opened is None:
-                    with source.capture(ref, options.least(ref.kind), run.ctx) as capture:
+                    with source.capture(ref, options.least(ref), run.ctx) as capture:
                         print(
                             f"would back up {ref.name} ({ref.kind}, {capture.achieved.label}) from {' '.join((ref.location, *ref.more))}"
                         )

@@ -23,7 +23,7 @@ from safehold.cli.tags import parse_tags
 from safehold.cli.volume_service import volume_client
 from safehold.compose.asked import volume_groups
 from safehold.compose.credentials import find_credentials
-from safehold.compose.quiet import find_brackets
+from safehold.compose.volume_brackets import find_brackets
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_service import serve_volumes
 from safehold.compose.volume_snapshot import take_snapshot, wait_for_snapshot
@@ -209,11 +209,11 @@ def snapshot(
         if not as_json:
             held = f"; held for {format_duration(pause)}" if brackets else ""
             print(
-                f"{', '.join(wanted)}: snapshot {made['id'][:8]} taken, {made['achieved']}; "
+                f"{', '.join(wanted)}: snapshot {made['id'][:8]} taken, {_levels(made['levels'])}; "
                 f"writes waited {made['pause'] * 1000:.1f} ms{held}"
             )
         if wait:
-            made = wait_for_snapshot(client, made["id"], math.inf, run.ctx)
+            made = wait_for_snapshot(client, made["id"], math.inf, run.ctx) | {"levels": made["levels"]}
             if not as_json:
                 print(
                     f"completed: point {made['point'][:8]}, {format_size(made['read'])} read, {format_size(made['stored'])} stored"
@@ -222,6 +222,12 @@ def snapshot(
             print(f"  → pending; it becomes a point behind: safehold volume show {wanted[0]}")
     if as_json:
         print_json(made)
+
+
+def _levels(levels: dict[str, str]) -> str:
+    if len(set(levels.values())) == 1:
+        return next(iter(levels.values()))
+    return ", ".join(f"{name} {level}" for name, level in levels.items())
 
 
 @volume.command()

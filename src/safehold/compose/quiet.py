@@ -17,7 +17,7 @@ from safehold.adapters.linux.guest_agent import GuestAgent
 from safehold.adapters.linux.guest_disks import guest_processes, has_open
 from safehold.adapters.linux.hook import Hook
 from safehold.adapters.linux.mounts import mount_of
-from safehold.adapters.linux.stack import backing_file, below, disks, roots, swap_places
+from safehold.adapters.linux.stack import backing_file, below, disks, swap_places
 from safehold.app.downtime import Downtime
 from safehold.compose.paths import Paths
 from safehold.model.context import Context
@@ -30,9 +30,9 @@ from safehold.quiesce.forbidden import Needed, check_allowed
 from safehold.quiesce.guard import Terms
 from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
 
-__all__ = ["Served", "find_brackets", "find_downtime"]
+__all__ = ["GRACE", "MOMENT", "Covering", "find_downtime", "make_bracket", "needed_by_run", "watchdog_log"]
 
-_GRACE = 15.0
+GRACE = 15.0
 """Seconds without a word after which the watchdog lets go of a copy's brackets: longer than a busy machine keeps a thread waiting."""
 
 _HOOK = 60.0
@@ -41,23 +41,12 @@ _HOOK = 60.0
 _AGENT = 20.0
 """Seconds for each command to a guest's agent: a guest under load writes out what it has first."""
 
-_MOMENT = 30.0
+MOMENT = 30.0
 """Seconds for making a clone, with the brackets around it, unless the user says otherwise: databases bear such a pause."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """Where volumes are: the devices that they are attached as on this machine, which processes are clients of the service for them, and the
-    vaults that their snapshots go to.
-    """
-
-    devices: Sequence[str]
-    vaults: Sequence[str]
-    clients: Callable[[], set[int]]
-
-
-@dataclass(frozen=True)
-class _Covering:
+class Covering:
     """What a bracket has to be about: checks of what is mounted somewhere, and of what the process of a guest has."""
 
     mount: Callable[[BracketSpec, str], None]
@@ -95,60 +84,27 @@ def find_downtime(
             on=", ".join(texts),
             remedy="say how long that may take with --downtime 30m; --dry-run with it estimates how long it will",
         )
-    covering = _Covering(lambda spec, path: _check_covers(spec, path, ref), lambda process: _has_disk(process, ref))
-    brackets = tuple(_make(spec, covering, ctx) for spec in specs)
+    covering = Covering(lambda spec, path: _check_covers(spec, path, ref), lambda process: _has_disk(process, ref))
+    brackets = tuple(make_bracket(spec, covering, ctx) for spec in specs)
     for spec in specs:
         if spec.kind is BracketKind.UNMOUNT and ref.kind != "volume":
             raise UsageError("there is nothing to read in what is unmounted", on=str(spec), remedy="use readonly:")
-    check_allowed(brackets, list(_needed(paths, [vault])))
-    longest = limit if limit is not None else _MOMENT
-    downtime = Downtime(brackets, Terms(min(_GRACE, longest), longest, _log(paths)), _size(ref), moment)
+    check_allowed(brackets, list(needed_by_run(paths, [vault])))
+    longest = limit if limit is not None else MOMENT
+    downtime = Downtime(brackets, Terms(min(GRACE, longest), longest, watchdog_log(paths)), _size(ref), moment)
     if snapshots:
         return downtime, LvmSource()
     return downtime, CloneSource() if clones else source
 
 
-def _log(paths: Paths) -> Path:
+def watchdog_log(paths: Paths) -> Path:
+    """Where the watchdog writes what it did."""
     paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     return paths.state / "watchdog.log"
 
 
-def find_brackets(
-    texts: Sequence[str], served: Served, paths: Paths, ctx: Context
-) -> tuple[tuple[Bracket, ...], Terms]:
-    """The brackets around the moment in which served volumes are sealed. UsageError where a bracket is about something that lies on none of
-    them, or would stop what the snapshot needs.
-    """
-    devices = {os.stat(device).st_rdev for device in served.devices}
-    numbers = {f"{os.major(n)}:{os.minor(n)}" for n in devices}
-
-    def check(spec: BracketSpec, path: str) -> None:
-        lies_on = roots(path)
-        if not numbers & lies_on.keys():
-            raise UsageError(
-                "what is mounted there lies on none of the volumes",
-                on=str(spec),
-                remedy=f"that is on {mount_of(path).source}; safehold volume list shows where volumes are attached",
-            )
-        others = [name for number, name in lies_on.items() if number not in numbers]
-        if others:
-            raise UsageError(
-                f"what is mounted there lies on {', '.join(sorted(others))} too, which this snapshot does not have",
-                on=str(spec),
-                remedy="take one of all its volumes: --group for each of them",
-            )
-
-    def guest(process: int) -> bool:
-        return process in served.clients() or has_open(
-            process, lambda info: stat.S_ISBLK(info.st_mode) and info.st_rdev in devices
-        )
-
-    brackets = tuple(_make(parse_bracket(text), _Covering(check, guest), ctx) for text in texts)
-    check_allowed(brackets, list(_needed(paths, served.vaults)))
-    return brackets, Terms(min(_GRACE, _MOMENT), _MOMENT, _log(paths))
-
-
-def _make(spec: BracketSpec, covering: _Covering, ctx: Context) -> Bracket:
+def make_bracket(spec: BracketSpec, covering: Covering, ctx: Context) -> Bracket:
+    """What a user asked for, not held yet. UsageError where it cannot be, or is about something else."""
     match spec.kind:
         case BracketKind.FSFREEZE:
             frozen = Freeze(spec.argument)
@@ -225,7 +181,8 @@ def _size(ref: ResourceRef) -> int | None:
         return disk.seek(0, os.SEEK_END)
 
 
-def _needed(paths: Paths, vaults: Iterable[str]) -> Iterator[Needed]:
+def needed_by_run(paths: Paths, vaults: Iterable[str]) -> Iterator[Needed]:
+    """What must go on to be written to while brackets are held."""
     own = [
         ("the state directory", paths.state),
         ("the cache", paths.cache),

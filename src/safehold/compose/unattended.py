@@ -19,8 +19,9 @@ from safehold.app.service import Job, MakePoint, Plan, Result, from_source, metr
 from safehold.compose.configuration import Configuration, ResourceSettings, VaultSettings
 from safehold.compose.credentials import find_credentials
 from safehold.compose.paths import Paths
-from safehold.compose.quiet import find_brackets, find_downtime
+from safehold.compose.quiet import find_downtime
 from safehold.compose.sources import Sources, TreeOptions
+from safehold.compose.volume_brackets import find_brackets
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_snapshot import take_snapshot, wait_for_snapshot
 from safehold.compose.wiring import open_stores, places

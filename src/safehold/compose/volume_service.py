@@ -140,13 +140,14 @@ class Orders:
         names, tags = order.get("names"), order.get("tags")
         if not isinstance(names, list) or not isinstance(tags, dict):
             raise UsageError("not an order for a snapshot")
-        asked = Consistency.parse(_text(order, "asked"))
+        asked = {name: Consistency.parse(level) for name, level in _texts(order, "asked").items()}
         request = SnapshotRequest([str(name) for name in names], asked, tags, bool(order.get("vouching")))
         return _snapshot(self._service.snapshot(request))
 
     def _vouch(self, order: Mapping[str, object]) -> object:
-        quiet = msgspec.convert(order.get("quiet", []), tuple[Quieted, ...])
-        self._service.vouch(_text(order, "id"), Consistency.parse(_text(order, "achieved")), quiet)
+        quiet = msgspec.convert(order.get("quiet"), dict[str, tuple[Quieted, ...]])
+        achieved = {name: Consistency.parse(level) for name, level in _texts(order, "achieved").items()}
+        self._service.vouch(_text(order, "id"), achieved, quiet)
         return None
 
     def _find(self, order: Mapping[str, object]) -> object:
@@ -208,6 +209,13 @@ def _snapshot(snapshot: Snapshot) -> dict[str, object]:
 
 def _text(order: Mapping[str, object], key: str) -> str:
     return str(order.get(key, ""))
+
+
+def _texts(order: Mapping[str, object], key: str) -> dict[str, str]:
+    value = order.get(key, {})
+    if not isinstance(value, dict):
+        raise UsageError("not a text for each volume", on=key)
+    return {str(name): str(text) for name, text in value.items()}
 
 
 def _number(order: Mapping[str, object], key: str) -> int:

@@ -43,6 +43,11 @@ class Bracket(Protocol):
         ...
 
     @property
+    def reaches(self) -> Consistency:
+        """What can be reached at most."""
+        ...
+
+    @property
     def stops(self) -> frozenset[str]:
         """Device numbers (`major:minor`) of file systems to which nobody can write meanwhile."""
         ...

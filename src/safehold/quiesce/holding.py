@@ -165,10 +165,22 @@ def _enter(brackets: Sequence[Bracket], terms: Terms, require: Consistency, ctx:
         _check_place(guard, brackets, ctx)
         threading.Thread(target=_beat, args=(guard, terms.grace / _BEATS), daemon=True).start()
         held.enter(brackets, terms.limit)
-    except BaseException:
+    except BaseException as error:
+        cause = _let_go(guard) if isinstance(error, ConsistencyError) else None
         _release_after_failure(held, ctx)
+        if cause is not None:
+            raise cause from error
         raise
     return held
+
+
+def _let_go(guard: Guard) -> ConsistencyError | None:
+    """What the watchdog says where it has let go of all: it ends what is being made quiet, which then fails in ways of its own."""
+    try:
+        guard.confirm()
+    except ConsistencyError as error:
+        return error
+    return None
 
 
 def _check_place(guard: Guard, brackets: Sequence[Bracket], ctx: Context) -> None:

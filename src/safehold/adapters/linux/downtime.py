@@ -29,7 +29,7 @@ class _Downtime:
     """What both have in common: one mount point, and the device below it."""
 
     expected = 0.5
-    promises = Consistency.FILESYSTEM
+    promises = reaches = Consistency.FILESYSTEM
 
     def __init__(self, word: str, path: str) -> None:
         self.spec = f"{word}:{path}"

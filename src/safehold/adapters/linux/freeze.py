@@ -20,7 +20,7 @@ class Freeze:
     """`fsfreeze:PATH`: the file system that a directory lies on, by the FIFREEZE ioctl (ioctl_fs(2)). See `ports.bracket.Bracket`."""
 
     expected = 0.2
-    promises = Consistency.FILESYSTEM
+    promises = reaches = Consistency.FILESYSTEM
 
     def __init__(self, path: str) -> None:
         """UsageError where there is no such directory."""

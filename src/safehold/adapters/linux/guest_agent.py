@@ -28,7 +28,7 @@ class GuestAgent:
     """
 
     expected = 0.5
-    promises = Consistency.FILESYSTEM
+    promises = reaches = Consistency.FILESYSTEM
     stops: frozenset[str] = frozenset()
 
     def __init__(self, path: str, seconds: float) -> None:

@@ -28,6 +28,7 @@ class Hook:
 
     expected = 1.0
     promises = Consistency.NONE
+    reaches = Consistency.APPLICATION
     stops: frozenset[str] = frozenset()
 
     def __init__(self, command: str, environment: Mapping[str, str], run_id: str, seconds: float) -> None:
@@ -92,9 +93,8 @@ class Hook:
                 f"did not finish {half} within {seconds:g} s", "give it more time, or look at what it waits for"
             ) from error
         if ended.code:
-            raise self._failed(
-                f"{half} ended with code {ended.code}: {ended.last_line}", f"run it by hand: {self._command} {half}"
-            )
+            said = f": {ended.last_line}" if ended.last_line else ""
+            raise self._failed(f"{half} ended with code {ended.code}{said}", f"run it by hand: {self._command} {half}")
         return ended.said
 
     def _failed(self, what: str, remedy: str) -> ConsistencyError:

@@ -7,9 +7,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.linux.mounts import mount_of
+from safehold.adapters.linux.mounts import Mounted, mount_of
 
-__all__ = ["backing_file", "below", "disks", "roots", "swap_places"]
+__all__ = ["backing_file", "below", "disks", "roots", "roots_of", "swap_places"]
 
 _BLOCK = Path("/sys/dev/block")
 
@@ -67,7 +67,10 @@ def swap_places() -> Iterator[str]:
 
 def disks(path: str) -> frozenset[str]:
     """Numbers of the block devices that the file system at `path` is itself on; not of those further down."""
-    mounted = mount_of(path)
+    return _disks(mount_of(path))
+
+
+def _disks(mounted: Mounted) -> frozenset[str]:
     found = {mounted.device}
     if Path(mounted.source).is_block_device():
         found.add(_number(os.stat(mounted.source).st_rdev))
@@ -78,8 +81,13 @@ def roots(path: str) -> dict[str, str]:
     """Numbers and names of the block devices that the file system at `path` is on at the bottom: below LVM, md, other mapped devices and
     partitions, and not below loop devices.
     """
+    return roots_of(mount_of(path))
+
+
+def roots_of(mounted: Mounted) -> dict[str, str]:
+    """See `roots`: of what is mounted there, which is not asked itself."""
     found: dict[str, str] = {}
-    for number in disks(path):
+    for number in _disks(mounted):
         _roots(number, found)
     return found
 

@@ -1,0 +1,145 @@
+"""What makes live volumes quiet around a seal, and what that vouches for in each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from safehold.adapters.linux.guest_disks import has_open
+from safehold.adapters.linux.mounts import Mounted, mount_of, mounts
+from safehold.adapters.linux.stack import roots, roots_of
+from safehold.compose.paths import Paths
+from safehold.compose.quiet import GRACE, MOMENT, Covering, make_bracket, needed_by_run, watchdog_log
+from safehold.model.consistency import Consistency
+from safehold.model.context import Context
+from safehold.model.errors import UsageError
+from safehold.model.quiet import Quieted
+from safehold.ports.bracket import Bracket
+from safehold.quiesce.forbidden import check_allowed
+from safehold.quiesce.guard import Terms
+from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
+
+__all__ = ["Served", "VolumeBrackets", "find_brackets"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """Volumes as they are served: the devices that those are attached as on this machine that are, by their names; the vaults that their snapshots
+    go to; and which processes are clients of the service for one.
+    """
+
+    devices: Mapping[str, str]
+    vaults: Sequence[str]
+    clients: Callable[[str], set[int]]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class VolumeBrackets:
+    """Brackets by these terms; `covers` are for each of them the volumes on which nothing else can write while it is held. `loose` says of a volume
+    that has another file system that is written to where that is mounted.
+    """
+
+    brackets: tuple[Bracket, ...]
+    terms: Terms
+    covers: tuple[frozenset[str], ...]
+    loose: Mapping[str, str] = field(default_factory=dict)
+
+    def promised(self, name: str) -> Consistency:
+        """What is reached at least in a volume."""
+        return max((Consistency.CRASH, *(one.promises for one in self._around(name))))
+
+    def reaches(self, name: str) -> Consistency:
+        """What is reached at most in a volume."""
+        return max((Consistency.CRASH, *(one.reaches for one in self._around(name))))
+
+    def done(self, name: str, quiet: Sequence[Quieted]) -> tuple[Quieted, ...]:
+        """What was done about a volume, of all that was."""
+        return tuple(one for one, covered in zip(quiet, self.covers, strict=False) if name in covered)
+
+    def _around(self, name: str) -> Iterator[Bracket]:
+        for bracket, covered in zip(self.brackets, self.covers, strict=True):
+            if name in covered:
+                yield bracket
+
+
+def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Context) -> VolumeBrackets:
+    """The brackets around the moment in which served volumes are sealed. UsageError where a bracket is about something that lies on none of
+    them, or would stop what the snapshot needs.
+    """
+    volumes = {_number(os.stat(device).st_rdev): name for name, device in served.devices.items()}
+
+    def check(spec: BracketSpec, path: str) -> None:
+        lies_on = roots(path)
+        if not volumes.keys() & lies_on.keys():
+            raise UsageError(
+                "what is mounted there lies on none of the volumes",
+                on=str(spec),
+                remedy=f"that is on {mount_of(path).source}; safehold volume list shows where volumes are attached",
+            )
+        others = [name for number, name in lies_on.items() if number not in volumes]
+        if others:
+            raise UsageError(
+                f"what is mounted there lies on {', '.join(sorted(others))} too, which this snapshot does not have",
+                on=str(spec),
+                remedy="take one of all its volumes: --group for each of them",
+            )
+
+    guests: set[str] = set()
+
+    def guest(process: int) -> bool:
+        found = {name for name in served.names if _has(process, name, served)}
+        guests.update(found)
+        return bool(found)
+
+    specs = [parse_bracket(text) for text in texts]
+    made: list[Bracket] = []
+    covers: list[frozenset[str]] = []
+    held = {mount_of(spec.argument).device for spec in specs if _is_mount(spec) and os.path.exists(spec.argument)}
+    loose = _loose(volumes, held) if specs else {}
+    for spec in specs:
+        guests.clear()
+        made.append(make_bracket(spec, Covering(check, guest), ctx))
+        if _is_mount(spec):
+            covers.append(frozenset(volumes[n] for n in roots(spec.argument) if n in volumes) - loose.keys())
+        else:
+            # What a hook makes quiet is for whoever wrote it to know.
+            covers.append(frozenset(guests if spec.kind is BracketKind.GUEST_AGENT else served.names))
+    brackets = tuple(made)
+    check_allowed(brackets, list(needed_by_run(paths, served.vaults)))
+    return VolumeBrackets(brackets, Terms(min(GRACE, MOMENT), MOMENT, watchdog_log(paths)), tuple(covers), loose)
+
+
+def _is_mount(spec: BracketSpec) -> bool:
+    return spec.kind in (BracketKind.FSFREEZE, BracketKind.READONLY, BracketKind.UNMOUNT)
+
+
+def _loose(volumes: Mapping[str, str], held: set[str]) -> dict[str, str]:
+    """Where file systems are mounted that lie on volumes and can be written to, and that nothing holds."""
+    found = {}
+    for mounted in mounts():
+        if mounted.device not in held and not _read_only(mounted):
+            # Of what cannot be seen from here none is a volume's.
+            with contextlib.suppress(OSError):
+                found.update({volumes[number]: mounted.path for number in roots_of(mounted) if number in volumes})
+    return found
+
+
+def _read_only(mounted: Mounted) -> bool:
+    return "ro" in mounted.super_options
+
+
+def _has(process: int, name: str, served: Served) -> bool:
+    if process in served.clients(name):
+        return True
+    if name not in served.devices:
+        return False
+    device = os.stat(served.devices[name]).st_rdev
+    return has_open(process, lambda info: stat.S_ISBLK(info.st_mode) and info.st_rdev == device)
+
+
+def _number(device: int) -> str:
+    return f"{os.major(device)}:{os.minor(device)}"

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -287,6 +288,38 @@ def test_a_hook_that_fails_ends_the_run(program: Program, vault: Path, tmp_path:
     assert log.read_text().split()[::2] == ["freeze", "thaw"]
     assert program.json("points")["points"] == []
     (where / "file").write_text("mounted again and writable")
+
+
+def test_what_nobody_is_left_to_let_go_of_is_a_problem(
+    program: Program, vault: Path, tmp_path: Path, data: tuple[Path, str]
+) -> None:
+    where, device = data
+    # A loop device goes with its last user.
+    kept = os.open(device, os.O_RDONLY)
+    reached = tmp_path / "reached"
+    os.mkfifo(reached)
+    command, _ = hook(tmp_path, f'[ "$1" = thaw ] || {{ echo > "{reached}"; exec sleep 60; }}')
+    brackets = ["--bracket", f"unmount:{where}", "--bracket", f"hook:{command}", "--downtime", "1h"]
+    assert program.json("status")["problems"] == []
+    with program.start("backup", device, "--name", "data", *brackets) as run:
+        with open(os.open(reached, os.O_RDWR)) as said_so:
+            assert select.select([said_so], [], [], 60)[0], "the hook was started"
+        lines = [json.loads(line) for line in (program.home / "state/watchdog.log").read_text().splitlines()]
+        os.kill(next(line["pid"] for line in lines if "armed" in line), signal.SIGKILL)
+        run.kill()
+    problems = program.json("status", code=1)["problems"]
+    assert [one for one in problems if f"mount {device} on {where}" in one]
+    subprocess.run(["mount", device, where], check=True)
+    hook(tmp_path, "true")
+    program.run("backup", device, "--name", "data", *brackets)
+    # The watchdog's last line comes after its last word.
+    for _ in range(100):
+        if not program.json("status", code=None)["problems"]:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("all was let go of in a later backup")
+    os.close(kept)
 
 
 @pytest.mark.parametrize("word", ["unmount", "readonly"])

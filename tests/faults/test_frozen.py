@@ -9,12 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from safehold.quiesce.orphans import may_be_held
 from tests.groups import ControlGroup
 from tests.mounts import mounted, thaw
 
@@ -143,7 +145,8 @@ def each(places: list[Path], fault: Fault, log: Callable[[Path], Path]) -> None:
 @pytest.mark.parametrize("fault", [killed, stopped, out_of_memory, group_killed], ids=lambda f: f.__name__)
 def test_a_freeze_ends_whatever_happens_to_its_owner(places: list[Path], tmp_path: Path, fault: Fault) -> None:
     each(places, fault, lambda where: tmp_path / f"log-{where.parent.name}")
-    reports = [json.loads(line) for path in tmp_path.glob("log-*") for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for path in tmp_path.glob("log-*") for line in path.read_text().splitlines()]
+    reports = [line for line in lines if "steps" in line]
     released = [report["by"] for report in reports if [step["state"] for step in report["steps"]] == ["released"]]
     assert len(released) >= ROUNDS - len(places), "the last ones may still be on their way to the log"
     expected = {"deadline"} if fault is stopped else {"deadline", "hangup", "death"}
@@ -154,6 +157,30 @@ def test_a_freeze_ends_whatever_happens_to_its_owner(places: list[Path], tmp_pat
 def test_a_freeze_ends_with_the_disk_of_the_log_full(places: list[Path], full: Path) -> None:
     each(places, killed, lambda where: full)
     assert full.stat().st_size == 0, "there was no room for a line"
+
+
+def test_what_is_left_held_is_known_from_the_log(places: list[Path], tmp_path: Path) -> None:
+    """Whoever froze and his watchdog were killed both."""
+    where, log = places[0], tmp_path / "log"
+    assert may_be_held(log) == []
+    with start(where, log, "wait", deadline=FAR) as owner:
+        watchdog = watchdog_of(where)
+        assert may_be_held(log) == [], "the two are at it"
+        os.kill(watchdog, signal.SIGKILL)
+        owner.kill()
+    assert not can_write(where, DEADLINE)
+    assert may_be_held(log) == [f"thaw {where}"]
+    thaw(where)
+    assert may_be_held(log) == [f"thaw {where}"], "nobody can ask the kernel"
+    with start(where, log, "wait", deadline=FAR) as owner:
+        said, _ = owner.communicate("\n")
+    assert "failed" not in said
+    assert can_write(where, PATIENCE)
+    for _ in range(100):
+        if may_be_held(log) == []:
+            return
+        time.sleep(0.05)
+    raise AssertionError("it was let go of since")
 
 
 def test_a_watchdog_that_does_nothing_is_found_out(places: list[Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safehold.app.status import Standing, damaged_packs, standings
 from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.compose.asked import asked_for, only_vault
+from safehold.compose.quiet import frozen_problems
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
 from safehold.compose.wiring import named_vault
@@ -54,7 +55,7 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
         damage += [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened)), *_found(opened)]
         problems = [*damage, *asked.problems]
         problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
-        problems += switch_problems(run.paths.volume_switch)
+        problems += [*switch_problems(run.paths.volume_switch), *frozen_problems(run.paths)]
     if resource is not None:
         found = [one for one in found if one.resource == resource]
         if not found:

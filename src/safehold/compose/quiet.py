@@ -28,9 +28,19 @@ from safehold.ports.bracket import Bracket
 from safehold.ports.source import Source
 from safehold.quiesce.forbidden import Needed, check_allowed
 from safehold.quiesce.guard import Terms
+from safehold.quiesce.orphans import may_be_held
 from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
 
-__all__ = ["GRACE", "MOMENT", "Covering", "find_downtime", "make_bracket", "needed_by_run", "watchdog_log"]
+__all__ = [
+    "GRACE",
+    "MOMENT",
+    "Covering",
+    "find_downtime",
+    "frozen_problems",
+    "make_bracket",
+    "needed_by_run",
+    "watchdog_log",
+]
 
 GRACE = 15.0
 """Seconds without a word after which the watchdog lets go of a copy's brackets: longer than a busy machine keeps a thread waiting."""
@@ -95,6 +105,14 @@ def find_downtime(
     if snapshots:
         return downtime, LvmSource()
     return downtime, CloneSource() if clones else source
+
+
+def frozen_problems(paths: Paths) -> list[str]:
+    """What an operator should know of things that may be held, with nobody left who would let go of them."""
+    return [
+        f"a capture and its watchdog were killed, so this may still have to be done: {what} (see the page Frozen file system of the runbook)"
+        for what in may_be_held(watchdog_log(paths))
+    ]
 
 
 def watchdog_log(paths: Paths) -> Path:

@@ -36,17 +36,22 @@ def _arm(link: socket.socket, order: Message) -> tuple[Vigil, int, Place]:
     return Vigil(senses, undos, float(order["grace"]), float(order["limit"])), log, place
 
 
-def _note(log: int, report: Message) -> None:
-    """A line in the log, by a child: a log on a full or frozen disk takes nobody along."""
+def _note(log: int, process: int, what: Message) -> None:
+    """A line in the log, where there is room for it."""
+    line = json.dumps({"time": round(time.time(), 3), "pid": process, **what}) + "\n"
+    with contextlib.suppress(OSError):
+        os.write(log, line.encode())
+
+
+def _note_apart(log: int, report: Message) -> None:
+    """By a child: a log on a frozen disk takes nobody along."""
     process = os.getpid()
     if log < 0 or os.fork():
         return
     # Should this child have to wait, then with nothing open that it could keep busy.
     log = os.dup2(log, 3)
     os.closerange(4, 4096)
-    line = json.dumps({"time": round(time.time(), 3), "pid": process, **report}) + "\n"
-    with contextlib.suppress(OSError):
-        os.write(log, line.encode())
+    _note(log, process, report)
     os._exit(0)
 
 
@@ -66,11 +71,13 @@ def main(words: list[str]) -> int:
     except Exception as error:  # the owner is told, and holds nothing
         send(link, {"op": "refused", "why": f"{type(error).__name__}: {error}"})
         return 1
+    # Should this process be killed together with its owner, this tells what they may have held. Nothing is held yet, so it can be written here.
+    _note(log, os.getpid(), {"armed": [step.undo.what for step in vigil.steps], "owner": int(order["owner"])})
     answer = {"locked": place.locked, "spared": place.spared, "apart": place.apart}
     send(link, {"op": "armed", "pid": os.getpid(), **answer})
     report = vigil.run()
     link.close()
-    _note(log, report)
+    _note_apart(log, report)
     # Not sys.exit: a thread that waits for a disk must not keep the rest of the process.
     os._exit(0)
 

@@ -123,7 +123,14 @@ def find_brackets(
     numbers = {f"{os.major(n)}:{os.minor(n)}" for n in devices}
 
     def check(spec: BracketSpec, path: str) -> None:
-        lies_on = roots(path)
+        try:
+            lies_on = roots(path)
+        except OSError as error:
+            raise UsageError(
+                f"which devices what is mounted there lies on cannot be told ({error.strerror})",
+                on=str(spec),
+                remedy="run this as root on the machine that has them, or leave the bracket out",
+            ) from error
         if not numbers & lies_on.keys():
             raise UsageError(
                 "what is mounted there lies on none of the volumes",
@@ -204,7 +211,8 @@ def _check_covers(spec: BracketSpec, path: str, ref: ResourceRef) -> None:
         info = os.stat(ref.location)
         image = backing_file(path)
         if stat.S_ISBLK(info.st_mode):
-            covered = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" in disks(path)
+            # All of it: an image of one device of several is whole only by chance.
+            covered = disks(path) == {f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"}
         else:
             covered = image is not None and os.path.exists(image) and os.path.samefile(image, ref.location)
     else:

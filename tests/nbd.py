@@ -149,6 +149,12 @@ class MemoryExport:
     def lies(self, offset: int, length: int) -> tuple[OpenFile, int] | None:
         return None
 
+    def prepare(self, offset: int, length: int) -> None:
+        self._called("prepare")
+        if offset + length > self.far:
+            self.asked.set()
+            assert self.arrived.wait(20)
+
     def write(self, offset: int, data: memoryview) -> None:
         self._called("write")
         self.content[offset : offset + len(data)] = data

@@ -157,6 +157,119 @@ cat /run/serve.log
     assert "nobody serves it" in done.stdout
 
 
+def test_a_device_is_not_taken_from_whoever_has_it(machine: Machine) -> None:
+    """Nor lost by an attach that was killed."""
+    done = machine.run(f"""
+safehold volume create held --size 64M
+cat > /run/killed.py <<'END'
+import os, pathlib
+from safehold.adapters.linux import attach
+attach._keep = lambda *_: os.kill(os.getpid(), 9)
+run = pathlib.Path("/run/home/run")
+attach.attach(run / "attached", run / "volumes.nbd", "held")
+END
+"{sys.executable}" /run/killed.py || test $? = 137
+ls /sys/block/nbd*/backend
+device=$(safehold volume attach held)
+test "$(ls /sys/block/nbd*/backend)" = "/sys/block/${{device#/dev/}}/backend"
+refused() {{
+    code=0
+    safehold volume detach held 2>/run/said || code=$?
+    cat /run/said
+    test $code = 1
+    dd if="$device" of=/dev/null bs=4k count=1 iflag=direct status=none
+}}
+sleep 600 < "$device" &
+refused
+kill $!
+pvcreate -q "$device"
+vgcreate -q held "$device"
+lvcreate -q -W n -l 50%FREE -n low held
+refused
+vgremove -q -f held
+mkfs.ext4 -q -F "$device"
+safehold volume detach held
+device=$(safehold volume attach held --mount /run/mnt --options noatime | cut -d' ' -f1)
+mount --make-private /run/mnt
+unshare --mount --propagation private sleep 600 &
+sleep 2
+refused
+findmnt -no OPTIONS /run/mnt
+touch /run/mnt/written
+kill $!
+safehold volume detach held
+test ! -e "/sys/block/${{device#/dev/}}/pid"
+""")
+    assert "(sleep) has it open" in done.stdout
+    assert "/dev/mapper/held-low lies on nbd0" in done.stdout
+    assert "(sleep) sees it mounted on /run/mnt" in done.stdout
+    assert "noatime" in done.stdout
+
+
+def test_a_service_that_stalls_and_a_vault_that_is_away(machine: Machine) -> None:
+    """The last write is the last, whatever a stalled service takes up again. While the vault is away, only what is missing gives errors."""
+    machine.run("""
+safehold volume create source --size 128M
+safehold volume create beside --size 16M
+device=$(safehold volume attach source)
+beside=$(safehold volume attach beside)
+dd if=/dev/urandom of="$device" bs=1M count=128 oflag=direct status=none
+block() { printf "$1%.0s" $(seq 4096); }
+service=$(pgrep -f 'safehold volume serve')
+kill -STOP $service
+for one in "$device" "$beside"; do
+    block a | dd of="$one" bs=4k seek=7 oflag=direct iflag=fullblock conv=notrunc status=none &
+    dd if="$one" of=/dev/null bs=4k skip=9 count=1 iflag=direct status=none &
+done
+sleep 40
+test "$(jobs -r | wc -l)" = 4
+kill -CONT $service
+for one in "$device" "$beside"; do
+    block b | dd of="$one" bs=4k seek=7 oflag=direct iflag=fullblock conv=notrunc status=none
+done
+for job in $(jobs -p); do wait $job || exit 7; done
+sleep 2
+for one in "$device" "$beside"; do
+    for turn in 1 2; do
+        test "$(dd if="$one" bs=4k skip=7 count=1 iflag=direct status=none | tr -d b | wc -c)" = 0
+    done
+    block c | dd of="$one" bs=4k seek=7 oflag=direct iflag=fullblock conv=notrunc status=none
+    test "$(dd if="$one" bs=4k skip=7 count=1 iflag=direct status=none | tr -d c | wc -c)" = 0
+done
+safehold volume detach beside
+""")
+    done = machine.run("""
+device=$(jq -r .device /run/home/run/attached/source.json)
+tail -c 65536 "$device" > /run/end
+safehold volume detach source
+safehold volume snapshot source --wait
+safehold restore source@latest --to volume:far
+mv /run/vault /run/away
+test "$(safehold volume show far --json | jq .missing)" -gt 50000000
+device=$(safehold volume attach far)
+began=$(date +%s)
+(
+    code=0
+    dd if="$device" of=/dev/null bs=64k skip=2047 iflag=direct 2>/run/far-said || code=$?
+    echo "$code $(($(date +%s) - began))" > /run/far
+) &
+sleep 1
+dd if=/dev/urandom of=/run/piece bs=512k count=8 status=none
+dd if=/run/piece of="$device" bs=512k seek=100 oflag=direct conv=notrunc,fsync status=none
+dd if="$device" bs=512k skip=100 count=8 iflag=direct status=none | cmp - /run/piece
+test "$(($(date +%s) - began))" -lt 15
+wait
+cat /run/far-said
+read code seconds < /run/far
+test "$code" = 1
+test "$seconds" -lt 100
+mv /run/away /run/vault
+dd if="$device" bs=64k skip=2047 iflag=direct status=none | cmp - /run/end
+safehold volume detach far
+""")
+    assert "Input/output error" in done.stdout
+
+
 STRIPES = {
     "lvm": """
 SIZE=64M

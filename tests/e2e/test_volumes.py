@@ -99,12 +99,26 @@ def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
     host.program.run("volume", "snapshot", "data", "--wait")
     (place / "which").write_text("newer")
     host.program.run("restore", "data@latest", "--to", "volume:data2")
+    with open(json.loads((host.home / "run/attached/data.json").read_text())["device"], "rb"):
+        for command in (["switch", "data", "--to", "data2", "--yes"], ["detach", "data"]):
+            assert f"process {os.getpid()} (" in host.program.run("volume", *command, code=1).stderr
+    assert (place / "which").read_text() == "newer"
     told = host.program.run("volume", "switch", "data", "--to", "data2", "--yes").stdout
     assert "OUTAGE" in told
     assert (place / "which").read_text() == "old"
     assert "noatime" in run("findmnt", "-n", "-o", "OPTIONS", place)
     host.program.run("volume", "switch", "data", "--to", "data2", "--back", "--yes")
     assert (place / "which").read_text() == "newer"
+
+
+def test_what_shows_no_device_of_its_own_is_unmounted_too(host: Host, tmp_path: Path) -> None:
+    host.program.run("volume", "create", "data", "--size", "128M")
+    run("mkfs.btrfs", "-q", device(host, "data"))
+    host.program.run("volume", "detach", "data")
+    disk = host.program.json("volume", "attach", "data", "--mount", tmp_path)["device"]
+    assert run("findmnt", "-n", "-o", "SOURCE,FSTYPE", tmp_path).split() == [disk, "btrfs"]
+    host.program.run("volume", "detach", "data")
+    assert not tmp_path.is_mount()
 
 
 def test_a_switch_that_is_killed_anywhere_can_be_finished_or_taken_back(host: Host, tmp_path: Path) -> None:

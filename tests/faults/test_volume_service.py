@@ -27,6 +27,7 @@ from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.epochs import Epochs, LiveHeader
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.ids import BlockIds
+from safehold.blocks.layers import PRESENT
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeFiles, VolumeRecord
 from safehold.compose.volume_service import Orders
 from safehold.model.clock import SystemClock
@@ -189,12 +190,19 @@ def test_hydration_gives_errors_for_what_is_missing_alone_and_goes_on(site: Site
         held.volume.read_into(block * UNIT, memoryview(data))
     assert raised.value.errno == errno.EIO
     assert fault.hits
+    # Whole sectors need nothing; of parts of them, that at either end.
+    held.volume.prepare(block * UNIT, 8192)
+    for offset, length in ((block * UNIT + 512, 4096 - 512), (block * UNIT, 4097), (block * UNIT - 4096, 4097)):
+        with pytest.raises(OSError, match="down"):
+            held.volume.prepare(offset, length)
     fresh = random.Random(2).randbytes(4096)
     held.volume.write(block * UNIT, memoryview(fresh))
     held.volume.read_into(block * UNIT, memoryview(data))
     assert data == fresh
     until(lambda: "down" in site.service.problem(held))
     site.up()
+    held.volume.prepare(block * UNIT + 512, 1)
+    assert held.volume.maps.states.cells[block] == PRESENT
     until(lambda: held.missing == 0)
     wanted = bytearray(was)
     wanted[block * UNIT : block * UNIT + 4096] = fresh
@@ -649,7 +657,7 @@ def test_a_volume_that_could_not_be_made_larger_keeps_its_point(site: Site, monk
 def test_a_list_has_the_last_snapshot_of_each_volume(site: Site) -> None:
     site.service.create("data", SIZE, "vault")
     taken = [site.finish(site.snapshot("data")) for _ in range(3)]
-    orders = Orders(site.service, lambda name: set(), lambda: None)
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
     told: Any = orders.answer({"verb": "list"})["result"]
     assert [one["id"] for one in told["volumes"][0]["snapshots"]] == [taken[-1].id]
     told = orders.answer({"verb": "show", "name": "data"})["result"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from safehold.blocks.execution import Execution
+from safehold.blocks.slow_lane import Changing, SlowLane
 from safehold.model.progress import Progress
 from safehold.ports.export import ExportDirectory
 from safehold.wire import nbd_protocol as nbd
 from safehold.wire.nbd_handshake import Agreed, Handshake, HangUp
 from safehold.wire.nbd_outlet import Outlet
-from safehold.wire.nbd_replies import CAPACITY, Replies
+from safehold.wire.nbd_replies import Replies, room_for
 from safehold.wire.peer import peer_process
 
 __all__ = ["Connection"]
@@ -24,10 +25,16 @@ _GLANCE = 64 * 1024
 of which the rest is received in one piece to where it stays."""
 _USUAL = 1024 * 1024 + _GLANCE
 """Size in bytes of the buffer that a connection keeps; longer payloads get one of their own while they are carried out."""
-_SLOW = 4
-"""Threads of one connection for requests that wait for durability or for a vault."""
-_WAITING = 64
-"""Slow requests of one connection that are under way or wait for a thread; with more, its next requests wait too."""
+_DURABLE, _FAR = 2, 4
+"""Threads of one connection for requests that wait for durability, and for those that wait for a vault: who flushes does not wait for a vault that
+is away.
+"""
+_LATE_PAYLOAD = 256 * 1024
+"""Bytes of a write that are kept while it waits for the vault beside the loop, small as writes of parts of a sector are; the loop waits for longer
+ones, and with it what comes behind them.
+"""
+_LONG = 0.05
+"""Seconds after which the loop sees whether its client is still there before it changes anything more."""
 _UNDERWAY = 2 * 1024 * 1024
 """Bytes of replies that the kernel is asked to hold (socket(7): SO_SNDBUF, up to wmem_max), so that reading for the next
 request goes on while the client takes the last."""
@@ -38,18 +45,34 @@ _unpack = nbd.REQUEST.unpack_from
 class Connection:
     """Serves one client on the thread that calls `serve`. `stop` and `cut` may be called from any thread.
 
-    Requests are carried out in the order in which they come, except for those that have to wait (flushes, FUA, reads that
-    are not `ready`): a few threads do those, so replies come in any order, as the protocol allows.
+    Requests are carried out in the order in which they come, except for those that have to wait (flushes, FUA, reads that are not `ready`, changes
+    of parts of blocks that are not): a few threads do those, so replies come in any order, as the protocol allows.
+
+    Nothing is changed any more for a client that has hung up, once that was seen: it may have sent the same request again by another connection,
+    and others after it.
     """
 
-    def __init__(self, client: socket.socket, directory: ExportDirectory, patience: float, progress: Progress) -> None:
-        """`patience` in seconds is the time for the whole negotiation."""
+    def __init__(
+        self,
+        client: socket.socket,
+        directory: ExportDirectory,
+        patience: float,
+        progress: Progress,
+        outlast: Callable[[Connection], None],
+        refusal: str = "",
+    ) -> None:
+        """`patience` in seconds is the time for the whole negotiation. `outlast` is called before the first request is taken, and returns when
+        nothing changes the export any more for clients that are gone. `refusal` says why this client gets no export at all, if it does not.
+        """
         self._socket = client
         self._directory = directory
         self._patience = patience
         self._progress = progress
-        self._stopping = False
-        self._gone = False
+        self._outlast = outlast
+        self.refusal = refusal
+        """Why it gets nothing, or nothing."""
+        self._stopping = self._parting = self._parted = False
+        self._changing = Changing()
         self.export = ""
         """The name of what it uses, or nothing before that is settled."""
         self.process = peer_process(client)
@@ -78,6 +101,19 @@ class Connection:
         self._stopping = True
         self._shut(socket.SHUT_RD)
 
+    def gone(self) -> bool:
+        """True where the client has hung up: nobody waits for replies. One that sends nothing more and still listens is there."""
+        with contextlib.suppress(OSError, ValueError):
+            line = select.poll()
+            line.register(self._socket, 0)
+            return bool(line.poll(0))
+        return True
+
+    def end_changes(self) -> None:
+        """Return when nothing is changed any more for this client, which is gone. What it still asks for is not carried out."""
+        self._changing.end()
+        self._changing.wait()
+
     def cut(self) -> None:
         """Give up a client that does not take its replies."""
         self._shut(socket.SHUT_RDWR)
@@ -92,7 +128,7 @@ class Connection:
 
     def _negotiate(self) -> Agreed | None:
         deadline = time.monotonic() + self._patience
-        talk = Handshake(self._directory)
+        talk = Handshake(self._directory, self.refusal)
         try:
             self._socket.settimeout(self._patience)
             self._socket.sendall(talk.greeting)
@@ -131,20 +167,36 @@ class Connection:
         execution = Execution(agreed.export, agreed.name, agreed.context, self._progress)
         outlet = Outlet(self._socket)
         replies = Replies(outlet, agreed.structured)
-        slow = _SlowLane(outlet, agreed.structured, self.cut)
+        durable, far = (SlowLane(threads, outlet, agreed.structured, self.cut) for threads in (_DURABLE, _FAR))
         try:
-            self._loop(agreed, execution, replies, slow)
+            self._await_request()
+            self._outlast(self)
+            with self._changing.begun() as allowed:
+                if allowed:
+                    self._loop(agreed, execution, replies, durable, far)
         finally:
-            self._gone = True
-            slow.close()
+            self._parted = True
+            if not self._heard():
+                self._changing.end()
+            far.close()
+            self._changing.end()
+            durable.close()
             if self._stopping and not agreed.export.read_only:
                 execution.flush()
 
-    def _loop(self, agreed: Agreed, execution: Execution, replies: Replies, slow: _SlowLane) -> None:
+    def _await_request(self) -> None:
+        line = select.poll()
+        line.register(self._socket, select.POLLIN)
+        line.poll()
+
+    def _loop(self, agreed: Agreed, execution: Execution, replies: Replies, durable: SlowLane, far: SlowLane) -> None:
         """Receive, carry out all that has come whole, send the replies together, and only then wait for more."""
         ready, refusal, read, write = agreed.export.ready, execution.refusal, execution.read, execution.write
-        usual = memoryview(bytearray(_USUAL))
+        part = agreed.export.block_size - 1
+        changing, now = self._changing, time.monotonic
+        usual = room_for(_USUAL)
         buffer, at, end = usual, 0, 0
+        looked = now()
         while True:
             needed = _HEADER
             while end - at >= _HEADER:
@@ -163,6 +215,7 @@ class Connection:
                 else:
                     at = start
                     if command == nbd.CMD_DISC:
+                        self._parting = True
                         replies.flush()
                         return
                 if self._stopping:
@@ -178,19 +231,34 @@ class Connection:
                     if ready(offset, length):
                         read(flags, cookie, offset, length, replies)
                     else:
-                        slow.add(replies, self._late_read(execution, flags, cookie, offset, length))
-                elif command == nbd.CMD_WRITE:
-                    error = write(offset, buffer[start : start + length])
-                    self._changed(execution, flags, cookie, error, replies, slow)
+                        far.add(replies, self._late_read(execution, flags, cookie, offset, length))
                 elif command == nbd.CMD_BLOCK_STATUS:
                     execution.status(flags, cookie, offset, length, replies)
                 elif command == nbd.CMD_FLUSH:
-                    self._changed(execution, nbd.CMD_FLAG_FUA, cookie, 0, replies, slow)
+                    self._changed(execution, nbd.CMD_FLAG_FUA, cookie, 0, replies, durable)
                 elif command == nbd.CMD_CACHE:
-                    slow.add(replies, self._late_fetch(execution, cookie, offset, length))
+                    far.add(replies, self._late_fetch(execution, cookie, offset, length))
                 else:
-                    error = execution.clear(flags, command, offset, length)
-                    self._changed(execution, flags, cookie, error, replies, slow)
+                    if (offset | length) & part and not ready(offset, length):
+                        if command != nbd.CMD_WRITE or length <= _LATE_PAYLOAD:
+                            data = bytes(buffer[start : start + length]) if command == nbd.CMD_WRITE else b""
+                            far.add(replies, self._late_change(execution, flags, command, cookie, offset, length, data))
+                            continue
+                        replies.flush()
+                        error = execution.prepare(offset, length)
+                    if now() - looked > _LONG:
+                        if self.gone():
+                            return
+                        looked = now()
+                    if changing.ended:
+                        return
+                    if error:
+                        pass  # what it needs could not be fetched
+                    elif command == nbd.CMD_WRITE:
+                        error = write(offset, buffer[start : start + length])
+                    else:
+                        error = execution.clear(flags, command, offset, length)
+                    self._changed(execution, flags, cookie, error, replies, durable)
             replies.flush()
             buffer, at, end = _make_room(usual, buffer, at, end, needed)
             if needed > end - at + _GLANCE:
@@ -200,63 +268,57 @@ class Connection:
             if not got:
                 return
             end += got
+            looked = now()
 
     def _changed(
-        self, execution: Execution, flags: int, cookie: int, error: int, replies: Replies, slow: _SlowLane
+        self, execution: Execution, flags: int, cookie: int, error: int, replies: Replies, durable: SlowLane
     ) -> None:
         """Answer a change; with FUA, once it is durable."""
         if error or not flags & nbd.CMD_FLAG_FUA:
             replies.done(cookie, error)
         else:
-            slow.add(replies, lambda late: late.done(cookie, execution.flush()))
+            durable.add(replies, lambda late: late.done(cookie, execution.flush()))
 
     def _late_read(
         self, execution: Execution, flags: int, cookie: int, offset: int, length: int
     ) -> Callable[[Replies], None]:
         def read(late: Replies) -> None:
-            if not self._gone and not self._stopping:
+            if not self._parted and not self._stopping:
                 execution.read(flags, cookie, offset, length, late)
 
         return read
 
     def _late_fetch(self, execution: Execution, cookie: int, offset: int, length: int) -> Callable[[Replies], None]:
         def fetch(late: Replies) -> None:
-            if not self._gone and not self._stopping:
+            if not self._parted and not self._stopping:
                 execution.fetch(cookie, offset, length, late)
 
         return fetch
 
+    def _late_change(
+        self, execution: Execution, flags: int, command: int, cookie: int, offset: int, length: int, data: bytes
+    ) -> Callable[[Replies], None]:
+        def change(late: Replies) -> None:
+            if self._changing.ended or self._stopping:
+                return
+            error = execution.prepare(offset, length)
+            with self._changing.begun() as allowed:
+                # Without an answer: a client that reconnects sends its request again.
+                if not allowed or self._stopping or not self._heard():
+                    return
+                if not error and command == nbd.CMD_WRITE:
+                    error = execution.write(offset, memoryview(data))
+                elif not error:
+                    error = execution.clear(flags, command, offset, length)
+            if not error and flags & nbd.CMD_FLAG_FUA:
+                error = execution.flush()
+            late.done(cookie, error)
 
-class _SlowLane:
-    """A few threads for the requests of one connection that wait for something; they start with the first of these."""
+        return change
 
-    def __init__(self, outlet: Outlet, structured: bool, cut: Callable[[], None]) -> None:
-        self._outlet = outlet
-        self._structured = structured
-        self._cut = cut
-        self._threads = ThreadPoolExecutor(_SLOW, thread_name_prefix="nbd-slow")
-        self._places = threading.BoundedSemaphore(_WAITING)
-
-    def add(self, waiting: Replies, job: Callable[[Replies], None]) -> None:
-        """Carry out `job` on another thread; `waiting` are replies that must not wait where all places are taken."""
-        if not self._places.acquire(blocking=False):
-            waiting.flush()
-            self._places.acquire()
-        self._threads.submit(self._run, job)
-
-    def _run(self, job: Callable[[Replies], None]) -> None:
-        try:
-            late = Replies(self._outlet, self._structured, CAPACITY)
-            job(late)
-            late.flush()
-        except OSError:
-            self._cut()
-        finally:
-            self._places.release()
-
-    def close(self) -> None:
-        """Return when nothing is under way."""
-        self._threads.shutdown(wait=True)
+    def _heard(self) -> bool:
+        """True where what was asked for counts: the client is there, or took its leave, which does not take back what it had asked for before."""
+        return self._parting or not self.gone()
 
 
 def _make_room(usual: memoryview, buffer: memoryview, at: int, end: int, needed: int) -> tuple[memoryview, int, int]:
@@ -265,6 +327,6 @@ def _make_room(usual: memoryview, buffer: memoryview, at: int, end: int, needed:
     room = max(needed, waiting + _GLANCE)
     if at + room <= len(buffer) and (buffer is usual or waiting):
         return (buffer, at, end) if waiting else (buffer, 0, 0)
-    target = usual if room <= len(usual) else memoryview(bytearray(room))
+    target = usual if room <= len(usual) else room_for(room)
     target[:waiting] = buffer[at:end]
     return target, 0, waiting

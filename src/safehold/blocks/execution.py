@@ -174,6 +174,10 @@ class Execution:
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
+    def prepare(self, offset: int, length: int) -> int:
+        """The error number of fetching what a change of the range waits for."""
+        return self._attempt(lambda: self._export.prepare(offset, length))
+
     def write(self, offset: int, data: memoryview) -> int:
         """The error number of writing `data`, 0 where it went well."""
         try:

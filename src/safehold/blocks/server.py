@@ -15,7 +15,12 @@ from safehold.model.errors import FailedError, UsageError
 from safehold.model.progress import Progress, Silent
 from safehold.ports.export import ExportDirectory
 
-__all__ = ["NbdServer"]
+__all__ = ["CLIENTS", "NbdServer"]
+
+CLIENTS = 256
+"""Clients at a time: a device is one. Each has a thread, and 2 MiB of memory as far as its requests fill them."""
+_REFUSALS = 16
+"""Clients above that who are told so at the same time; more are cut off without a word."""
 
 _BACKLOG = 128
 _LONGEST_PATH = 107
@@ -30,11 +35,11 @@ class NbdServer:
         path: str,
         directory: ExportDirectory,
         *,
-        clients: int = 64,
+        clients: int = CLIENTS,
         patience: float = 30.0,
         progress: Progress | None = None,
     ) -> None:
-        """Serves from here on. `clients` at a time, the next is cut off; `patience` in seconds for a client's negotiation.
+        """Serves from here on. `clients` at a time, the next is told that it is one too many; `patience` in seconds for a client's negotiation.
 
         UsageError where the path cannot be a socket, FailedError where another server has it.
         """
@@ -45,6 +50,7 @@ class NbdServer:
         self._progress = progress or Silent()
         self._lock = threading.Lock()
         self._serving: dict[Connection, threading.Thread] = {}
+        self._told_full = False
         self._stopped = False
         self._guard = _take(path)
         try:
@@ -77,23 +83,39 @@ class NbdServer:
                 client.close()
 
     def _begin(self, client: socket.socket) -> bool:
-        """True where a thread serves this client from here on."""
-        connection = Connection(client, self._directory, self._patience, self._progress)
-        thread = threading.Thread(target=self._serve, args=(connection,), name="nbd-client", daemon=True)
+        """True where a thread serves this client from here on, or tells it why it is not served."""
         with self._lock:
             if self._stopped:
                 return False
-            full = len(self._serving) >= self._clients
-            if not full:
-                self._serving[connection] = thread
-                try:
-                    thread.start()
-                except RuntimeError:  # the system has no thread to give
-                    del self._serving[connection]
-                    full = True
-        if full:
-            self._progress.warn(f"a client was turned away: {len(self._serving)} are connected")
-        return not full
+            connected = sum(1 for one in self._serving if not one.refusal)
+            full = connected >= self._clients
+            begun = len(self._serving) < self._clients + _REFUSALS
+            if begun:
+                why = f"the service has {connected} clients, as many as it takes: detach a volume first" if full else ""
+                begun = self._start(
+                    Connection(client, self._directory, self._patience, self._progress, self._outlast, why)
+                )
+            tell, self._told_full = not self._told_full, full or not begun
+        if tell and self._told_full:
+            self._progress.warn(f"a client was turned away: {connected} are connected")
+        return begun
+
+    def _start(self, connection: Connection) -> bool:
+        thread = threading.Thread(target=self._serve, args=(connection,), name="nbd-client", daemon=True)
+        self._serving[connection] = thread
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread to give
+            del self._serving[connection]
+            return False
+        return True
+
+    def _outlast(self, newcomer: Connection) -> None:
+        with self._lock:
+            others = [one for one in self._serving if one is not newcomer and one.export == newcomer.export]
+        for one in others:
+            if one.gone():
+                one.end_changes()
 
     def _serve(self, connection: Connection) -> None:
         try:

@@ -187,6 +187,16 @@ class LiveVolume:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
+    def prepare(self, offset: int, length: int) -> None:
+        """See `ports.export.Export`: the blocks of which a part of a sector is to change. OSError EIO where one cannot be had."""
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        end = offset + length
+        if length and offset % SECTOR:
+            self.require(offset // self.block)
+        if length and end % SECTOR and end != self.size:
+            self.require((end - 1) // self.block)
+
     def write(self, offset: int, data: memoryview) -> None:
         """See `ports.export.Export`."""
         self._change(offset, len(data), data)

@@ -178,7 +178,8 @@ def _check_covers(spec: BracketSpec, path: str, ref: ResourceRef) -> None:
         info = os.stat(ref.location)
         image = backing_file(path)
         if stat.S_ISBLK(info.st_mode):
-            covered = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" in disks(path)
+            # All of it: an image of one device of several is whole only by chance.
+            covered = disks(path) == {f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"}
         else:
             covered = image is not None and os.path.exists(image) and os.path.samefile(image, ref.location)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 
 from safehold.adapters.linux.guest_disks import has_open
 from safehold.adapters.linux.mounts import Mounted, mount_of, mounts
-from safehold.adapters.linux.stack import roots, roots_of
+from safehold.adapters.linux.stack import roots, roots_seen
 from safehold.compose.paths import Paths
 from safehold.compose.quiet import GRACE, MOMENT, Covering, make_bracket, needed_by_run, watchdog_log
 from safehold.model.consistency import Consistency
@@ -73,7 +72,14 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
     volumes = {_number(os.stat(device).st_rdev): name for name, device in served.devices.items()}
 
     def check(spec: BracketSpec, path: str) -> None:
-        lies_on = roots(path)
+        try:
+            lies_on = roots(path)
+        except OSError as error:
+            raise UsageError(
+                f"which devices what is mounted there lies on cannot be told ({error.strerror})",
+                on=str(spec),
+                remedy="run this as root on the machine that has them, or leave the bracket out",
+            ) from error
         if not volumes.keys() & lies_on.keys():
             raise UsageError(
                 "what is mounted there lies on none of the volumes",
@@ -122,9 +128,7 @@ def _loose(volumes: Mapping[str, str], held: set[str]) -> dict[str, str]:
     found = {}
     for mounted in mounts():
         if mounted.device not in held and not _read_only(mounted):
-            # Of what cannot be seen from here none is a volume's.
-            with contextlib.suppress(OSError):
-                found.update({volumes[number]: mounted.path for number in roots_of(mounted) if number in volumes})
+            found.update({volumes[number]: mounted.path for number in roots_seen(mounted) if number in volumes})
     return found
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from safehold.adapters.linux import attach as devices
 from safehold.adapters.linux.attachment import RECONNECT, Attachment
 from safehold.compose.paths import Paths
@@ -165,8 +167,11 @@ class VolumeClient:
             return made
         try:
             return devices.mount(self._paths.attached, made, place, options)
-        except FailedError:
-            devices.detach(self._paths.attached, made)
+        except BaseException:
+            # It may be mounted by now: an interrupt comes at any time.
+            with contextlib.suppress(SafeholdError):
+                placed = msgspec.structs.replace(made, mount=os.path.abspath(place))
+                devices.detach(self._paths.attached, placed)
             raise
 
     def detach(self, name: str) -> Attachment:
@@ -174,6 +179,10 @@ class VolumeClient:
         made = self.found(name)
         devices.detach(self._paths.attached, made)
         return made
+
+    def demand_unused(self, name: str) -> None:
+        """FailedError where somebody has the device of a volume besides who mounted it."""
+        devices.demand_unused(self.found(name))
 
     def mount(self, name: str, place: str, options: str) -> None:
         """Mount a volume that is attached."""

@@ -10,7 +10,7 @@ import msgspec
 
 from safehold.adapters.image.topology import detect
 from safehold.adapters.linux.attach import attachments
-from safehold.adapters.linux.kernel_device import Reconnector
+from safehold.adapters.linux.reconnector import Reconnector
 from safehold.app.backup import this_host
 from safehold.app.opening import Credentials, open_vault
 from safehold.app.volumes import SnapshotRequest, VolumeService
@@ -53,9 +53,9 @@ def serve_volumes(
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)
     exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
-    orders = Orders(service, exports.processes, ctx.cancel.cancel)
-    control = ControlServer(paths.volume_control, orders.answer, _log)
     reconnector = Reconnector(lambda: attachments(paths.attached), paths.volume_exports, ctx.progress)
+    orders = Orders(service, exports.processes, reconnector.problem, ctx.cancel.cancel)
+    control = ControlServer(paths.volume_control, orders.answer, _log)
     try:
         service.start()
         reconnector.start()
@@ -80,10 +80,17 @@ def _on_device(blocks: Blocks) -> Topology:
 class Orders:
     """Carries out what the command line asks the service for."""
 
-    def __init__(self, service: VolumeService, processes: Callable[[str], set[int]], stop: Callable[[], None]) -> None:
-        """`processes` gives the clients of a volume, `stop` asks the process to end."""
+    def __init__(
+        self,
+        service: VolumeService,
+        processes: Callable[[str], set[int]],
+        device: Callable[[str], str],
+        stop: Callable[[], None],
+    ) -> None:
+        """`processes` gives the clients of a volume, `device` what is wrong with its device, `stop` asks the process to end."""
         self._service = service
         self._processes = processes
+        self._device = device
         self._stop = stop
         self._verbs: dict[str, Callable[[Mapping[str, object]], object]] = {
             "ping": lambda order: {"pid": os.getpid()},
@@ -153,9 +160,11 @@ class Orders:
     def _find(self, order: Mapping[str, object]) -> object:
         found = self._service.find(_text(order, "id"))
         return [
-            {"volume": held.name, "problem": self._service.problem(held), **_snapshot(snapshot)}
-            for held, snapshot in found
+            {"volume": held.name, "problem": self._problem(held), **_snapshot(snapshot)} for held, snapshot in found
         ]
+
+    def _problem(self, held: HeldVolume) -> str:
+        return "; ".join(filter(None, (self._service.problem(held), self._device(held.name))))
 
     def _volume(self, held: HeldVolume) -> dict[str, object]:
         record = held.record
@@ -165,7 +174,7 @@ class Orders:
             "clients": held.clients,
             "processes": sorted(self._processes(held.name)),
             "read_only": held.volume.read_only,
-            "problem": self._service.problem(held),
+            "problem": self._problem(held),
             "directory": str(held.files.directory),
             "snapshots": [_snapshot(snapshot) for snapshot in record.snapshots],
         }

@@ -104,6 +104,7 @@ def _take_away(client: VolumeClient, wanted: Underway, steps: list[SwitchStep]) 
     was = client.attachments().get(wanted.old)
     if was is None:
         return
+    client.demand_unused(wanted.old)
     if was.mount:
         with _step(steps, f"unmounted {was.mount}"):
             client.unmount(wanted.old, was.mount)

@@ -60,6 +60,12 @@ class Export(Protocol):
         """Write all of `data`; once this returns, every later read sees it. Not durable until `flush`."""
         ...
 
+    def prepare(self, offset: int, length: int) -> None:
+        """Fetch whatever a change of the range waits for besides local disks: where it covers a part of a block of `block_size`, the rest of that
+        may have to come first. After this, or where the range is `ready` or made of whole blocks, a change waits for local disks alone.
+        """
+        ...
+
     def write_zeroes(self, offset: int, length: int) -> None:
         """Make a range read as zeros, never slower than writing them; its space stays taken where the disk can promise that."""
         ...

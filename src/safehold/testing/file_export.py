@@ -58,6 +58,9 @@ class FileExport:
         while put < len(data):
             put += os.pwrite(self._file, data[put:], offset + put)
 
+    def prepare(self, offset: int, length: int) -> None:
+        """Nothing."""
+
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zeros that keep their space."""
         self._fallocate(_ZERO_RANGE | _KEEP_SIZE, offset, length)

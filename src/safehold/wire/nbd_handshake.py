@@ -43,8 +43,10 @@ class Handshake:
     longest = 64 * 1024
     """No honest option is longer, in bytes."""
 
-    def __init__(self, directory: ExportDirectory) -> None:
+    def __init__(self, directory: ExportDirectory, refusal: str = "") -> None:
+        """`refusal` is what a client that asks for an export is told instead of getting one, if it is not empty."""
         self.agreed: Agreed | None = None
+        self._refusal = refusal
         self._directory = directory
         self._fixed = self._padding = True
         self._structured = False
@@ -115,9 +117,9 @@ class Handshake:
 
     def _export_name(self, body: bytes) -> bytes:
         name = _text(body)
-        export = None if name is None else self._directory.open(name)
+        export = None if name is None or self._refusal else self._directory.open(name)
         if name is None or export is None:
-            raise HangUp("a client that asked for an export that does not exist")
+            raise HangUp("a client that asked for an export that it does not get")
         self._agree(name, export)
         described = struct.pack(">QH", export.size, self._transmission_flags(export))
         return described + bytes(124 if self._padding else 0)
@@ -126,6 +128,8 @@ class Handshake:
         name, rest = _name(body)
         if name is None or len(rest) < 2 or len(rest) != 2 + 2 * int.from_bytes(rest[:2], "big"):
             return self._refuse(nbd.REP_ERR_INVALID, "malformed request for an export")
+        if self._refusal:
+            return self._refuse(nbd.REP_ERR_POLICY, self._refusal)
         export = self._directory.open(name)
         if export is None:
             return self._refuse(nbd.REP_ERR_UNKNOWN, f"no export {name!r}")

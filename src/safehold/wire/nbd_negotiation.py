@@ -53,13 +53,15 @@ class Negotiation:
         return found
 
     def go(self, export: str) -> Offered:
-        """Choose an export: requests begin. SourceError where there is none of that name."""
+        """Choose an export: requests begin. SourceError where there is none of that name, or it is refused."""
         offered = None
         for kind, data in self._ask(nbd.OPT_GO, _text(export) + struct.pack(">H", 0)):
             if kind == nbd.REP_INFO and len(data) == 12 and struct.unpack(">H", data[:2])[0] == nbd.INFO_EXPORT:
                 offered = Offered(*struct.unpack(">QH", data[2:]))
             elif kind > nbd.REP_ERR_BIT:
-                raise self._wrong(f"that it has no such export ({bytes(data).decode(errors='replace')})")
+                reason = bytes(data).decode(errors="replace")
+                none = kind == nbd.REP_ERR_UNKNOWN
+                raise self._wrong(f"that it has no such export ({reason})" if none else f"no: {reason}")
         if offered is None:
             raise self._wrong("without a size")
         return offered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import struct
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from safehold.ports.export import OpenFile
 from safehold.wire import nbd_protocol as nbd
 from safehold.wire.nbd_outlet import Outlet
 
-__all__ = ["CAPACITY", "Replies", "error_on_the_wire"]
+__all__ = ["CAPACITY", "Replies", "error_on_the_wire", "room_for"]
 
 CAPACITY = 1024 * 1024
 """The most data of one chunk, in bytes: what is read and sent should not have left the processor's cache in between."""
@@ -35,6 +36,11 @@ _pack_simple = nbd.SIMPLE_REPLY.pack_into
 _DATA_HEADER, _SIMPLE_HEADER = nbd.CHUNK_DATA_HEADER.size, nbd.SIMPLE_REPLY.size
 
 
+def room_for(length: int) -> memoryview:
+    """Memory of at least `length` bytes that takes none of the machine's until it is used: most connections are idle."""
+    return memoryview(mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 def error_on_the_wire(number: int | None) -> int:
     """The protocol's number for an errno: EPERM where nothing may change, ENOSPC for all kinds of full, EIO for the rest."""
     if number in _PLAIN:
@@ -52,8 +58,7 @@ class Replies:
         self.structured = structured
         self.capacity = capacity
         self._outlet = outlet
-        self._buffer = bytearray(capacity + _OVERHEAD)
-        self._view = memoryview(self._buffer)
+        self._view = room_for(capacity + _OVERHEAD)
         self._used = 0
         self._before = 0
 
@@ -68,25 +73,25 @@ class Replies:
         return Replies(self._outlet, self.structured, capacity)
 
     def _room(self, length: int) -> int:
-        if self._used + length > len(self._buffer) or self._used >= _ENOUGH:
+        if self._used + length > len(self._view) or self._used >= _ENOUGH:
             self.flush()
         return self._used
 
     def done(self, cookie: int, error: int = 0) -> None:
         """Answer to a request without data in its reply; every client takes the simple form of it."""
         at = self._room(_SIMPLE_HEADER)
-        _pack_simple(self._buffer, at, nbd.SIMPLE_REPLY_MAGIC, error, cookie)
+        _pack_simple(self._view, at, nbd.SIMPLE_REPLY_MAGIC, error, cookie)
         self._used = at + _SIMPLE_HEADER
 
     def data(self, cookie: int, offset: int, length: int, flags: int) -> memoryview:
         """The place for `length` bytes (at most `capacity`) read at byte `offset`; `flags` is REPLY_FLAG_DONE in the last."""
         if self.structured:
             at = self._room(length + _DATA_HEADER)
-            _pack_data(self._buffer, at, nbd.STRUCTURED_REPLY_MAGIC, flags, 1, cookie, length + 8, offset)
+            _pack_data(self._view, at, nbd.STRUCTURED_REPLY_MAGIC, flags, 1, cookie, length + 8, offset)
             start = at + _DATA_HEADER
         else:
             at = self._room(length + _SIMPLE_HEADER)
-            _pack_simple(self._buffer, at, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+            _pack_simple(self._view, at, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
             start = at + _SIMPLE_HEADER
         self._before = at
         self._used = start + length
@@ -97,7 +102,7 @@ class Replies:
         end it: where the file cannot be read, which its errno says (0 where it can), an error may still follow.
         """
         start = self._room(_DATA_HEADER)
-        _pack_data(self._buffer, start, nbd.STRUCTURED_REPLY_MAGIC, 0, 1, cookie, length + 8, offset)
+        _pack_data(self._view, start, nbd.STRUCTURED_REPLY_MAGIC, 0, 1, cookie, length + 8, offset)
         self._used = 0
         return self._outlet.send_file(self._view[: start + _DATA_HEADER], file, at, length)
 
@@ -130,7 +135,7 @@ class Replies:
 
     def _chunk(self, kind: int, cookie: int, body: bytes, flags: int) -> None:
         at = self._room(nbd.CHUNK.size + len(body))
-        nbd.CHUNK.pack_into(self._buffer, at, nbd.STRUCTURED_REPLY_MAGIC, flags, kind, cookie, len(body))
+        nbd.CHUNK.pack_into(self._view, at, nbd.STRUCTURED_REPLY_MAGIC, flags, kind, cookie, len(body))
         start = at + nbd.CHUNK.size
         self._view[start : start + len(body)] = body
         self._used = start + len(body)

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from safehold.blocks.server import NbdServer
-from safehold.model.errors import FailedError, UsageError
+from safehold.model.errors import FailedError, SourceError, UsageError
 from safehold.testing.file_export import FixedDirectory
 from safehold.wire import nbd_protocol as nbd
+from safehold.wire.nbd_negotiation import open_export
 from tests.nbd import HELLO, STRUCTURED, MemoryExport, RawClient, go, metadata, option, request
 
 FUA = nbd.CMD_FLAG_FUA
@@ -313,6 +314,149 @@ def test_others_pass_a_request_that_waits(tmp_path: Path, command: int) -> None:
             assert client.simple() == (1, 0)
 
 
+def test_others_pass_a_write_of_a_part_that_waits(tmp_path: Path) -> None:
+    """So do flushes, when as many reads wait as there are threads for them."""
+    disk = MemoryExport(far=65536)
+    with NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk})) as server, RawClient(server.path) as client:
+        client.settle()
+        client.send(request(nbd.CMD_WRITE, 1, 65536 + 512, 512, FUA) + b"x" * 512)
+        client.send(b"".join(request(nbd.CMD_READ, 100 + i, 65536, 4096) for i in range(100)))
+        client.send(request(nbd.CMD_WRITE, 2, 65536 + 4096, 4096) + b"y" * 4096 + request(nbd.CMD_FLUSH, 3))
+        assert {client.simple(), client.simple()} == {(2, 0), (3, 0)}
+        assert disk.asked.wait(20)
+        assert disk.content[65536 : 65536 + 8192] == bytes(4096) + b"y" * 4096
+        disk.arrived.set()
+        answered = set()
+        for _ in range(101):
+            (magic,) = struct.unpack(">I", client.socket.recv(4, socket.MSG_PEEK))
+            answered.add(client.simple() if magic == nbd.SIMPLE_REPLY_MAGIC else (client.chunk().cookie, 0))
+        assert answered == {(1, 0), *((100 + i, 0) for i in range(100))}
+    assert disk.content[65536 : 65536 + 4096] == bytes(512) + b"x" * 512 + bytes(4096 - 1024)
+    assert disk.calls.count("flush") >= 2
+
+
+def test_a_long_write_of_a_part_waits_in_its_place(tmp_path: Path) -> None:
+    disk = MemoryExport(far=65536)
+    with NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk})) as server, RawClient(server.path) as client:
+        client.settle()
+        client.send(request(nbd.CMD_FLUSH, 1) + request(nbd.CMD_WRITE, 2, 65535, 500_000) + b"x" * 500_000)
+        assert client.simple() == (1, 0)
+        disk.arrived.set()
+        assert client.simple() == (2, 0)
+    assert disk.content[65535:565_535] == b"x" * 500_000
+
+
+def test_what_a_part_needs_cannot_be_had(tmp_path: Path) -> None:
+    disk = MemoryExport(far=65536)
+    disk.broken["prepare"] = OSError(errno.EIO, "no vault")
+    with NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk})) as server, RawClient(server.path) as client:
+        client.settle()
+        client.send(request(nbd.CMD_WRITE, 1, 65536, 512) + b"x" * 512 + request(nbd.CMD_TRIM, 2, 65536, 512))
+        client.send(request(nbd.CMD_WRITE, 3, 65535, 500_000) + b"x" * 500_000)
+        assert {client.simple() for _ in range(3)} == {(1, errno.EIO), (2, errno.EIO), (3, errno.EIO)}
+    assert not any(disk.content)
+
+
+# -- clients that are gone ---------------------------------------------------------------------------------------------
+
+
+class Gate(MemoryExport):
+    """A disk whose writes to its beginning wait until they may go on."""
+
+    def __init__(self, far: int | None = None) -> None:
+        super().__init__(far=far)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        if not offset:
+            self.begun.set()
+            assert self.go_on.wait(20)
+        super().write(offset, data)
+
+
+@pytest.mark.parametrize("behind", [nbd.CMD_WRITE, nbd.CMD_TRIM])
+def test_nothing_is_begun_for_a_client_that_left(tmp_path: Path, behind: int) -> None:
+    """It may have sent the same again by another connection, and newer writes after it."""
+    disk = Gate()
+    with NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk})) as server:
+        with RawClient(server.path) as client:
+            client.settle()
+            client.send(request(nbd.CMD_WRITE, 1, 0, 4096) + b"a" * 4096)
+            client.send(request(behind, 2, 8192, 4096) + b"b" * 4096 * (behind == nbd.CMD_WRITE))
+            assert disk.begun.wait(20)
+            time.sleep(0.1)
+        disk.go_on.set()
+    assert [call for call in disk.calls if call != "flush"] == ["write"]
+
+
+def test_the_next_client_is_served_after_what_the_last_one_began(tmp_path: Path) -> None:
+    disk = Gate()
+    with NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk})) as server:
+        with RawClient(server.path) as client:
+            client.settle()
+            client.send(request(nbd.CMD_WRITE, 1, 0, 8192) + b"a" * 8192)
+            assert disk.begun.wait(20)
+        with RawClient(server.path) as other:
+            other.settle()
+            other.send(request(nbd.CMD_WRITE, 1, 4096, 4096) + b"b" * 4096)
+            other.socket.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                other.simple()
+            other.socket.settimeout(20)
+            disk.go_on.set()
+            assert other.simple() == (1, 0)
+    assert disk.content[:8192] == b"a" * 4096 + b"b" * 4096
+
+
+def test_a_write_that_waited_for_the_vault_is_not_made_for_a_client_that_left(tmp_path: Path) -> None:
+    disk = MemoryExport(far=65536)
+    with NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk})) as server:
+        with RawClient(server.path) as client:
+            client.settle()
+            client.send(request(nbd.CMD_WRITE, 1, 65536, 512) + b"x" * 512)
+            assert disk.asked.wait(20)
+        with RawClient(server.path) as other:
+            other.settle()
+            other.send(request(nbd.CMD_WRITE, 1, 65536, 4096) + b"y" * 4096)
+            assert other.simple() == (1, 0)
+            disk.arrived.set()
+    assert disk.content[65536 : 65536 + 4096] == b"y" * 4096
+
+
+@pytest.mark.parametrize("parting", [request(nbd.CMD_DISC, 2), b""])
+def test_a_leave_does_not_take_back_what_was_asked_for(tmp_path: Path, parting: bytes) -> None:
+    """Whoever says no more and listens has not left either."""
+    disk = MemoryExport(far=65536)
+    with NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk})) as server:
+        with RawClient(server.path) as client:
+            client.settle()
+            client.send(request(nbd.CMD_WRITE, 1, 65536, 512) + b"x" * 512 + parting)
+            assert disk.asked.wait(20)
+            client.socket.shutdown(socket.SHUT_WR)
+            time.sleep(0.1)
+            if not parting:
+                disk.arrived.set()
+                assert client.simple() == (1, 0)
+        disk.arrived.set()
+        for _ in range(1000):
+            if "write" in disk.calls:
+                break
+            time.sleep(0.01)
+    assert disk.content[65536 : 65536 + 512] == b"x" * 512
+
+
+def test_who_says_no_more_and_listens_is_served(tmp_path: Path) -> None:
+    disk = Gate()
+    with NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk})) as server, RawClient(server.path) as client:
+        client.settle()
+        client.send(request(nbd.CMD_WRITE, 1, 0, 4096) + b"a" * 4096 + request(nbd.CMD_TRIM, 2, 8192, 4096))
+        client.socket.shutdown(socket.SHUT_WR)
+        assert disk.begun.wait(20)
+        time.sleep(0.1)
+        disk.go_on.set()
+        assert [client.simple(), client.simple()] == [(1, 0), (2, 0)]
+
+
 def test_replies_do_not_wait_for_the_rest_of_a_request(client: RawClient, export: MemoryExport) -> None:
     client.settle()
     late = request(nbd.CMD_WRITE, 2, 0, 500_000)
@@ -400,8 +544,12 @@ def test_one_client_too_many(tmp_path: Path, directory: FixedDirectory) -> None:
     with server, RawClient(server.path) as one, RawClient(server.path) as two:
         one.settle()
         two.settle()
-        with pytest.raises((EOFError, ConnectionResetError)):
-            RawClient(server.path)
+        for _ in range(3):
+            with pytest.raises(SourceError, match="the service has 2 clients, as many as it takes"):
+                open_export(server.path, "disk", 5)
+        with RawClient(server.path) as third:
+            third.send(HELLO + option(nbd.OPT_EXPORT_NAME, b"disk"))
+            assert third.at_end()
         one.send(request(nbd.CMD_FLUSH, 1))
         assert one.simple() == (1, 0)
 

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import msgspec
 
-from safehold.adapters.linux.attachment import Attachment, Backing, run_tool
+from safehold.adapters.linux.attachment import Attachment, Backing, Unsuitable, run_tool
+from safehold.adapters.linux.holders import Held, demand_free, device_number
 from safehold.adapters.linux.kernel_device import KernelDevice
 from safehold.adapters.linux.loop_device import LoopDevice
-from safehold.adapters.linux.mounts import mounts
+from safehold.adapters.linux.members import members_seen
+from safehold.adapters.linux.mounts import Mounted, mounts
 from safehold.model.errors import FailedError, UsageError
 
-__all__ = ["attach", "attachments", "dead", "detach", "mount", "unmount"]
+__all__ = ["attach", "attachments", "dead", "demand_unused", "detach", "mount", "unmount"]
 
 _TURN = 60.0
 """Seconds that others who attach or detach are waited for."""
@@ -67,21 +69,37 @@ def _attach(directory: Path, socket: Path, volume: str, turn: int) -> Attachment
             "making a block device needs root",
             remedy="use the NBD address that safehold volume show prints, with qemu or libnbd",
         )
-    backing: Backing = KernelDevice() if KernelDevice.usable(socket) else LoopDevice()
-    made = backing.make(directory, socket, volume, turn)
-    _keep(directory, made)
+    made = _make(directory, socket, volume, turn)
+    try:
+        _keep(directory, made)
+    except BaseException:
+        with contextlib.suppress(FailedError):
+            _backing(made).take(made, turn)
+        (directory / f"{volume}.json").unlink(missing_ok=True)
+        raise
     return made
+
+
+def _make(directory: Path, socket: Path, volume: str, turn: int) -> Attachment:
+    if KernelDevice.usable(socket):
+        with contextlib.suppress(Unsuitable):
+            return KernelDevice().make(directory, socket, volume, turn)
+    return LoopDevice().make(directory, socket, volume, turn)
 
 
 def mount(directory: Path, attached: Attachment, place: str, options: str = "") -> Attachment:
     """Mount an attached volume. FailedError."""
-    more = ["-o", options] if options else []
     with _turn(directory) as turn:
-        # It is there already where whoever mounted it was killed before that was on record.
-        if os.path.abspath(place) not in _mounted(attached.device):
-            run_tool(["mount", *more, attached.device, place], attached.volume, turn)
-        mounted = msgspec.structs.replace(attached, mount=os.path.abspath(place), options=options)
-        _keep(directory, mounted)
+        return _mount(directory, attached, place, options, turn)
+
+
+def _mount(directory: Path, attached: Attachment, place: str, options: str, turn: int) -> Attachment:
+    more = ["-o", options] if options else []
+    # It is there already where whoever mounted it was killed before that was on record.
+    if os.path.abspath(place) not in _mounted(attached.device):
+        run_tool(["mount", *more, attached.device, place], attached.volume, turn)
+    mounted = msgspec.structs.replace(attached, mount=os.path.abspath(place), options=options)
+    _keep(directory, mounted)
     return mounted
 
 
@@ -94,29 +112,58 @@ def unmount(directory: Path, attached: Attachment, place: str) -> Attachment:
 
 
 def _unmount(directory: Path, attached: Attachment, turn: int) -> Attachment:
-    if attached.mount and attached.mount in _mounted(attached.device):
-        # What is open on a device that is dead stays open, and need not be closed first.
-        lazily = ["--lazy"] if dead(attached) else []
-        run_tool(["umount", *lazily, attached.mount], attached.volume, turn)
-    unmounted = msgspec.structs.replace(attached, mount="", options="")
+    unmounted = _let_go(attached, turn)
     _keep(directory, unmounted)
     return unmounted
 
 
+def _let_go(attached: Attachment, turn: int) -> Attachment:
+    """Unmount it where it is mounted; this is not on record then."""
+    if attached.mount and attached.mount in _mounted(attached.device):
+        # What is open on a device that is dead stays open, and need not be closed first.
+        lazily = ["--lazy"] if dead(attached) else []
+        run_tool(["umount", *lazily, attached.mount], attached.volume, turn)
+    return msgspec.structs.replace(attached, mount="", options="")
+
+
 def detach(directory: Path, attached: Attachment) -> None:
-    """Take the device away, unmounted before where Safehold mounted it; one that was killed on the way goes on. UsageError where something else
-    holds it. A dead one is let go of, and is gone for good once nobody has anything open on it.
+    """Take the device away, unmounted before where Safehold mounted it; one that was killed on the way goes on. UsageError where it is mounted
+    elsewhere too, `holders.Held` where somebody else has it: it is as it was then. A dead one is let go of, and is gone for good once nobody has
+    anything open on it.
     """
     backing = _backing(attached)
+    was = attached
     with _turn(directory) as turn:
+        flush = False
         if backing.there(attached):
             gone = backing.dead(attached)
             _demand_ours(attached, "unmount it first: umount --lazy" if gone else "unmount it first")
-            attached = _unmount(directory, attached, turn)
-            if not gone:
+            demand_unused(attached)
+            # Put on record by what follows: a full disk must not keep the device.
+            attached = _let_go(attached, turn)
+            flush = not gone
+        try:
+            if flush:
                 run_tool(["blockdev", "--flushbufs", attached.device], attached.volume, turn)
-        backing.take(attached, turn)
+            backing.take(attached, turn)
+        except Held:
+            # Such as where another namespace has it mounted, which shows only when this one does not.
+            if was.mount:
+                _mount(directory, attached, was.mount, was.options, turn)
+            raise
+        except FailedError:
+            _keep(directory, attached)
+            raise
         (directory / f"{attached.volume}.json").unlink(missing_ok=True)
+
+
+def demand_unused(attached: Attachment) -> None:
+    """`holders.Held` where somebody has the device besides who mounted it. A dead one is let go of whoever has it."""
+    number = device_number(attached.device)
+    # A file system in user space is a program that has it open for as long as it is mounted; who else has, shows when it is not.
+    by_program = any(mounted.device == number and mounted.type.startswith("fuse") for mounted in mounts())
+    if not by_program and not dead(attached):
+        demand_free(attached.device)
 
 
 def _demand_ours(attached: Attachment, remedy: str) -> None:
@@ -154,11 +201,19 @@ def _turn(directory: Path) -> Iterator[int]:
 def _keep(directory: Path, attached: Attachment) -> None:
     path = directory / f"{attached.volume}.json"
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(attached))
-    os.replace(fresh, path)
+    try:
+        fresh.write_bytes(msgspec.json.encode(attached))
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _mounted(device: str) -> list[str]:
-    number = os.stat(device).st_rdev
-    wanted = f"{os.major(number)}:{os.minor(number)}"
-    return [mounted.path for mounted in mounts() if mounted.device == wanted]
+    number = device_number(device)
+    return [mounted.path for mounted in mounts() if number and number in _numbers(mounted)]
+
+
+def _numbers(mounted: Mounted) -> frozenset[str]:
+    # What btrfs shows as its device is none.
+    return members_seen(mounted) if mounted.type == "btrfs" else frozenset([mounted.device])

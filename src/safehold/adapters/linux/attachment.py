@@ -11,12 +11,16 @@ import msgspec
 
 from safehold.model.errors import FailedError
 
-__all__ = ["RECONNECT", "Attachment", "Backing", "run_tool"]
+__all__ = ["RECONNECT", "Attachment", "Backing", "Unsuitable", "run_tool"]
 
 RECONNECT = 30
 """Seconds that requests wait for a service that went away, before the disk gives errors: longer than a restart, shorter than the kernel's
 patience with a hung task.
 """
+
+
+class Unsuitable(Exception):
+    """This machine cannot have a device of that kind, and nothing was left of the attempt; another kind may do."""
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -38,8 +42,8 @@ class Backing(Protocol):
     """A way to make a device of a served volume."""
 
     def make(self, directory: Path, socket: Path, volume: str, turn: int) -> Attachment:
-        """Make one; nothing stays half done. UsageError where that cannot be done here, FailedError where a step fails. Programs that it runs
-        keep the descriptor `turn` open.
+        """Make one; nothing stays half done. UsageError or Unsuitable where that cannot be done here, FailedError where a step fails. Programs
+        that it runs keep the descriptor `turn` open.
         """
 
     def there(self, attached: Attachment) -> bool:
@@ -49,7 +53,9 @@ class Backing(Protocol):
         """True where the device gives errors for ever: it can only be detached."""
 
     def take(self, attached: Attachment, turn: int) -> None:
-        """Take the device away, which nobody has mounted; goes on with what was begun. FailedError where somebody else holds it."""
+        """Take the device away, which nobody has mounted; goes on with what was begun. `holders.Held` where somebody else has it, and nothing was
+        done; FailedError where the kernel does not let it go.
+        """
 
 
 def run_tool(command: Sequence[str], on: str, *keep: int) -> str:

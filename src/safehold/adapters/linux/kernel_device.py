@@ -1,37 +1,38 @@
 """A served volume as a device of the kernel's own nbd driver.
 
-When the service goes away, the driver keeps requests until somebody gives it new connections, which the service does when it is back
-(`Reconnector`), or the time is over. Requests that were on their way wait for the driver's timeout before they are sent again.
+The driver has one connection and does not give up on a request that is not answered: one that it sent again by another connection might be carried
+out after newer ones. When the service goes away, the driver keeps requests until somebody gives it a new connection, which the service does when it
+is back (see `reconnector`), or the time is over. Requests that were on their way are sent again then, at the driver's next look at them.
+
+Source: the kernel's drivers/block/nbd.c. That one connection without a timeout is waited for and then replaced is so from Linux 5.9 on, a device's
+backend is told from 5.14 on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import os
 import socket
-import threading
+import stat
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.linux.attachment import RECONNECT, Attachment
+from safehold.adapters.linux.attachment import RECONNECT, Attachment, Unsuitable
+from safehold.adapters.linux.holders import claimed, device_number
 from safehold.adapters.linux.nbd_netlink import NbdDriver
-from safehold.model.errors import FailedError, SourceError
-from safehold.model.progress import Progress
+from safehold.model.errors import FailedError
 from safehold.wire.nbd_negotiation import Offered, open_export
 from safehold.wire.peer import peer_user
 
-__all__ = ["KernelDevice", "Reconnector"]
+__all__ = ["KernelDevice", "connection_to", "number_of"]
 
-_CONNECTIONS = 2
-"""As many requests are served at the same time, each connection in order but for those that wait for the vault."""
+_BLOCK = Path("/sys/block")
+_FOR_EVER = 0
 _ANSWER = 10.0
 """Seconds that the service may take to answer in the negotiation."""
 _GONE = 10.0
-_LOOK = 0.5
-"""Seconds between two looks at what is attached."""
 
 
 class KernelDevice:
@@ -51,27 +52,49 @@ class KernelDevice:
 
     def make(self, directory: Path, socket: Path, volume: str, turn: int) -> Attachment:
         """See `attachment.Backing`."""
-        backend = f"safehold {uuid.uuid4().hex}"
+        backend = _backend(directory, volume)
+        self._end_left(backend, volume, turn)
         try:
-            with _connections(socket, volume) as (offered, descriptors), NbdDriver() as driver:
-                number = driver.connect(
-                    descriptors,
-                    size=offered.size,
-                    flags=offered.flags,
-                    backend=backend,
-                    timeout=RECONNECT,
-                    dead_after=RECONNECT,
-                )
+            made = self._connect(socket, volume, backend)
         except OSError as error:
             raise FailedError(
                 f"the kernel makes no nbd device ({error.strerror})", on=f"volume {volume}", remedy="see dmesg"
             ) from error
+        except BaseException:
+            # An interrupt may come between the driver's work and its answer.
+            with contextlib.suppress(FailedError):
+                self._end_left(backend, volume, turn)
+            raise
+        why = _unfit(made)
+        if why:
+            with contextlib.suppress(OSError), NbdDriver() as driver:
+                driver.disconnect(number_of(made))
+            raise Unsuitable(why)
+        return made
+
+    def _connect(self, service: Path, volume: str, backend: str) -> Attachment:
+        with connection_to(service, volume) as (offered, descriptor), NbdDriver() as driver:
+            number = driver.connect(
+                [descriptor],
+                size=offered.size,
+                flags=offered.flags,
+                backend=backend,
+                timeout=_FOR_EVER,
+                dead_after=RECONNECT,
+            )
         return Attachment(volume, f"/dev/nbd{number}", backend=backend)
+
+    def _end_left(self, backend: str, volume: str, turn: int) -> None:
+        """Take devices away that are on no record: whoever made them was killed before they were."""
+        for place in sorted(_BLOCK.glob("nbd*")):
+            left = Attachment(volume, f"/dev/{place.name}", backend=backend)
+            if self.there(left):
+                self.take(left, turn)
 
     def there(self, attached: Attachment) -> bool:
         """See `attachment.Backing`."""
         try:
-            told = Path(f"/sys/block/{Path(attached.device).name}/backend").read_text()
+            told = (_BLOCK / Path(attached.device).name / "backend").read_text()
         except OSError:
             return False
         return told.strip() == attached.backend
@@ -84,15 +107,17 @@ class KernelDevice:
         """See `attachment.Backing`."""
         if not self.there(attached):
             return
-        try:
-            with NbdDriver() as driver:
-                driver.disconnect(_number(attached))
-        except OSError as error:
-            raise FailedError(
-                f"the kernel does not let the device go ({error.strerror})",
-                on=attached.device,
-                remedy="see who holds it: lsof " + attached.device,
-            ) from error
+        # The driver asks nobody who has the device.
+        with claimed(attached.device):
+            try:
+                with NbdDriver() as driver:
+                    driver.disconnect(number_of(attached))
+            except OSError as error:
+                raise FailedError(
+                    f"the kernel does not let the device go ({error.strerror})",
+                    on=attached.device,
+                    remedy="see who holds it: lsof " + attached.device,
+                ) from error
         end = time.monotonic() + _GONE
         while self.there(attached):
             if time.monotonic() > end:
@@ -104,79 +129,34 @@ class KernelDevice:
             time.sleep(0.02)
 
 
-class Reconnector:
-    """A thread of the service that gives devices of its volumes new connections: those of a service before it, and whichever lose one."""
-
-    def __init__(self, attached: Callable[[], Sequence[Attachment]], service: Path, progress: Progress) -> None:
-        """`attached` looks what is attached now, `service` is where this service listens. Needs root; without, `start` does nothing."""
-        self._attached, self._service, self._progress = attached, service, progress
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="reconnector", daemon=True)
-        self._told: set[str] = set()
-
-    def start(self) -> None:
-        """Begin."""
-        if not os.geteuid():
-            self._thread.start()
-
-    def stop(self) -> None:
-        """Return when the thread has ended. Harmless where it was not started."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                if self._mine():
-                    with NbdDriver() as driver:
-                        self._watch(driver)
-            except OSError as error:
-                self._tell("", f"devices of the kernel's nbd cannot be watched ({error.strerror})")
-            self._stop.wait(_LOOK)
-
-    def _watch(self, driver: NbdDriver) -> None:
-        driver.listen()
-        # Whatever was lost before anybody listened.
-        waiting = {_number(one) for one in self._mine()}
-        while not self._stop.is_set() and (mine := self._mine()):
-            waiting = {_number(one) for one in mine if _number(one) in waiting and not self._reconnect(driver, one)}
-            number = driver.next_dead(_LOOK)
-            if number is not None:
-                waiting.add(number)
-
-    def _mine(self) -> list[Attachment]:
-        return [one for one in self._attached() if one.backend]
-
-    def _reconnect(self, driver: NbdDriver, attached: Attachment) -> bool:
-        """True where the device has what it needs, or is none any more."""
-        try:
-            with _connections(self._service, attached.volume) as (_, descriptors):
-                driver.reconnect(_number(attached), descriptors, attached.backend)
-        except SourceError as error:
-            self._tell(attached.volume, f"{attached.device} cannot be connected to {attached.volume} again: {error}")
-            return False
-        except OSError as error:
-            # It has all its connections; or it went meanwhile.
-            return error.errno in (errno.ENOSPC, errno.EINVAL, errno.ENODEV)
-        self._told.discard(attached.volume)
-        return True
-
-    def _tell(self, of: str, what: str) -> None:
-        if of not in self._told:
-            self._told.add(of)
-            self._progress.warn(what)
-
-
 @contextlib.contextmanager
-def _connections(service: Path, volume: str) -> Iterator[tuple[Offered, list[int]]]:
-    """What the service says of a volume, and the descriptors of connections to it, which the driver takes over by its own."""
-    with contextlib.ExitStack() as stack:
-        opened = [open_export(str(service), volume, _ANSWER) for _ in range(_CONNECTIONS)]
-        for connection, _ in opened:
-            stack.callback(connection.close)
-        yield opened[0][1], [connection.fileno() for connection, _ in opened]
+def connection_to(service: Path, volume: str) -> Iterator[tuple[Offered, int]]:
+    """What the service says of a volume, and the descriptor of a connection to it, which the driver takes over by its own. SourceError."""
+    opened, offered = open_export(str(service), volume, _ANSWER)
+    with opened:
+        yield offered, opened.fileno()
 
 
-def _number(attached: Attachment) -> int:
+def number_of(attached: Attachment) -> int:
+    """By which the driver knows a device."""
     return int(Path(attached.device).name.removeprefix("nbd"))
+
+
+def _backend(directory: Path, volume: str) -> str:
+    """The same whenever that volume is attached: a device that is on no record is known by it."""
+    told = f"{os.path.realpath(directory)}\0{volume}"
+    return f"safehold {hashlib.sha256(told.encode()).hexdigest()[:32]}"
+
+
+def _unfit(made: Attachment) -> str:
+    """Why a device that the driver made cannot be used here, or nothing."""
+    if not KernelDevice().there(made):
+        return "this kernel does not tell whose an nbd device is"
+    try:
+        node = os.stat(made.device)
+    except OSError as error:
+        return f"{made.device} is not there ({error.strerror})"
+    number = f"{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}"
+    if not stat.S_ISBLK(node.st_mode) or number != device_number(made.device):
+        return f"{made.device} is something else"
+    return ""

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from safehold.adapters.linux.attachment import RECONNECT, Attachment, run_tool
+from safehold.adapters.linux.holders import claimed
 from safehold.adapters.linux.mounts import mounts
 from safehold.model.errors import FailedError, UsageError
 
@@ -60,9 +61,12 @@ class LoopDevice:
 
     def take(self, attached: Attachment, turn: int) -> None:
         """See `attachment.Backing`."""
+        dead = self.dead(attached)
         if self.there(attached):
-            run_tool(["losetup", "--detach", attached.device], attached.volume, turn)
-        if self.dead(attached):
+            # What is open on a device that is dead stays open; the kernel takes any other away when its last user is gone.
+            with contextlib.nullcontext() if dead else claimed(attached.device):
+                run_tool(["losetup", "--detach", attached.device], attached.volume, turn)
+        if dead:
             _unmount_file(Path(attached.file), turn)
         else:
             self._end_daemon(attached)

@@ -5,6 +5,7 @@ Source: the kernel's include/uapi/linux/{netlink,genetlink,nbd-netlink}.h. Integ
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -13,7 +14,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
-__all__ = ["NbdDriver"]
+__all__ = ["NbdDriver", "NbdNews"]
 
 _GENERIC = 16
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
@@ -43,18 +44,18 @@ class NbdDriver:
 
     def __init__(self) -> None:
         """OSError where the kernel has no such driver loaded, or this network namespace does not see it."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _GENERIC)
+        self._socket = _generic()
         self._sequence = 0
         try:
-            self._socket.bind((0, 0))
             self._socket.settimeout(_PATIENCE)
             told = self._ask(_CONTROL, _GET_FAMILY, _attribute(_FAMILY_NAME, b"nbd\0"))
-            self._family = _short(told[_FAMILY_ID])
-            self._group = next(
+            self.family = _short(told[_FAMILY_ID])
+            self.news_group = next(
                 struct.unpack("=I", group[_GROUP_ID])[0]
                 for group in (dict(_attributes(body)) for _, body in _attributes(told[_GROUPS]))
                 if group[_GROUP_NAME].rstrip(b"\0") == b"nbd_mc_group"
             )
+            """See `NbdNews`."""
         except BaseException:
             self._socket.close()
             raise
@@ -82,8 +83,8 @@ class NbdDriver:
     ) -> int:
         """Make a device of descriptors of connections to one export, of `size` bytes and with its transmission flags; returns its number.
 
-        `backend` is what it can be known by; `timeout` the seconds after which a request is sent again on another connection; `dead_after` the
-        seconds that requests wait for one when there is none, before they fail. OSError.
+        `backend` is what it can be known by; `timeout` the seconds after which the driver gives up a connection that has not answered a
+        request, 0: never; `dead_after` the seconds that requests wait for a connection when there is none, before they fail. OSError.
         """
         body = (
             _long(_SIZE, size)
@@ -94,31 +95,18 @@ class NbdDriver:
             + _attribute(_BACKEND, backend.encode() + b"\0")
             + _listed(sockets)
         )
-        return int(struct.unpack("=I", self._ask(self._family, _CONNECT, body)[_INDEX])[0])
+        return int(struct.unpack("=I", self._ask(self.family, _CONNECT, body)[_INDEX])[0])
 
     def reconnect(self, number: int, sockets: Sequence[int], backend: str) -> None:
-        """Give a device new connections for those that have ended. OSError ENOSPC where none has, EINVAL where it has another `backend`."""
+        """Give a device new connections for those that have ended; where none has, nothing changes. OSError EINVAL where it has another
+        `backend`.
+        """
         body = _attribute(_INDEX, struct.pack("=I", number)) + _attribute(_BACKEND, backend.encode() + b"\0")
-        self._ask(self._family, _RECONFIGURE, body + _listed(sockets))
+        self._ask(self.family, _RECONFIGURE, body + _listed(sockets))
 
     def disconnect(self, number: int) -> None:
         """Take a device away; requests under way fail. OSError."""
-        self._ask(self._family, _DISCONNECT, _attribute(_INDEX, struct.pack("=I", number)))
-
-    def listen(self) -> None:
-        """Hear of connections that end, from here on: see `next_dead`."""
-        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, self._group)
-
-    def next_dead(self, seconds: float) -> int | None:
-        """The number of the next device that lost a connection; None where none does so within the seconds. OSError."""
-        self._socket.settimeout(seconds)
-        try:
-            for kind, body in _messages(self._socket.recv(_LONGEST)):
-                if kind == self._family and body[0] == _LINK_DEAD:
-                    return int(struct.unpack("=I", dict(_attributes(body[_ORDER.size :]))[_INDEX])[0])
-        except TimeoutError:
-            pass
-        return None
+        self._ask(self.family, _DISCONNECT, _attribute(_INDEX, struct.pack("=I", number)))
 
     def _ask(self, family: int, command: int, body: bytes) -> Mapping[int, bytes]:
         """The attributes of the answer. OSError as the kernel says."""
@@ -127,7 +115,9 @@ class NbdDriver:
         self._socket.send(_MESSAGE.pack(_MESSAGE.size + len(body), family, _REQUEST | _ACK, self._sequence, 0) + body)
         answer: Mapping[int, bytes] = {}
         while True:
-            for kind, told in _messages(self._socket.recv(_LONGEST)):
+            for kind, sequence, told in _messages(self._socket.recv(_LONGEST)):
+                if sequence != self._sequence:
+                    continue  # the answer to a question that was given up
                 if kind == family:
                     answer = dict(_attributes(told[_ORDER.size :]))
                 elif kind == _ERROR:
@@ -137,12 +127,70 @@ class NbdDriver:
                     return answer
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, body) of each message."""
+class NbdNews:
+    """Hears of connections that end. A context manager; on a socket of its own, so that no answer is taken for news, and none of it is lost to an
+    answer.
+    """
+
+    def __init__(self, driver: NbdDriver) -> None:
+        """From here on. OSError."""
+        self._family = driver.family
+        self._socket = _generic()
+        try:
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, driver.news_group)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> NbdNews:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def dead(self, seconds: float) -> set[int]:
+        """The numbers of devices that have lost a connection; none where none has within the seconds. Some may be missing where many came at
+        once. OSError.
+        """
+        self._socket.settimeout(seconds)
+        try:
+            return _dead(self._family, self._socket.recv(_LONGEST))
+        except TimeoutError:
+            return set()
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return set()
+            raise
+
+
+def _dead(family: int, data: bytes) -> set[int]:
+    found = set()
+    for kind, _, body in _messages(data):
+        if kind == family and body[:1] == bytes([_LINK_DEAD]):
+            number = dict(_attributes(body[_ORDER.size :])).get(_INDEX)
+            if number is not None:
+                found.add(int(struct.unpack("=I", number)[0]))
+    return found
+
+
+def _generic() -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _GENERIC)
+    try:
+        made.bind((0, 0))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, sequence, body) of each message."""
     at = 0
     while at + _MESSAGE.size <= len(data):
-        length, kind, *_ = _MESSAGE.unpack_from(data, at)
-        yield kind, data[at + _MESSAGE.size : at + length]
+        length, kind, _, sequence, _ = _MESSAGE.unpack_from(data, at)
+        yield kind, sequence, data[at + _MESSAGE.size : at + length]
         at += max(_padded(length), _MESSAGE.size)
 
 

@@ -7,9 +7,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from safehold.adapters.linux.members import members, members_seen
 from safehold.adapters.linux.mounts import Mounted, mount_of
 
-__all__ = ["backing_file", "below", "disks", "roots", "roots_of", "swap_places"]
+__all__ = ["backing_file", "below", "disks", "roots", "roots_seen", "swap_places"]
 
 _BLOCK = Path("/sys/dev/block")
 
@@ -29,9 +30,8 @@ def _path(path: str, seen: set[str]) -> None:
         _device(_number(info.st_rdev), seen)
         return
     mounted = mount_of(path)
-    _device(mounted.device, seen)
-    if mounted.source.startswith("/") and Path(mounted.source).is_block_device():
-        _device(_number(os.stat(mounted.source).st_rdev), seen)
+    for number in (mounted.device, *members_seen(mounted)):
+        _device(number, seen)
     for option in mounted.super_options:
         # An overlay is written to in its upper directory.
         name, _, value = option.partition("=")
@@ -66,28 +66,29 @@ def swap_places() -> Iterator[str]:
 
 
 def disks(path: str) -> frozenset[str]:
-    """Numbers of the block devices that the file system at `path` is itself on; not of those further down."""
-    return _disks(mount_of(path))
-
-
-def _disks(mounted: Mounted) -> frozenset[str]:
-    found = {mounted.device}
-    if Path(mounted.source).is_block_device():
-        found.add(_number(os.stat(mounted.source).st_rdev))
-    return frozenset(found)
+    """Numbers of the block devices that the file system at `path` is itself on, as far as that can be told from here; not of
+    those further down.
+    """
+    mounted = mount_of(path)
+    return frozenset(number for number in (mounted.device, *members_seen(mounted)) if (_BLOCK / number).exists())
 
 
 def roots(path: str) -> dict[str, str]:
     """Numbers and names of the block devices that the file system at `path` is on at the bottom: below LVM, md, other mapped devices and
-    partitions, and not below loop devices.
+    partitions, and not below loop devices. OSError where that cannot be told.
     """
-    return roots_of(mount_of(path))
+    mounted = mount_of(path)
+    return _roots_of(mounted, members(mounted))
 
 
-def roots_of(mounted: Mounted) -> dict[str, str]:
-    """See `roots`: of what is mounted there, which is not asked itself."""
+def roots_seen(mounted: Mounted) -> dict[str, str]:
+    """As `roots`, of what is mounted there, as far as that can be told from here."""
+    return _roots_of(mounted, members_seen(mounted))
+
+
+def _roots_of(mounted: Mounted, devices: frozenset[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for number in _disks(mounted):
+    for number in (mounted.device, *devices):
         _roots(number, found)
     return found
 
@@ -106,8 +107,8 @@ def _roots(number: str, found: dict[str, str]) -> None:
 
 def backing_file(path: str) -> str | None:
     """The image file that all of the file system at `path` lies in, by a loop device; None where there is none."""
-    for number in disks(path):
-        backing = _BLOCK / number / "loop" / "backing_file"
-        if backing.exists():
-            return backing.read_text().rstrip("\n")
-    return None
+    found = disks(path)
+    backing = _BLOCK / next(iter(found), "none") / "loop" / "backing_file"
+    if len(found) != 1 or not backing.exists():
+        return None
+    return backing.read_text().rstrip("\n")

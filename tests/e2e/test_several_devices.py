@@ -12,7 +12,7 @@ import pytest
 from safehold.adapters.linux import members
 from safehold.adapters.linux.stack import backing_file, disks, roots
 from safehold.compose.paths import Paths
-from safehold.compose.quiet import Served, find_brackets
+from safehold.compose.volume_brackets import Served, VolumeBrackets, find_brackets
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.testing.program import Program
@@ -45,6 +45,11 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path,
         yield where, a, b
 
 
+def served(tmp_path: Path, *devices: str) -> Served:
+    """Volumes that go by the names of their devices."""
+    return Served({one: one for one in devices}, [str(tmp_path / "v")], lambda name: set(), devices)
+
+
 def test_all_of_them_are_seen(pair: tuple[Path, str, str], program: Program, vault: Path, tmp_path: Path) -> None:
     where, a, b = pair
     assert set(roots(str(where)).values()) == {a, b}
@@ -59,10 +64,13 @@ def test_a_bracket_needs_the_snapshot_to_have_all(pair: tuple[Path, str, str], t
     where, a, b = pair
     paths = Paths(tmp_path / "config", tmp_path / "state", tmp_path / "cache", tmp_path / "run")
 
-    def ask(*devices: str) -> None:
-        find_brackets([f"fsfreeze:{where}"], Served(devices, [str(tmp_path / "v")], set), paths, Context())
+    def ask(*devices: str, bracket: str = f"fsfreeze:{where}") -> VolumeBrackets:
+        return find_brackets([bracket], served(tmp_path, *devices), paths, Context())
 
-    ask(a, b)
+    found = ask(a, b)
+    assert (found.covers, found.loose) == ((frozenset({a, b}),), {})
+    hook = ask(a, b, bracket="hook:/bin/true")
+    assert (hook.covers, hook.loose) == ((frozenset({a, b}),), {a: str(where), b: str(where)})
     with pytest.raises(UsageError, match=f"lies on {b} too"):
         ask(a)
     with pytest.raises(UsageError, match=f"lies on {a} too"):
@@ -81,4 +89,4 @@ def test_what_cannot_be_told_is_refused(
         monkeypatch.setattr(members, name, unseen)
     paths = Paths(tmp_path / "config", tmp_path / "state", tmp_path / "cache", tmp_path / "run")
     with pytest.raises(UsageError, match="cannot be told"):
-        find_brackets([f"fsfreeze:{where}"], Served(devices, [str(tmp_path / "v")], set), paths, Context())
+        find_brackets([f"fsfreeze:{where}"], served(tmp_path, *devices), paths, Context())

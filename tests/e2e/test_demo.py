@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,16 @@ def test_the_demo_tells_its_story(way: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = (closed / "story").read_text()
     for line in (
+        "$ safehold key check --kit kit.txt\nopens vault",
         "the newest generation is equal, bit for bit",
         "the older generation is equal, bit for bit",
         "e2fsck finds the file system clean",
         "== 11. " + ("Gone by mistake" if way == "root" else "Overwritten by mistake"),
     ):
         assert line in told
+    assert "no second copy" not in done.stderr
+    if way == "root":
+        attach = re.search(r"^\$ safehold volume attach live --mount (/\S+)\n(.*)", told, re.MULTILINE)
+        assert attach is not None
+        assert attach[2].endswith(f" on {attach[1]}")
     assert told.rstrip().splitlines()[-1].split()[2] == "live"

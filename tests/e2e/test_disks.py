@@ -303,6 +303,7 @@ def test_salvage(program: Program, vault: Path, tmp_path: Path) -> None:
     assert pack.name in said
     said = program.run("verify", "--data", code=4).stdout
     assert pack.name in said
+    assert "does not open: its bytes are not what was stored" in said
     refused = program.run("restore", "disk@latest", "--to", tmp_path / "back.img", code=4).stderr
     assert pack.name in refused
     assert "--salvage" in refused

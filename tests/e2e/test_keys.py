@@ -96,6 +96,12 @@ def test_a_kit_that_was_proved_is_remembered(program: Program, tmp_path: Path) -
     assert "no second copy" in program.run("verify", SAFEHOLD_PASSPHRASE="new").stderr
 
 
+def test_a_passphrase_file_that_is_not_there(program: Program, vault: Path) -> None:
+    program.passphrase = False
+    said = program.run("key", "check", code=6, SAFEHOLD_PASSPHRASE_FILE="/nope").stderr
+    assert "secret cannot be read (No such file or directory): /nope\n" in said
+
+
 def test_slots(program: Program, vault: Path, tmp_path: Path) -> None:
     program.run("key", "add", "--label", "second", SAFEHOLD_NEW_PASSPHRASE="two")
     assert "owner" in program.run("key", "check", SAFEHOLD_PASSPHRASE="two").stdout

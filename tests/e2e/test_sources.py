@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from safehold.testing.program import Program
-from tests.disks import make_disk, same
+from tests.disks import make_disk, make_ext4, same
 
 MODULE = """
 import contextlib
@@ -99,6 +99,34 @@ def test_a_volume_by_its_prefix(program: Program, vault: Path, tmp_path: Path) -
     (tmp_path / "folder").mkdir()
     said = program.run("backup", f"volume:{tmp_path / 'folder'}", code=2).stderr
     assert "neither an image file nor a block device" in said
+
+
+def test_a_file_that_is_taken_as_a_disk_is_told_of(program: Program, vault: Path, tmp_path: Path) -> None:
+    """Once, and only where it may have been meant as a file."""
+    conf, content = tmp_path / "site1.conf", tmp_path / "content"
+    content.mkdir()
+    conf.write_text("server {}\n")
+    note = f"as a file: tree:{conf}"
+    assert note in program.run("backup", conf, "--dry-run").stderr
+    first = program.run("backup", conf)
+    assert note in first.stderr
+    assert note not in program.run("backup", conf).stderr
+    assert "taken as a disk" not in program.run("backup", f"tree:{conf}", "--name", "file").stderr
+    assert "taken as a disk" not in program.run("backup", f"volume:{conf}", "--name", "meant").stderr
+    for disk in (make_disk(tmp_path / "disk.RAW", "ab"), make_ext4(tmp_path / "without an ending", "8", content)):
+        assert "taken as a disk" not in program.run("backup", disk).stderr
+
+
+def test_a_disk_is_not_restored_onto_a_directory(program: Program, vault: Path, tmp_path: Path) -> None:
+    program.run("backup", make_disk(tmp_path / "disk.img", "ab"))
+    place = tmp_path / "place"
+    place.mkdir()
+    said = program.run("restore", "disk@latest", "--to", place, code=1).stderr
+    assert "target is a directory" in said
+    assert f"{place}/NAME" in said
+    for more in ((), ("--dry-run",)):
+        said = program.run("restore", "disk@latest", "--to", place, "--overwrite", *more, code=1).stderr
+        assert "target is a directory" in said
 
 
 def test_a_volume_prefix_takes_a_device(program: Program, vault: Path, tmp_path: Path) -> None:

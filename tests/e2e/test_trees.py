@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -150,7 +151,7 @@ def test_parts_of_a_tree(program: Program, source: Path, tmp_path: Path) -> None
     assert (tmp_path / "one").read_bytes() == (source / "big.bin").read_bytes()
     assert (
         "target exists"
-        in program.run("restore", f"www@latest:{source}/big.bin", "--to", tmp_path / "one", code=2).stderr
+        in program.run("restore", f"www@latest:{source}/big.bin", "--to", tmp_path / "one", code=1).stderr
     )
     assert "not empty" in program.run("restore", "www@latest", "--to", source, code=1).stderr
 
@@ -220,6 +221,116 @@ def test_what_a_single_file_would_be_written_to(program: Program, tmp_path: Path
         assert target.read_text() == "another"
     program.run("restore", selector, "--to", target, "--delta")
     assert target.read_text() == "content"
+
+
+def test_a_single_file_goes_into_a_directory(program: Program, source: Path, tmp_path: Path) -> None:
+    """As with cp; what lies there is written over only if that is said, and a directory never."""
+    program.run("backup", source, "--name", "www")
+    selector, into = f"www@latest:{source}/index.html", tmp_path / "into"
+    into.mkdir()
+    (into / "other").write_text("stays")
+    would = program.run("restore", selector, "--to", into, "--dry-run").stdout
+    assert str(into / "index.html") in would
+    assert f"{into}/index.html: 1 file, " in program.run("restore", selector, "--to", f"{into}/").stdout
+    assert (into / "index.html").read_text() == "<html>"
+    (into / "index.html").write_text("another")
+    for more in ((), ("--dry-run",)):
+        said = program.run("restore", selector, "--to", into, *more, code=1).stderr
+        assert f"target exists: {into}/index.html" in said
+        assert "--overwrite" in said
+    program.run("restore", selector, "--to", into, "--overwrite")
+    assert (into / "index.html").read_text() == "<html>"
+    assert (into / "other").read_text() == "stays"
+    (into / "index.html").unlink()
+    (into / "index.html").mkdir()
+    for more in ((), ("--overwrite",), ("--delta",), ("--overwrite", "--dry-run")):
+        said = program.run("restore", selector, "--to", into, *more, code=1).stderr
+        assert "a file does not take its place" in said
+        assert "--overwrite" not in said
+    assert list((into / "index.html").iterdir()) == []
+    program.run("restore", selector, "--to", f"{tmp_path}/made/")
+    assert (tmp_path / "made/index.html").read_text() == "<html>"
+
+
+def test_only_what_arrived_is_counted(program: Program, tmp_path: Path) -> None:
+    """A directory in the way of a file stays while something lies in it; so do the files that were to be written."""
+    top, out = tmp_path / "top", tmp_path / "out"
+    top.mkdir()
+    for name, size in (("arrives", 5), ("small", 7), ("large", 3_000_000)):
+        (top / name).write_bytes(b"x" * size)
+    (top / "link").symlink_to("arrives")
+    program.run("backup", top, "--name", "top")
+    for name in ("small", "large", "link"):
+        (out / name / "something").mkdir(parents=True)
+    selector = f"top@latest:{top}"
+    done = program.json("restore", selector, "--to", out, "--overwrite", code=3)
+    assert (done["entries"], done["written"]) == (1, 5)
+    assert sorted(done["problems"]) == [
+        f"{name}: not restored (Directory not empty)" for name in ("large", "link", "small")
+    ]
+    told = program.run("restore", selector, "--to", out, "--overwrite", code=3)
+    assert "1 file, 0 right already, 5 B written" in told.stdout
+    assert "3 files not restored" in told.stderr
+    assert "as root" not in told.stderr
+    assert "only root" not in told.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_user_is_told_in_a_few_lines_what_only_root_can_restore(program: Program, tmp_path: Path) -> None:
+    """Also where processes of their own write the files, as they do once there are many."""
+    top, out, count = tmp_path / "top", tmp_path / "out", 2500
+    (top / "many").mkdir(parents=True)
+    for n in range(count):
+        (top / f"many/{n}").write_text(f"{n}")
+    program.run("backup", top, "--name", "top")
+
+    def as_user(*arguments: object, code: int) -> subprocess.CompletedProcess[str]:
+        # Somebody who may look and write everywhere, so that nothing but owners is forbidden.
+        who = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        rights = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+        done = subprocess.run(
+            [*who, *rights, Path(sys.executable).parent / "safehold", *map(str, arguments)],
+            env=program._environment({}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    told = as_user("restore", f"top@latest:{top}", "--to", out, code=3)
+    assert f"{count + 1:,} files, " in told.stdout
+    # The files, the directory that they lie in, and the one restored into.
+    assert f"{count + 2:,} files: owner not set (Operation not permitted): " in told.stderr
+    assert f"{count - 1:,} more" in told.stderr
+    assert "only root can set those" in told.stderr
+    assert len(told.stderr.splitlines()) < 8
+    done = json.loads(as_user("restore", f"top@latest:{top}", "--to", out, "--delta", "--json", code=3).stdout)
+    assert len(done["problems"]) == count + 2
+    assert "many/7: owner not set: 0:0 (Operation not permitted)" in done["problems"]
+    one = as_user("restore", f"top@latest:{top}/many/7", "--to", tmp_path / "one", code=3)
+    assert "one: owner not set: 0:0 (Operation not permitted)" in one.stderr
+
+
+def test_near_names_of_resources(program: Program, source: Path, tmp_path: Path) -> None:
+    """Directories go by their whole path, images without the end of their names; users ask for what they call them."""
+    named = str(source).strip("/").replace("/", "-")
+    (tmp_path / "disk.img").write_bytes(b"x" * 5000)
+    program.run("backup", source, tmp_path / "disk.img")
+    for asked, name in (
+        ("www", named),
+        (source, named),
+        (f"{named}x", named),
+        ("disk.img", "disk"),
+        (tmp_path / "disk.img", "disk"),
+    ):
+        for command in (("restore", f"{asked}@latest", "--to", tmp_path / "out"), ("ls", asked), ("find", asked, "*")):
+            said = program.run(*command, code=2).stderr
+            assert "no points of this resource" in said
+            assert f"did you mean {name}?" in said
+    said = program.run("cat", "nothing-like-it", code=2).stderr
+    assert "did you mean" not in said
+    assert "see what there is: safehold points" in said
 
 
 def test_standard_input(program: Program, tmp_path: Path) -> None:

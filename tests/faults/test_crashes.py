@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import subprocess
 import tempfile
@@ -323,6 +324,10 @@ def test_full_disk(tmp_path: Path) -> None:
             while file.write(bytes(4096)):
                 pass
         assert "could not be noted" in program.run("verify", "--data").stderr
+        said = program.run("vault", "prune", code=5).stderr
+        assert "giving space back takes a little of it" in said
+        assert "free a few megabytes" in said
+        assert "uploaded" not in said
     finally:
         subprocess.run(["umount", mounted], check=True)
 
@@ -341,7 +346,12 @@ def test_no_permission(tmp_path: Path) -> None:
         subprocess.run(["mount", "--bind", tmp_path / "vault", tmp_path / "vault"], check=True)
         try:
             subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path / "vault"], check=True)
-            assert "refuses access" in program.run("backup", disk, code=5).stderr
+            said = program.run("backup", disk, code=5).stderr
+            assert "refuses access" in said
+            # What has an owner and a mode is named: the directory, not the object that is not there.
+            told = re.search(r"refuses access \(.*?\): (.*)", said)
+            assert told is not None
+            assert Path(told[1]).is_dir()
         finally:
             subprocess.run(["umount", tmp_path / "vault"], check=True)
     program.run("backup", disk)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, StillHeldError, UsageError
 from safehold.ports.bracket import Begin, Undo
 from safehold.quiesce.forbidden import Needed, check_allowed
-from safehold.quiesce.guard import Terms, arm
+from safehold.quiesce.guard import Guard, Terms, arm
 from safehold.quiesce.holding import capture_quietly, hold
 from safehold.quiesce.specs import BracketKind, parse_bracket
 from tests.mounts import mounted, thaw
@@ -119,6 +119,20 @@ def test_less_was_asked_for(tmp_path: Path) -> None:
     )
     assert (made, level, record) == ("made", Consistency.NONE, ())
     assert progress.told[-1] == "cannot hold; going on without brackets"
+
+
+def test_what_the_watchdog_could_not_have_is_told_with_what_to_do(tmp_path: Path) -> None:
+    def poor(undos: Sequence[Undo], terms: Terms) -> Guard:
+        guard = arm(undos, terms)
+        guard.locked = guard.spared = False
+        return guard
+
+    progress = Warnings()
+    with hold(three([], tmp_path), TERMS, Consistency.FILESYSTEM, Context(progress=progress), arm=poor):
+        pass
+    swapped, ended = progress.told
+    assert "LimitMEMLOCK" in swapped
+    assert "OOMScoreAdjust=-1000" in ended
 
 
 def test_what_the_owner_cannot_let_go_of_the_watchdog_does(tmp_path: Path) -> None:

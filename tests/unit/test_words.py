@@ -14,7 +14,7 @@ from safehold.cli.terminal import LineProgress
 from safehold.model.consistency import Consistency
 from safehold.model.context import CancelToken
 from safehold.model.errors import CancelledError, UsageError
-from safehold.model.units import format_duration, format_rate, format_size, parse_size
+from safehold.model.units import format_count, format_duration, format_rate, format_size, parse_size
 from tests.clocks import FakeClock
 
 
@@ -35,6 +35,8 @@ def test_no_sizes(text: str) -> None:
 def test_formats() -> None:
     assert [format_size(n) for n in (0, 1023, 1536, 5 << 30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
     assert [format_duration(n) for n in (0.04, 59.94, 75.2, 7260)] == ["0.0 s", "59.9 s", "1 min 15 s", "2 h 01 min"]
+    assert [format_count(n, "file") for n in (0, 1, 2, 1274)] == ["0 files", "1 file", "2 files", "1,274 files"]
+    assert format_count(2, "file or part", "files or parts") == "2 files or parts"
     assert format_rate(1024, 0.5) == "2.0 KiB/s"
     assert format_rate(1, 0) == "–"
 

@@ -88,7 +88,8 @@ class BackupOptions:
 @dataclass(frozen=True)
 class BackupOutcome:
     """A committed point and what it cost. Sizes in bytes, `seconds` of wall time. `partial` says what is missing in it,
-    `pause` for how many seconds others had to wait.
+    `pause` for how many seconds others had to wait. It is the `first` one where it follows none that is known of here; `recognised` says that
+    partitions or file systems were found on a disk.
     """
 
     resource: str
@@ -103,6 +104,8 @@ class BackupOutcome:
     entries: int = 0
     partial: tuple[str, ...] = ()
     pause: float = 0.0
+    first: bool = False
+    recognised: bool = False
 
 
 def this_host(state: Path) -> Host:
@@ -394,4 +397,6 @@ def _outcome(member: Member, session: Session, body: PointBody, read: int, secon
         entries=member.entries,
         partial=member.partial,
         pause=member.pause,
+        first=not member.lineage,
+        recognised=bool(member.topology and member.topology.contents),
     )

@@ -11,7 +11,7 @@ import msgspec
 
 from safehold.app.backup import UNKNOWN, Host, process_start
 from safehold.model.context import Context
-from safehold.model.errors import StoreError
+from safehold.model.errors import StoreError, StoreFull
 from safehold.model.remembered import keep, recall
 from safehold.ports.store import Store
 from safehold.vault.gc.preview import Preview
@@ -59,8 +59,20 @@ def prune_vault(vault: Vault, host: Host, patience: float, trial: Trial | None, 
     """Delete what no point needs and no running backup can rely on.
 
     The order of the steps rests on what `trial` tries of the store, once a month: StoreError where the store does not keep it, and nothing is
-    changed then. Without `trial` the caller vouches that nothing else is at work on the vault meanwhile.
+    changed then. Without `trial` the caller vouches that nothing else is at work on the vault meanwhile. StoreFull where not even the little
+    room is left that this takes.
     """
+    try:
+        return _prune(vault, host, patience, trial, ctx)
+    except StoreFull as error:
+        raise StoreFull(
+            "the store is full, and giving space back takes a little of it",
+            on=error.on,
+            remedy="free a few megabytes of something else that lies there, and prune again; delete nothing of the vault by hand",
+        ) from error
+
+
+def _prune(vault: Vault, host: Host, patience: float, trial: Trial | None, ctx: Context) -> PruneReport:
     if trial is not None:
         _demand_order(vault, trial, ctx.clock.now())
     with tempfile.TemporaryDirectory(prefix="prune-", dir=vault.places.scratch()) as scratch:

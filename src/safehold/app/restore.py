@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from safehold.app.files import tree_path
 from safehold.app.points import member_of, parse_selector, pick
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, UsageError
+from safehold.model.errors import DamageError, TargetError, UsageError
 from safehold.ports.blocks import MutableBlocks
-from safehold.ports.tree import TreeTarget
+from safehold.ports.tree import Problem, TreeTarget
 from safehold.recovery.disk import Losses, write_differences, write_disk
 from safehold.recovery.selection import Selection
 from safehold.recovery.tree import FileLosses, stream_data, write_one, write_tree
@@ -22,7 +22,16 @@ from safehold.vault.fetch import ChunkReader
 from safehold.vault.tree import EntryAt
 from safehold.vault.vault import Vault
 
-__all__ = ["RestoreMode", "RestoreOutcome", "RestorePlan", "TargetOpener", "TreeOpener", "plan_restore", "restore"]
+__all__ = [
+    "RestoreMode",
+    "RestoreOutcome",
+    "RestorePlan",
+    "TargetOpener",
+    "TreeOpener",
+    "check_single",
+    "plan_restore",
+    "restore",
+]
 
 
 class RestoreMode(enum.Enum):
@@ -44,8 +53,8 @@ TreeOpener = Callable[[str, RestoreMode], AbstractContextManager[TreeTarget]]
 class RestorePlan:
     """What a restore would do: which member of which point, its size in bytes, and how it meets the target.
 
-    `path` is what of a tree is meant, from its top; `include` takes paths below it. A `single` one is no directory: it goes to the place that
-    is named, whole, and not below it.
+    `path` is what of a tree is meant, from its top; `include` takes paths below it. A `single` one is no directory: `target` is then the
+    very place that it takes, also where the user named a directory to put it into.
     """
 
     point: Point
@@ -64,7 +73,7 @@ class RestoreOutcome:
     """Bytes written as data, zeroed, and kept; entries of a tree, and files among them that were right already.
 
     `lost` are byte ranges of a disk that could not be read (only a salvage goes on past one), `lost_text` the same or the files for
-    people, `reasons` why; `problems` is what could not be set on the target.
+    people, `reasons` why; `problems` is what could not be made or set at the target.
     """
 
     plan: RestorePlan
@@ -76,7 +85,7 @@ class RestoreOutcome:
     lost: list[tuple[int, int]] = field(default_factory=list)
     lost_text: str = ""
     reasons: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def plan_restore(
@@ -86,7 +95,9 @@ def plan_restore(
     mode: RestoreMode,
     include: Callable[[bytes], bool] | None = None,
 ) -> RestorePlan:
-    """UsageError where the selector names nothing that can be restored."""
+    """UsageError where the selector names nothing that can be restored. A single file goes into a `target` that is a directory, or is written
+    like one, under its own name, as with cp(1).
+    """
     parsed = parse_selector(selector)
     (point,) = pick(vault, selector)
     member = member_of(point, parsed.resource)
@@ -112,7 +123,23 @@ def plan_restore(
             remedy=f"see what there is: safehold ls {parsed.resource}@{parsed.when}",
         )
     single = found is not None and not found.entry.is_directory
+    if single and (target.endswith("/") or os.path.isdir(target)):
+        target = os.path.join(target, os.fsdecode(os.path.basename(path)))
     return RestorePlan(point, member.name, member.kind, member.size, target, mode, path, include, single)
+
+
+def check_single(plan: RestorePlan) -> None:
+    """TargetError where the place of a single file is taken and may not be written over. A directory never is: what lies in it was not meant."""
+    if not os.path.lexists(plan.target):
+        return
+    if os.path.isdir(plan.target) and not os.path.islink(plan.target):
+        raise TargetError(
+            "a directory has this name, and a file does not take its place",
+            on=plan.target,
+            remedy="restore into another directory, or to another name",
+        )
+    if plan.mode is RestoreMode.NEW:
+        raise TargetError("target exists", on=plan.target, remedy="say --overwrite, or restore elsewhere")
 
 
 def restore(
@@ -161,7 +188,6 @@ def _restore_tree(
         # What it is nobody can tell; below a directory there may be something all the same.
         found = None
     if found is not None and not found.entry.is_directory:
-        # A single file goes to the place that was named, not below it.
         target, name = os.path.split(os.path.abspath(target))
         return _restore_file(plan, found, name, target, chunks, losses, open_tree, ctx)
     with open_tree(target, plan.mode) as where:
@@ -194,16 +220,16 @@ def _restore_file(
     ctx: Context,
 ) -> RestoreOutcome:
     began = ctx.clock.monotonic()
-    if plan.mode is RestoreMode.NEW and os.path.lexists(os.path.join(directory, name)):
-        raise UsageError("target exists", on=plan.target, remedy="say --overwrite, or restore elsewhere")
+    check_single(plan)
     with open_tree(directory, RestoreMode.OVERWRITE) as where:
         write_one(found, os.fsencode(name), where, chunks, losses)
         problems = where.problems
+    arrived = not any(problem.absent for problem in problems)
     return RestoreOutcome(
         plan,
-        found.entry.size,
+        found.entry.size if arrived else 0,
         ctx.clock.monotonic() - began,
-        entries=1,
+        entries=int(arrived),
         lost_text=", ".join(one.partition(": ")[0] for one in losses.found),
         reasons=losses.found,
         problems=problems,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,10 +19,29 @@ from safehold.model.consistency import Consistency
 from safehold.model.errors import PartialError, SafeholdError, UsageError
 from safehold.model.resource import ResourceRef, can_be_chosen
 from safehold.model.shown import printable
-from safehold.model.units import format_duration, format_rate, format_size
+from safehold.model.units import format_count, format_duration, format_rate, format_size
 from safehold.ports.source import Source
 
 __all__ = ["backup"]
+
+_IMAGES = (
+    ".img",
+    ".image",
+    ".raw",
+    ".bin",
+    ".dd",
+    ".disk",
+    ".iso",
+    ".qcow",
+    ".qcow2",
+    ".vhd",
+    ".vhdx",
+    ".vmdk",
+    ".vdi",
+)
+"""Names of disk images end so: nobody who backs one up has to be told that it is taken as a disk."""
+
+_AS_A_FILE = "{0} is taken as a disk image, without owner and permissions; as a file: tree:{0}"
 
 
 @click.command()
@@ -81,9 +101,11 @@ def backup(
     access: Access,
     as_json: bool,
 ) -> int:
-    """Back up each SOURCE: a directory (tree:PATH takes a single file too), a raw or qcow2 image or a block device (volume:PATH forces
-    that), - for standard input, or command:PROGRAM for what a program writes, of which nothing is kept unless it ends well; both
-    need a --name.
+    """Back up each SOURCE: a directory, a disk or an image of one, or what a program writes.
+
+    A directory is a tree of files, as is tree:PATH, which takes a single file too. A block device or a plain path of a file is a disk, raw or
+    qcow2 (volume:PATH forces that). - is standard input, and command:PROGRAM what a program writes, of which nothing is kept unless it ends
+    well; both need a --name.
 
     With several sources, one that fails does not stop the others; the worst exit code wins. Files that cannot be read are named, and the
     point is partial (exit code 3).
@@ -119,6 +141,8 @@ def backup(
                         print(
                             f"would back up {ref.name} ({ref.kind}, {capture.achieved.label}) from {' '.join((ref.location, *ref.more))}"
                         )
+                        if _perhaps_a_file(spec, ref) and not (capture.topology and capture.topology.contents):
+                            run.ctx.progress.note(_AS_A_FILE.format(ref.location))
                     continue
                 outcome = back_up(opened, source, ref, this_host(run.paths.state), options, run.ctx)
             except SafeholdError as error:
@@ -129,6 +153,8 @@ def backup(
                 failures.append((spec, error))
             else:
                 outcomes.append(outcome)
+                if outcome.first and not outcome.recognised and _perhaps_a_file(spec, ref):
+                    run.ctx.progress.note(_AS_A_FILE.format(ref.location))
                 for problem in outcome.partial:
                     run.ctx.progress.warn(f"{outcome.resource}: {problem}")
                 if not as_json:
@@ -141,7 +167,9 @@ def backup(
             }
         )
     elif failures:
-        print(f"{len(outcomes)} of {len(wanted)} sources backed up; failed: {', '.join(spec for spec, _ in failures)}")
+        print(
+            f"{len(outcomes)} of {format_count(len(wanted), 'source')} backed up; failed: {', '.join(spec for spec, _ in failures)}"
+        )
     codes = [error.exit_code for _, error in failures]
     return max(codes + [PartialError.exit_code for outcome in outcomes if outcome.partial], default=0)
 
@@ -173,8 +201,18 @@ def _resolve(found: Sources, specs: Sequence[str], name: str | None) -> tuple[So
     return source, ref
 
 
+def _perhaps_a_file(spec: str, ref: ResourceRef) -> bool:
+    """Whether a file was taken as a disk that may not have been meant as one."""
+    said = spec.startswith("volume:") or ref.location.lower().endswith(_IMAGES)
+    return ref.kind == "volume" and not said and os.path.isfile(ref.location)
+
+
 def _line(outcome: BackupOutcome) -> str:
-    what = f"{outcome.entries} files, {format_size(outcome.size)}" if outcome.entries else format_size(outcome.size)
+    what = (
+        f"{format_count(outcome.entries, 'file')}, {format_size(outcome.size)}"
+        if outcome.entries
+        else format_size(outcome.size)
+    )
     text = (
         f"{outcome.resource}@{outcome.point[:8]}  {what}, {format_size(outcome.read)} read, "
         f"{format_size(outcome.new)} new, {format_size(outcome.stored)} stored; consistency: {outcome.achieved.label}; "
@@ -185,7 +223,7 @@ def _line(outcome: BackupOutcome) -> str:
     if outcome.twice:
         text += f"; {format_size(outcome.twice)} stored twice, by another backup at the same time"
     if outcome.partial:
-        text += f"; PARTIAL: {len(outcome.partial)} problems"
+        text += f"; PARTIAL: {format_count(len(outcome.partial), 'problem')}"
     return text
 
 

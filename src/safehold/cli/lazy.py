@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 
 import click
 
@@ -27,4 +28,15 @@ class LazyGroup(click.Group):
             return super().get_command(ctx, cmd_name)
         module, _, name = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
+        _whole_sentences(command)
         return command
+
+
+def _whole_sentences(command: click.Command) -> None:
+    """Let a verb, and all below it, be listed with the whole first sentence of its help: click cuts it where the line ends."""
+    if command.short_help is None and command.help:
+        words = " ".join(inspect.cleandoc(command.help).partition("\n\n")[0].split())
+        command.short_help = words.partition(". ")[0].removesuffix(".") + "."
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _whole_sentences(below)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import click
 
 import safehold
+from safehold.cli.hints import hint
 from safehold.cli.lazy import LazyGroup
-from safehold.model.errors import SafeholdError
+from safehold.model.errors import SafeholdError, UsageError
 from safehold.model.shown import printable
 from safehold.model.unforeseen import explain
 
@@ -67,7 +68,11 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as exit_request:
         return exit_request.exit_code
     except click.ClickException as error:
-        error.show()
+        no_verb = _no_such_verb(error)
+        if no_verb is not None:
+            _report(no_verb, arguments)
+        else:
+            error.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
         print("safehold: stopped", file=sys.stderr)
@@ -82,6 +87,18 @@ def run(arguments: Sequence[str]) -> int:
         told = explain(error)
         _report(told, arguments)
         return told.exit_code
+
+
+def _no_such_verb(error: click.ClickException) -> UsageError | None:
+    """An unknown verb with the one that may have been meant; None for any other error."""
+    # Releases of click differ in the class of this error.
+    word = getattr(error, "command_name", None)
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if not isinstance(word, str) or ctx is None or not isinstance(ctx.command, click.Group):
+        return None
+    group = ctx.command_path.partition(" ")[2]
+    remedy = hint(group, word, ctx.command.list_commands(ctx))
+    return UsageError("no such verb", on=f"{ctx.command_path} {word}", remedy=remedy)
 
 
 def _report(error: SafeholdError, arguments: Sequence[str]) -> None:

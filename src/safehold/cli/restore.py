@@ -10,12 +10,13 @@ from safehold.app.preview import preview
 from safehold.app.restore import RestoreMode, RestoreOutcome, RestorePlan, plan_restore
 from safehold.app.restore import restore as carry_out
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
+from safehold.cli.shortfalls import shortfall, shortfall_lines
 from safehold.cli.volume import restore_to_volume
 from safehold.compose.patterns import path_matcher
 from safehold.compose.targets import check_target, keep_out, look_below, open_target, open_tree_target
 from safehold.model.errors import PartialError, UsageError
 from safehold.model.shown import printable
-from safehold.model.units import format_duration, format_rate, format_size, format_time
+from safehold.model.units import format_count, format_duration, format_rate, format_size, format_time
 from safehold.recovery.comparing import Change, Difference
 
 __all__ = ["restore"]
@@ -57,7 +58,8 @@ def restore(
     """Write a point back: RESOURCE@latest, RESOURCE@TIME or RESOURCE@ID onto DEST.
 
     Disks and streams go onto a file or device; volume:NAME makes a volume that is
-    usable at once and filled in behind. Files go below the directory DEST; with :PATH, what is in that directory of the point does.
+    usable at once and filled in behind. Files go below the directory DEST; with :PATH, what is in that directory of the point does. A
+    single file goes to the name DEST, or into the directory DEST under its own name.
     """
     if overwrite and delta:
         raise UsageError("--overwrite and --delta exclude each other", remedy="give one of them")
@@ -90,7 +92,7 @@ def restore(
             return 0
         if dry_run:
             check_target(plan)
-            told = f"would write {plan.resource} of {format_time(plan.point.time)} ({format_size(plan.size)}) to {target} ({mode.value})"
+            told = f"would write {plan.resource} of {format_time(plan.point.time)} ({format_size(plan.size)}) to {plan.target} ({mode.value})"
             print_json({"plan": told}) if as_json else print(told)
             return 0
         outcome = carry_out(opened, plan, open_target, open_tree_target, salvage=salvage, ctx=run.ctx)
@@ -101,17 +103,13 @@ def restore(
     print(_line(outcome))
     for start, end in outcome.lost:
         print(f"lost: bytes {start}-{end - 1}")
-    for told in (*(outcome.reasons if plan.kind != "volume" else ()), *outcome.problems):
+    for told in (*(outcome.reasons if plan.kind != "volume" else ()), *shortfall_lines(outcome.problems)):
         run.ctx.progress.warn(told)
     if outcome.problems and not outcome.reasons:
-        raise PartialError(
-            f"{len(outcome.problems)} things could not be restored as they were",
-            on=target,
-            remedy="as root owners, devices and all attributes can be set",
-        )
+        raise shortfall(outcome.problems, plan.target)
     if plan.kind != "volume" and outcome.reasons:
         raise PartialError(
-            f"{len(outcome.reasons)} files or parts of the tree could not be read whole",
+            f"{format_count(len(outcome.reasons), 'file or part', 'files or parts')} of the tree could not be read whole",
             on=target,
             remedy="take them from another point",
         )
@@ -159,7 +157,7 @@ def _line(outcome: RestoreOutcome) -> str:
             f"{format_duration(outcome.seconds)} ({format_rate(plan.size, outcome.seconds)})"
         )
     if plan.kind == "tree":
-        where += f"{outcome.entries} files, {outcome.kept} right already, "
+        where += f"{format_count(outcome.entries, 'file')}, {outcome.kept:,} right already, "
     return where + f"{format_size(outcome.data)} written; {format_duration(outcome.seconds)} ({rate})"
 
 
@@ -174,7 +172,7 @@ def _document(outcome: RestoreOutcome) -> dict[str, object]:
         "zeroed": outcome.zeroed,
         "kept": outcome.kept,
         "entries": outcome.entries,
-        "problems": outcome.problems,
+        "problems": [str(problem) for problem in outcome.problems],
         "lost": [list(r) for r in outcome.lost],
         "reasons": outcome.reasons,
         "seconds": round(outcome.seconds, 3),

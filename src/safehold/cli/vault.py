@@ -15,8 +15,8 @@ from safehold.cli.running import Access, Run, ask_new_passphrase, json_option, p
 from safehold.compose.credentials import find_passphrase
 from safehold.compose.wiring import open_stores, places, record_default_vault
 from safehold.model.errors import StoreError, UsageError
-from safehold.model.shown import printable
-from safehold.model.units import format_size, format_time
+from safehold.model.shown import in_words, printable
+from safehold.model.units import format_count, format_size, format_time
 from safehold.objects.check import broken_order, check_store
 from safehold.objects.location import vault_around
 from safehold.vault.gc.report import PruneReport
@@ -66,7 +66,9 @@ def init(place: str, block_size: str | None, kit_file: Path | None, another: boo
             recorded = record_default_vault(run.paths, url)
         except OSError as error:
             recorded = False
-            run.ctx.progress.warn(f"the default vault cannot be recorded ({error}): give --vault or set SAFEHOLD_VAULT")
+            run.ctx.progress.warn(
+                f"the default vault cannot be recorded ({in_words(error)}): give --vault or set SAFEHOLD_VAULT"
+            )
     if as_json:
         print_json({"vault": url, "id": made.id, "default": recorded, "kit": str(kit_file) if kit_file else made.kit})
         return
@@ -166,10 +168,10 @@ def prune(dry_run: bool, stale: str, exclusive: bool, access: Access, as_json: b
         return
     print(f"points need      {format_size(report.live)} of {format_size(report.stored)} in packs")
     if report.deleted_packs:
-        print(f"deleted          {format_size(report.deleted)} in {report.deleted_packs} packs")
+        print(f"deleted          {format_size(report.deleted)} in {format_count(report.deleted_packs, 'pack')}")
     if report.condemned_packs:
         print(
-            f"{'would condemn' if dry_run else 'condemned':<16} {format_size(report.condemned)} in {report.condemned_packs} packs"
+            f"{'would condemn' if dry_run else 'condemned':<16} {format_size(report.condemned)} in {format_count(report.condemned_packs, 'pack')}"
         )
     if report.moved:
         print(

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from safehold.app.opening import Credentials
 from safehold.model.errors import UsageError, VaultKeyError
+from safehold.model.shown import in_words
 from safehold.vault.kit import looks_like_kit, parse_kit
 from safehold.vault.slots import Identity, Passphrase, Recipient
 from safehold.vault.writers import WriterKey
@@ -25,8 +26,9 @@ def read_secret_file(path: Path) -> str:
     try:
         return path.expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
+        why = in_words(error) if isinstance(error, OSError) else "it is no text"
         raise VaultKeyError(
-            f"secret cannot be read ({error})", on=str(path), remedy="check the path and the permissions"
+            f"secret cannot be read ({why})", on=str(path), remedy="check the path and the permissions"
         ) from error
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from safehold.adapters.files.destination import check_directory, open_directory
 from safehold.adapters.files.view import open_view
 from safehold.adapters.image.target import check_existing, check_new, open_existing, open_new
-from safehold.app.restore import RestoreMode, RestorePlan
+from safehold.app.restore import RestoreMode, RestorePlan, check_single
 from safehold.model.errors import UsageError
 from safehold.objects.location import within
 from safehold.ports.blocks import MutableBlocks
@@ -33,11 +33,13 @@ def keep_out(target: str, vault: str) -> None:
 
 def check_target(plan: RestorePlan) -> None:
     """TargetError where the plan's target would be refused as it is now; nothing is written."""
-    if plan.kind == "tree" and not plan.single:
+    if plan.single:
+        check_single(plan)
+    elif plan.kind == "tree":
         check_directory(plan.target, existing=plan.mode is not RestoreMode.NEW)
     elif plan.mode is RestoreMode.NEW:
         check_new(plan.target)
-    elif not plan.single:
+    else:
         check_existing(plan.target)
 
 

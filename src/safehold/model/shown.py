@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["printable"]
+__all__ = ["in_words", "printable"]
+
+
+def in_words(error: Exception) -> str:
+    """Why something failed, for people: of an error of the operating system neither its number nor the path, which the message has already."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def printable(path: bytes | str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-__all__ = ["format_duration", "format_rate", "format_size", "format_time", "parse_size", "parse_span"]
+__all__ = ["format_count", "format_duration", "format_rate", "format_size", "format_time", "parse_size", "parse_span"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
@@ -17,6 +17,11 @@ def format_size(size: float) -> str:
     while abs(value) >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """1274 and `file` → `1,274 files`; 1 → `1 file`. `plural` where it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def format_rate(size: float, seconds: float) -> str:

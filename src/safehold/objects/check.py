@@ -151,6 +151,8 @@ def _clock(store: Store, base: str, clock: Clock) -> str:
     store.put(f"{base}/clock", [b"x"])
     skew = store.head(f"{base}/clock").time - clock.now()
     note = "" if abs(skew) < _SKEW else "; one of the clocks is wrong"
+    if not round(skew):
+        return "the store's clock agrees with this machine's"
     return f"the store's clock is {skew:+.0f} s from this machine's{note}"
 
 

@@ -314,11 +314,16 @@ class LocalStore:
             raise StoreFull(
                 "the store is full",
                 on=where,
-                remedy='make room: see the runbook, "Full vault"; what was uploaded is reused',
+                remedy='make room on the disk that it lies on: see the runbook, "Full vault"',
             ) from error
         if error.errno in _DENIED:
+            # What is not there yet has neither owner nor mode: the directory that it would be in is what matters.
+            while not os.path.lexists(where) and where != os.path.dirname(where):
+                where = os.path.dirname(where)
             raise StorePermission(
-                f"the store refuses access ({error.strerror})", on=where, remedy="check owner and mode of the directory"
+                f"the store refuses access ({error.strerror})",
+                on=where,
+                remedy="check owner and mode there, or choose a place that is yours",
             ) from error
         kind = StoreUnavailable if error.errno in _PASSING else StoreError
         raise kind(

@@ -10,7 +10,18 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from safehold.model.extents import Extent
 from safehold.model.files import Entry
 
-__all__ = ["Attributes", "ByteStream", "Listing", "OpenFile", "Piece", "SmallFile", "Tree", "TreeTarget", "Unreadable"]
+__all__ = [
+    "Attributes",
+    "ByteStream",
+    "Listing",
+    "OpenFile",
+    "Piece",
+    "Problem",
+    "SmallFile",
+    "Tree",
+    "TreeTarget",
+    "Unreadable",
+]
 
 
 class Unreadable(Exception):
@@ -42,6 +53,24 @@ class Piece(NamedTuple):
     path: bytes
     entry: Entry
     offset: int
+
+
+class Problem(NamedTuple):
+    """What a restore could not do to the thing at `path` (as people read it, `.` for the directory restored into): `what`, worded alike wherever
+    it is the same, with what is special to this one in `detail`, and `reason` why. `absent` says that the thing itself is not there, as it was
+    backed up; `unwritten` are bytes that `TreeTarget.write_pieces` was given for it, which it says only later that it could not write.
+    """
+
+    path: str
+    what: str
+    reason: str
+    detail: str = ""
+    absent: bool = False
+    unwritten: int = 0
+
+    def __str__(self) -> str:
+        what = f"{self.what}: {self.detail}" if self.detail else self.what
+        return f"{self.path}: {what} ({self.reason})"
 
 
 class OpenFile(Protocol):
@@ -169,9 +198,9 @@ class TreeTarget(TreeReader, Protocol):
         """Make sure that a directory is there, and those above it."""
         ...
 
-    def write_file(self, path: bytes, entry: Entry, data: Iterator[tuple[int, memoryview | bytes]]) -> None:
+    def write_file(self, path: bytes, entry: Entry, data: Iterator[tuple[int, memoryview | bytes]]) -> bool:
         """Make a regular file of (offset, bytes) pieces in any order, the rest holes, with all its attributes; replaces what is there only when
-        all of it is written.
+        all of it is written. Returns whether it is there.
         """
         ...
 
@@ -198,6 +227,6 @@ class TreeTarget(TreeReader, Protocol):
         ...
 
     @property
-    def problems(self) -> list[str]:
-        """What could not be set, as `path: reason`."""
+    def problems(self) -> list[Problem]:
+        """What could not be made or set."""
         ...

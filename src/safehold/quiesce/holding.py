@@ -190,9 +190,14 @@ def _check_place(guard: Guard, brackets: Sequence[Bracket], ctx: Context) -> Non
             raise ConsistencyError(where, remedy="run as a systemd service or outside of the container, or use a hook")
         ctx.progress.warn(where)
     if not guard.locked:
-        ctx.progress.warn("the watchdog may be swapped out: locking it in memory is not allowed here")
+        ctx.progress.warn(
+            "the watchdog may be swapped out: locking it in memory is not allowed here; run as root, or raise LimitMEMLOCK= in the unit"
+        )
     if not guard.spared:
-        ctx.progress.warn("the watchdog may be ended when memory runs out: preventing that is not allowed here")
+        ctx.progress.warn(
+            "the watchdog may be ended when memory runs out: preventing that is not allowed here; run as root outside of a container, "
+            "or set OOMScoreAdjust=-1000 in the unit"
+        )
 
 
 def _beat(guard: Guard, seconds: float) -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from safehold.model.errors import ConsistencyError
+from safehold.model.shown import in_words
 
 __all__ = ["launch"]
 
@@ -39,7 +40,7 @@ def launch() -> socket.socket:
         return _child()
     except (OSError, subprocess.SubprocessError) as error:
         raise ConsistencyError(
-            f"the watchdog cannot be started ({error}), and without it nothing is held",
+            f"the watchdog cannot be started ({in_words(error)}), and without it nothing is held",
             on=sys.executable,
             remedy="free some memory, then try again",
         ) from error

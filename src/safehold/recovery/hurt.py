@@ -9,6 +9,7 @@ from itertools import islice
 from safehold.model.errors import DamageError
 from safehold.model.files import Form
 from safehold.model.shown import printable
+from safehold.model.units import format_count
 from safehold.recovery.units import nodes_or_lost
 from safehold.vault.catalogue import Point
 from safehold.vault.content import LostParts, parts_or_lost
@@ -60,7 +61,7 @@ class Hurt:
         for gap in self.gaps:
             yield f"{gap.told} cannot be read: {gap.reason}"
         for reason, files in self.files.items():
-            yield f"{len(files)} files{least} cannot be read: {_some(sorted(files))}: {reason}"
+            yield f"{format_count(len(files), 'file')}{least} cannot be read: {_some(sorted(files))}: {reason}"
 
 
 def _some(texts: list[str]) -> str:

@@ -174,7 +174,7 @@ def write_in_order(parts: Iterator[Part], chunks: ChunkReader, write: Callable[[
 
 
 def write_one(found: EntryAt, path: bytes, target: TreeTarget, chunks: ChunkReader, losses: FileLosses) -> None:
-    """Write a single entry that is no directory."""
+    """Write a single entry that is no directory. The target's problems say whether it is there."""
     if not found.entry.is_file:
         target.make(path, found.entry)
         return
@@ -315,23 +315,26 @@ class _TreeRestore:
 
     def _whole(self, path: bytes, found: EntryAt) -> None:
         entry = found.entry
+        wrote = 0
 
         def lost(reason: str) -> None:
             self._losses.add(path, reason)
 
+        def counted() -> Iterator[tuple[int, memoryview | bytes]]:
+            nonlocal wrote
+            for at, piece in file_data(found, self._chunks, lost):
+                self._ctx.cancel.check()
+                yield at, piece
+                wrote += len(piece)
+                self._ctx.progress.advance(len(piece))
+
         try:
-            self._target.write_file(path, entry, self._counted(file_data(found, self._chunks, lost)))
+            if self._target.write_file(path, entry, counted()):
+                self.written.count(0, 0, wrote)
         except DamageError as error:
             if not self._losses.salvage:
                 raise
             lost(str(error))
-
-    def _counted(self, data: Iterator[tuple[int, memoryview | bytes]]) -> Iterator[tuple[int, memoryview | bytes]]:
-        for at, piece in data:
-            self._ctx.cancel.check()
-            yield at, piece
-            self.written.count(0, 0, len(piece))
-            self._ctx.progress.advance(len(piece))
 
     def finish(self) -> None:
         """Further names of files, and then what directories say of themselves: making files in them changes their times."""
@@ -343,3 +346,7 @@ class _TreeRestore:
                 self._target.set_attributes(path, entry)
         for path, entry in sorted(self._directories, key=lambda pair: path_key(pair[0]), reverse=True):
             self._target.set_attributes(path, entry)
+        # Only what arrived counts; a thing may have failed under several heads, and is one thing all the same.
+        problems = self._target.problems
+        absent = len({problem.path for problem in problems if problem.absent})
+        self.written.count(-absent, 0, -sum(problem.unwritten for problem in problems))

@@ -12,6 +12,7 @@ import msgspec
 
 from safehold.model.context import Context
 from safehold.model.errors import ObjectExists, ObjectNotFound, UsageError
+from safehold.model.units import format_count
 from safehold.ports.store import Store
 from safehold.vault.access import FORMAT, Unlocked
 from safehold.vault.envelope import close, encode
@@ -51,7 +52,7 @@ def _clear_leftovers(store: Store, ctx: Context) -> None:
     ctx.clock.sleep(_MOMENT)
     if _leftovers(store) != remains:
         raise _rival(store)
-    ctx.progress.note(f"removing {len(remains)} objects of an unfinished vault init")
+    ctx.progress.note(f"removing {format_count(len(remains), 'object')} of an unfinished vault init")
     for name, version in remains:
         # By version: what another attempt puts under the same name meanwhile is not ours to remove.
         store.delete(name, version)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safehold.model.context import Context
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, ShortRead, VaultKeyError
+from safehold.model.units import format_count
 from safehold.ports.store import Stamp, Store
 from safehold.vault.bounds import check_size
 from safehold.vault.envelope import open_object
@@ -85,8 +86,9 @@ class Locator:
         there = {hash(stamp.name) for kind in (Kind.META, Kind.PACK) for stamp in self.store.list(kind.prefix + "/")}
         gone = frozenset(name for name in index.pack_names() if hash(name) not in there and name not in unusable)
         if gone:
+            those = f"{format_count(len(gone), 'pack')} that the index tells of {'is' if len(gone) == 1 else 'are'}"
             self._ctx.progress.warn(
-                f"{len(gone)} packs that the index tells of are gone from the vault, such as {min(gone)}: what this backup needs of them "
+                f"{those} gone from the vault, such as {min(gone)}: what this backup needs of them "
                 "is stored again; safehold verify tells which points lack them"
             )
         return gone

@@ -197,8 +197,10 @@ class ChunkOpener:
             if codec == _ZSTD and zstandard.frame_content_size(bytes(packed[:32])) != plain:
                 raise ValueError("compressed chunk announces another length")
             data = packed if codec == _RAW else self._decompress(packed, plain, out)
-        except (InvalidTag, zstandard.ZstdError) as error:
-            raise ValueError(f"does not open: {type(error).__name__}") from error
+        except InvalidTag as error:
+            raise ValueError("does not open: its bytes are not what was stored") from error
+        except zstandard.ZstdError as error:
+            raise ValueError("does not unpack: it was stored broken") from error
         if len(data) != plain or chunk_id(dedup_key, data) != identity:
             raise ValueError("content does not match its id")
         return data

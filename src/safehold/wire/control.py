@@ -13,6 +13,7 @@ from typing import Any
 
 from safehold.model import errors
 from safehold.model.errors import FailedError, SafeholdError
+from safehold.model.shown import in_words
 
 __all__ = ["ControlServer", "ServiceAbsent", "ask"]
 
@@ -37,14 +38,16 @@ def ask(path: Path, question: Mapping[str, object], timeout: float) -> dict[str,
             connection.connect(str(path))
         except OSError as error:
             raise ServiceAbsent(
-                f"the volume service does not answer ({error})", on=str(path), remedy="start it: safehold volume serve"
+                f"the volume service does not answer ({in_words(error)})",
+                on=str(path),
+                remedy="start it: safehold volume serve",
             ) from error
         try:
             connection.sendall(json.dumps(question).encode() + b"\n")
             answer = json.loads(_line(connection))
         except (OSError, ValueError) as error:
             raise FailedError(
-                f"the volume service went away, or hangs, before it answered ({error})",
+                f"the volume service went away, or hangs, before it answered ({in_words(error)})",
                 on=str(path),
                 remedy="see what came of it: safehold volume list",
             ) from error

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 
 from safehold.model.errors import SourceError
+from safehold.model.shown import in_words
 from safehold.wire import nbd_protocol as nbd
 from safehold.wire.nbd_negotiation import Negotiation
 
@@ -41,7 +42,7 @@ class NbdClient:
             self.size = self._negotiate(export)
         except OSError as error:
             self._socket.close()
-            raise SourceError(f"NBD server cannot be used ({error})", on=path) from error
+            raise SourceError(f"NBD server cannot be used ({in_words(error)})", on=path) from error
         except SourceError:
             self._socket.close()
             raise
@@ -95,7 +96,7 @@ class NbdClient:
                     self._read(offset + done, part)
                     done += len(part)
             except (OSError, struct.error) as error:
-                raise SourceError(f"reading over NBD failed ({error})", on=self._where) from error
+                raise SourceError(f"reading over NBD failed ({in_words(error)})", on=self._where) from error
 
     def _read(self, offset: int, view: memoryview) -> None:
         handle = self._request(nbd.CMD_READ, offset, len(view))
@@ -173,4 +174,4 @@ class NbdClient:
                     raise self._wrong("a status request with nothing")
                 return found
             except (OSError, struct.error) as error:
-                raise SourceError(f"NBD block status failed ({error})", on=self._where) from error
+                raise SourceError(f"NBD block status failed ({in_words(error)})", on=self._where) from error

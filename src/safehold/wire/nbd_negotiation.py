@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from safehold.model.errors import SourceError
+from safehold.model.shown import in_words
 from safehold.wire import nbd_protocol as nbd
 
 __all__ = ["Negotiation", "Offered", "open_export"]
@@ -102,7 +103,7 @@ def open_export(path: str, export: str, timeout: float) -> tuple[socket.socket, 
         connection.settimeout(None)
     except OSError as error:
         connection.close()
-        raise SourceError(f"NBD server cannot be used ({error})", on=path) from error
+        raise SourceError(f"NBD server cannot be used ({in_words(error)})", on=path) from error
     except BaseException:
         connection.close()
         raise

@@ -88,7 +88,13 @@ def test_what_cannot_be_written_is_told(top: Path, writers: FileWriters, tmp_pat
     (top / "b").symlink_to(tmp_path / "outside")
     assert writers.write(DATA, pieces(b"a"))
     assert writers.write(DATA, pieces(b"b", 2))
-    assert sorted(writers.settle()) == ["a/0007: File exists", "b/0000: Not a directory", "b/0001: Not a directory"]
+    told = sorted(writers.settle())
+    assert [str(problem) for problem in told] == [
+        "a/0007: not restored (File exists)",
+        "b/0000: not restored (Not a directory)",
+        "b/0001: not restored (Not a directory)",
+    ]
+    assert [(problem.absent, problem.unwritten) for problem in told] == [(True, 4)] * 3
     assert writers.settle() == []
     assert len(list((top / "a").iterdir())) == 1000
     assert list((tmp_path / "outside").iterdir()) == []

@@ -21,7 +21,7 @@ from safehold.model.errors import TargetError
 from safehold.model.files import Entry
 from safehold.model.shown import printable
 from safehold.model.writing import write_all
-from safehold.ports.tree import OpenFile, Piece, Unreadable
+from safehold.ports.tree import OpenFile, Piece, Problem, Unreadable
 
 __all__ = ["DirectoryTarget"]
 
@@ -30,6 +30,7 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES = 128
 _LARGE = 1024 * 1024
 """Files from this size on are written past the page cache."""
+_NOT_RESTORED = "not restored"
 
 
 class DirectoryTarget:
@@ -44,13 +45,13 @@ class DirectoryTarget:
         self._file_systems = {os.fstat(root.fd).st_dev: root}
         self._lock = threading.Lock()
         self._own = threading.local()
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
 
     # -- directories -------------------------------------------------------------------------------------------------
 
     def directory(self, path: bytes) -> None:
         """See `ports.tree.TreeTarget`."""
-        with self._failing(path):
+        with self._failing(path, _NOT_RESTORED, absent=True):
             self._directory(path)
 
     def _directory(self, path: bytes) -> DirectoryFd:
@@ -115,7 +116,7 @@ class DirectoryTarget:
 
     def state(self, path: bytes) -> os.stat_result | None:
         """See `ports.tree.TreeTarget`."""
-        with self._failing(path):
+        with self._failing(path, "not looked at"):
             fd, name, _keep = self._at(path)
             try:
                 return os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -134,11 +135,13 @@ class DirectoryTarget:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def write_file(self, path: bytes, entry: Entry, data: Iterator[tuple[int, memoryview | bytes]]) -> None:
+    def write_file(self, path: bytes, entry: Entry, data: Iterator[tuple[int, memoryview | bytes]]) -> bool:
         """See `ports.tree.TreeTarget`."""
-        with self._failing(path):
+        with self._failing(path, _NOT_RESTORED, absent=True):
             parent, name, _keep = self._at(path)
             self._write(parent, name, path, entry, data)
+            return True
+        return False
 
     def write_pieces(self, data: memoryview, files: Sequence[Piece]) -> None:
         """See `ports.tree.TreeTarget`."""
@@ -147,7 +150,7 @@ class DirectoryTarget:
                 parent, name, _keep = self._at(path)
                 self._write(parent, name, path, entry, ((0, data[offset : offset + entry.size]),))
             except OSError as error:
-                self._failed(path, error)
+                self._failed(path, error, _NOT_RESTORED, absent=True, unwritten=entry.size)
 
     def settle(self) -> None:
         """See `ports.tree.TreeTarget`: nothing is left for later here."""
@@ -204,7 +207,7 @@ class DirectoryTarget:
 
     def make(self, path: bytes, entry: Entry) -> None:
         """See `ports.tree.TreeTarget`."""
-        with self._failing(path):
+        with self._failing(path, _NOT_RESTORED, absent=True):
             parent, name, _keep = self._at(path)
             self._clear(parent, name)
             if stat.S_ISLNK(entry.mode):
@@ -215,7 +218,7 @@ class DirectoryTarget:
 
     def link(self, path: bytes, first: bytes) -> None:
         """See `ports.tree.TreeTarget`."""
-        with self._failing(path):
+        with self._failing(path, _NOT_RESTORED, absent=True):
             parent, name, _keep = self._at(path)
             source, source_name, _keep_too = self._at(first)
             there = None
@@ -243,7 +246,7 @@ class DirectoryTarget:
 
     def set_attributes(self, path: bytes, entry: Entry) -> None:
         """See `ports.tree.TreeTarget`."""
-        with self._failing(path):
+        with self._failing(path, "attributes not set"):
             parent, name, _keep = self._at(path)
             if not entry.is_directory and not entry.is_file:
                 self._attributes_by_name(parent, name, path, entry)
@@ -277,7 +280,7 @@ class DirectoryTarget:
         try:
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         except OSError as error:
-            self._problem(path, f"times not set ({error.strerror})")
+            self._problem(path, "times not set", error)
 
     def _attributes_by_name(self, parent: int, name: bytes, path: bytes, entry: Entry) -> None:
         now = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -302,32 +305,32 @@ class DirectoryTarget:
 
     def _not_owned(self, path: bytes, entry: Entry, error: OSError) -> int:
         """The permissions of what could not be given to its owner: whoever has it instead lends nobody their rights."""
-        self._problem(path, f"owner {entry.uid}:{entry.gid} not set ({error.strerror})")
+        self._problem(path, "owner not set", error, f"{entry.uid}:{entry.gid}")
         special = entry.mode & (stat.S_ISUID | stat.S_ISGID)
         if special:
-            self._problem(path, "setuid and setgid not set: it has another owner")
+            self._problem(path, "setuid and setgid not set", "it has another owner")
         return stat.S_IMODE(entry.mode) & ~special
 
     def _xattrs(self, at: int | bytes, path: bytes, entry: Entry, *, follow: bool) -> None:
         there = read_attributes(at, follow=follow) if self._replace else {}
         for name, value in entry.xattrs.items():
             if there.get(name) != value:
-                with self._reporting(path, f"attribute {printable(name)} not set"):
+                with self._reporting(path, "attribute not set", printable(name)):
                     os.setxattr(at, name, value, follow_symlinks=follow)
         for name in there.keys() - entry.xattrs.keys():
-            with self._reporting(path, f"attribute {printable(name)} not removed"):
+            with self._reporting(path, "attribute not removed", printable(name)):
                 os.removexattr(at, name, follow_symlinks=follow)
 
     # -- failures ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _failing(self, path: bytes) -> Iterator[None]:
+    def _failing(self, path: bytes, what: str, *, absent: bool = False) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            self._failed(path, error)
+            self._failed(path, error, what, absent=absent)
 
-    def _failed(self, path: bytes, error: OSError) -> None:
+    def _failed(self, path: bytes, error: OSError, what: str, *, absent: bool, unwritten: int = 0) -> None:
         """What makes the rest of the restore pointless is raised, the rest reported."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             raise TargetError(
@@ -335,18 +338,28 @@ class DirectoryTarget:
                 on=f"{self._where}/{printable(path)}",
                 remedy="make room, and restore with --delta",
             ) from error
-        self._problem(path, error.strerror or str(error))
+        self._problem(path, what, error, absent=absent, unwritten=unwritten)
 
     @contextlib.contextmanager
-    def _reporting(self, path: bytes, what: str) -> Iterator[None]:
+    def _reporting(self, path: bytes, what: str, detail: str = "") -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            self._problem(path, f"{what} ({error.strerror})")
+            self._problem(path, what, error, detail)
 
-    def _problem(self, path: bytes, reason: str) -> None:
+    def _problem(
+        self,
+        path: bytes,
+        what: str,
+        why: OSError | str,
+        detail: str = "",
+        *,
+        absent: bool = False,
+        unwritten: int = 0,
+    ) -> None:
+        reason = why if isinstance(why, str) else why.strerror or str(why)
         with self._lock:
-            self.problems.append(f"{printable(path) or '.'}: {reason}")
+            self.problems.append(Problem(printable(path) or ".", what, reason, detail, absent, unwritten))
 
     def sync(self) -> None:
         """Return when everything is durable; see syncfs(2)."""

@@ -18,7 +18,7 @@ import msgspec
 from safehold.adapters.files.target import DirectoryTarget
 from safehold.adapters.files.walk import DirectoryFd
 from safehold.model.errors import TargetError
-from safehold.ports.tree import Piece
+from safehold.ports.tree import Piece, Problem
 
 __all__ = ["SLOT", "SLOTS", "Failure", "Job", "Report", "Setup", "receive", "send"]
 
@@ -58,7 +58,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     """A job that is done: what of it could not be, and what makes the rest pointless."""
 
     slot: int
-    problems: list[str]
+    problems: list[Problem]
     failure: Failure | None = None
 
 

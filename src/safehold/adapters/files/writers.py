@@ -23,7 +23,7 @@ import msgspec
 from safehold.adapters.files.walk import DirectoryFd
 from safehold.adapters.files.writer import SLOT, SLOTS, Job, Report, Setup, receive, send
 from safehold.model.errors import TargetError
-from safehold.ports.tree import Piece
+from safehold.ports.tree import Piece, Problem
 
 __all__ = ["FileWriters"]
 
@@ -47,7 +47,7 @@ class FileWriters:
         """`count` processes that write below `root`, which people know as `where`. TargetError where they cannot be started."""
         self._where = where
         self._lock = threading.Lock()
-        self._problems: list[str] = []
+        self._problems: list[Problem] = []
         self._failure: TargetError | None = None
         self._writers: list[_Writer] = []
         try:
@@ -119,8 +119,8 @@ class FileWriters:
         )
         return self._failure
 
-    def settle(self) -> list[str]:
-        """Wait until all files are written; returns the problems since the last time, as `path: reason`. TargetError."""
+    def settle(self) -> list[Problem]:
+        """Wait until all files are written; returns the problems since the last time. TargetError."""
         with self._lock:
             while self._failure is None and any(len(writer.free) < SLOTS for writer in self._writers):
                 self._hear()

@@ -173,6 +173,10 @@ def open_new(path: str, size: int) -> Iterator[DiskTarget]:
 
 def check_new(path: str) -> None:
     """TargetError where the name is taken."""
+    if os.path.isdir(path):
+        raise TargetError(
+            "target is a directory", on=path, remedy=f"name a new file in it: {os.path.join(path, 'NAME')}"
+        )
     if os.path.lexists(path):
         raise TargetError("target exists", on=path, remedy="give another name, or write over it with --overwrite")
 
@@ -189,7 +193,10 @@ def check_existing(path: str) -> None:
 
 def _free(path: str) -> bool:
     """True for a device, false for a file. TargetError where anybody else uses it."""
-    device = stat.S_ISBLK(os.stat(path).st_mode)
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise TargetError("target is a directory", on=path, remedy="name a file or a device")
+    device = stat.S_ISBLK(mode)
     holders = [holder.who for holder in (device_holders(path) if device else file_holders(path))]
     if not holders and not device:
         # Other users' processes cannot be looked into, but the kernel tells that there is one.

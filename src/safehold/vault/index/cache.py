@@ -15,6 +15,7 @@ from typing import Protocol
 from blake3 import blake3
 
 from safehold.model.context import Context
+from safehold.model.shown import in_words
 from safehold.vault.index.table import BrokenTable, SortedTable, merge_tables, table_of
 from safehold.vault.index.view import ChunkIndex
 
@@ -69,7 +70,9 @@ class IndexCache:
 
     def _go_elsewhere(self, error: OSError) -> None:
         """Tables from here on last for this run only; those that are open stay so."""
-        self._ctx.progress.warn(f"the index cache cannot be used ({error}): the index is read again on every run")
+        self._ctx.progress.warn(
+            f"the index cache cannot be used ({in_words(error)}): the index is read again on every run"
+        )
         self._spill = Path(tempfile.gettempdir())
         self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="safehold-")))
         self._lasting = False

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
+from safehold.model.shown import in_words
 from safehold.model.writing import write_all
 from safehold.vault.index.rows import ID_SIZE, PLAIN_BITS, ROW, Location
 
@@ -105,12 +106,12 @@ class SortedTable:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise BrokenTable(str(error)) from error
+            raise BrokenTable(in_words(error)) from error
         try:
             return cls(fd)
         except (BrokenTable, OSError) as error:
             os.close(fd)
-            raise BrokenTable(str(error)) from error
+            raise BrokenTable(in_words(error)) from error
 
     def close(self) -> None:
         """Close the file; also done when the table is no longer referred to."""

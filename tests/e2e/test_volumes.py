@@ -486,9 +486,16 @@ def test_past_the_limit_requests_fail_and_status_says_why(host: Host) -> None:
     assert waiting.returncode != 0
     assert "Input/output error" in waiting.stderr
     assert f"volume data is {disk}, and nobody serves it" in host.program.run("status", code=1).stdout
+    assert f"nobody served {disk} for " in host.program.run("volume", "list").stdout
+    (problem,) = host.program.json("status", code=1)["problems"]
+    assert "some may have failed" in problem
+    assert "safehold volume detach data" in problem
+    host.program.run("volume", "stop")
     host.program.run("volume", "list")
+    assert host.program.json("status", code=1)["problems"] == [problem], "another service knows too"
     host.program.run("volume", "detach", "data")
     disk = device(host, "data")
+    assert host.program.json("status")["problems"] == []
     assert run("sh", "-c", f"head -c 4194304 {disk} | sha256sum") == told
 
 

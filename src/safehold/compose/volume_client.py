@@ -14,6 +14,7 @@ import msgspec
 
 from safehold.adapters.linux import attach as devices
 from safehold.adapters.linux.attachment import RECONNECT, Attachment
+from safehold.compose.absence import Absences
 from safehold.compose.paths import Paths
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, SafeholdError, UsageError
@@ -144,8 +145,10 @@ class VolumeClient:
     def device_problem(self, name: str) -> str:
         """What somebody should know of the device that a volume is, or nothing."""
         one = self.attachments().get(name)
-        if one is None or not devices.dead(one):
+        if one is None:
             return ""
+        if not devices.dead(one):
+            return Absences(self._paths.run).problem(one)
         where = one.device + (f" on {one.mount}" if one.mount else "")
         return f"{where} gives errors, for its storage daemon is gone → safehold volume detach {name}"
 

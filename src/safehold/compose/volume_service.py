@@ -18,6 +18,7 @@ from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeRecord
 from safehold.blocks.server import NbdServer
+from safehold.compose.absence import BEAT, Absences
 from safehold.compose.paths import Paths
 from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
@@ -54,13 +55,16 @@ def serve_volumes(
     service = VolumeService(directory, vault, host, _on_device, ctx)
     exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
     reconnector = Reconnector(lambda: attachments(paths.attached), paths.volume_exports, ctx.progress)
+    absences = Absences(paths.run)
     orders = Orders(service, exports.processes, reconnector.problem, ctx.cancel.cancel)
     control = ControlServer(paths.volume_control, orders.answer, _log)
     try:
+        absences.begin(attachments(paths.attached))
         service.start()
         reconnector.start()
         ready()
-        ctx.cancel.wait()
+        while not ctx.cancel.wait(BEAT):
+            absences.beat()
     finally:
         control.close()
         reconnector.stop()

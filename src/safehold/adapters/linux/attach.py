@@ -69,7 +69,7 @@ def _attach(directory: Path, socket: Path, volume: str, turn: int) -> Attachment
             "making a block device needs root",
             remedy="use the NBD address that safehold volume show prints, with qemu or libnbd",
         )
-    made = _make(directory, socket, volume, turn)
+    made = msgspec.structs.replace(_make(directory, socket, volume, turn), made=time.monotonic())
     try:
         _keep(directory, made)
     except BaseException:

@@ -42,7 +42,11 @@ class Freeze:
             try:
                 sync_file_system(fd)
             except OSError as error:
-                raise self._failed(f"cannot be written out ({error.strerror})", "see the kernel's log") from error
+                raise self._failed(
+                    f"cannot be written out ({error.strerror})",
+                    "see the kernel's log; a file system that has met errors is unmounted and checked with fsck, one on a live volume once that "
+                    "was detached and attached again",
+                ) from error
 
     def undo(self) -> Undo:
         """See `ports.bracket.Bracket`."""

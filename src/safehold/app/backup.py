@@ -169,8 +169,9 @@ def back_up_together(
 
     ConsistencyError where a resource was not as still as required, by the time its last byte was read: nothing is
     committed then. UsageError where another host goes by a resource's name, VaultKeyError where the credential may
-    not write it.
+    not write it, or was revoked.
     """
+    vault.demand_standing()
     dedup_key = vault.writer().dedup_key
     previous = [_admit(vault, ref, host, options) for _, ref in resources]
     started, began = ctx.clock.now(), ctx.clock.monotonic()

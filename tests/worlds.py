@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from safehold.app.backup import BackupOptions, BackupOutcome, Host, back_up
+from safehold.app.backup import BackupOptions, BackupOutcome, back_up
+from safehold.app.host import Host
 from safehold.app.keys import export_writer
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context

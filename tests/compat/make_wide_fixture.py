@@ -16,7 +16,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from safehold.app.backup import BackupOptions, Host, back_up_together
+from safehold.app.backup import BackupOptions, back_up_together
+from safehold.app.host import Host
 from safehold.app.opening import Credentials, open_vault
 from safehold.compose.wiring import open_stores
 from safehold.model.context import Context

@@ -31,7 +31,9 @@ def test_rules_and_holds(program: Program, ids: list[str], tmp_path: Path) -> No
     assert kept[ids[2]] == kept[ids[3]] == []
     assert kept[ids[5]] == ["last", "daily", "newest"]
     assert len(program.json("points")["points"]) == 6
-    assert "EXPIRES" in program.run("point", "expire", *rules, "--dry-run").stdout
+    told = program.run("point", "expire", *rules, "--dry-run").stdout
+    assert "EXPIRES" in told
+    assert "prune" not in told
     done = program.json("point", "expire", *rules, "--yes")
     assert done["expired"] == [ids[2], ids[3]]
     left = program.json("points")["points"]
@@ -63,7 +65,8 @@ def test_what_is_refused(program: Program, ids: list[str]) -> None:
     assert "say --yes" in said
     assert len(program.json("points")["points"]) == 6
     # The newest stays, whatever the rules say.
-    program.run("point", "expire", "--keep-tag", "nothing", "--yes")
+    said = program.run("point", "expire", "--keep-tag", "nothing", "--yes").stdout
+    assert said.endswith("5 of 6 points expired; safehold vault prune gives the space back\n")
     assert [p["id"] for p in program.json("points")["points"]] == [ids[5]]
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -193,15 +194,62 @@ def test_writer_credentials(program: Program, vault: Path, tmp_path: Path) -> No
     program.run("restore", "web1@latest", "--to", tmp_path / "back.img")
     same(disk, tmp_path / "back.img")
     program.run("key", "revoke", writers[0]["id"][:8])
-    host.run("backup", disk, "--name", "web1")
-    assert len(program.json("points", "web1")["points"]) == 2
-    assert "after its writer was revoked" in program.run("points").stderr
-    assert "after its writer was revoked" in program.run("verify").stderr
+    for arguments in (["backup", disk, "--name", "web1"], ["key", "check"]):
+        assert "this credential was revoked" in host.run(*arguments, code=6).stderr
     late = vault / "points" / writers[0]["id"] / ("f" * 32)
     late.write_bytes(b"rubbish")
     assert program.json("vault", "prune")["left_whole"] == []
     program.run("point", "expire", f"@{late.name[:8]}", "--yes")
     assert not late.exists()
+
+
+def test_a_stolen_credential(program: Program, vault: Path, tmp_path: Path) -> None:
+    """The runbook's page: which points it made, until when they count, and that it goes on adding."""
+    disk = make_disk(tmp_path / "disk.img", "abc")
+    credential = tmp_path / "host7.json"
+    program.run("key", "writer", credential, "--resource", "host7-*", "--label", "host7")
+    host = Program(
+        tmp_path / "host", {"SAFEHOLD_VAULT": str(vault), "SAFEHOLD_WRITER": str(credential), "SAFEHOLD_PASSPHRASE": ""}
+    )
+    made = host.json("backup", disk, "--name", "host7-disk")["points"][0]["point"]
+    mine = program.json("backup", disk)["points"][0]["point"]
+    (writer,) = (one for one in program.json("key", "list")["writers"] if one["exported"])
+    assert writer["revoked_at"] == 0
+    wid = writer["id"]
+    listed = {one["id"]: one["writer"] for one in program.json("points")["points"]}
+    assert listed[made] == {"id": wid, "label": "host7"}
+    assert listed[mine]["label"] == "owner"
+    assert program.json("point", "show", f"host7-disk@{made}")["writer"] == listed[made]
+    assert f"\nwriter       host7 ({wid[:8]})\n" in program.run("point", "show", f"host7-disk@{made}").stdout
+    assert [one["id"] for one in program.json("points", "--made-by", wid[:8])["points"]] == [made]
+    assert [one["id"] for one in program.json("points", "disk", "--made-by", listed[mine]["id"])["points"]] == [mine]
+    assert "no points of disk by writer" in program.run("points", "disk", "--made-by", wid[:8]).stdout
+    assert "no single writer" in program.run("points", "--made-by", "zz", code=2).stderr
+    assert program.json("status")["problems"] == []
+    program.run("key", "revoke", wid[:8])
+    # A program that does not look whether it was revoked.
+    (vault / "notes" / wid).rename(tmp_path / "hidden")
+    late = [host.json("backup", disk, "--name", "host7-disk")["points"][0]["point"] for _ in range(2)]
+    (tmp_path / "hidden").rename(vault / "notes" / wid)
+    (writer,) = (one for one in program.json("key", "list")["writers"] if one["exported"])
+    since = datetime.fromtimestamp(writer["revoked_at"]).strftime("%Y-%m-%dT%H:%M:%S")
+    assert f"revoked {since}" in program.run("key", "list").stdout
+    for verb in ("points", "verify"):
+        said = program.run(verb).stderr
+        for one in late:
+            assert f"made after its writer was revoked → safehold point expire @{one[:8]}" in said
+    for resource in ([], ["host7-disk"]):
+        (problem,) = program.json("status", *resource, code=1)["problems"]
+        assert problem["what"].startswith(
+            f"writer {wid[:8]} (host7) was revoked on {since} and goes on adding: 2 points "
+        )
+        assert "take the credential off that host" in problem["remedy"]
+        assert all(f"@{one[:8]}" in problem["remedy"] for one in late)
+    assert program.json("status", "disk")["problems"] == []
+    assert f"PROBLEM  {problem['what']} → {problem['remedy']}" in program.run("status", code=1).stdout
+    assert [one["id"] for one in program.json("points", "host7-*")["points"]] == [made]
+    program.run("point", "expire", *(f"@{one[:8]}" for one in late), "--yes")
+    assert program.json("status")["problems"] == []
 
 
 def test_two_hosts_with_one_credential_and_one_name(program: Program, vault: Path, tmp_path: Path) -> None:

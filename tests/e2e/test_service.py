@@ -77,9 +77,13 @@ def test_what_is_due_is_done(program: Program, place: Path, tmp_path: Path) -> N
     assert program.run("service", "run", "--config", place).stdout == "nothing is due\n"
     assert (tmp_path / "safehold.prom").read_text() == figures
     (tmp_path / "disk.img").write_bytes(b"y" * 100_000)
-    second = program.run("service", "run", "--config", place, "--all", code=2).stdout
+    ran = program.run("service", "run", "--config", place, "--all", code=2)
+    second = ran.stdout
+    assert "no such file" not in ran.stderr, "told once"
     assert "ok      backup disk" in second
     assert "FAILED  backup gone" in second
+    assert second.count("no such file") == 1
+    assert "\n  → " in second[second.index("FAILED  backup gone") :]
     # What the file no longer asks for leaves the metrics.
     place.write_text("".join(line for line in place.read_text().splitlines(True) if not line.startswith("  gone:")))
     program.run("service", "run", "--config", place, "--all")
@@ -105,7 +109,17 @@ def test_status_knows_what_should_be_there(program: Program, place: Path, tmp_pa
     lines = done.stdout.splitlines()
     assert [line.split(" failed on ")[0] for line in lines[:2]] == ["PROBLEM  backup disk", "PROBLEM  backup gone"]
     assert "no such file" in lines[0]
-    assert [line.split()[:2] for line in lines[4:]] == [["missing", "gone"], ["failed", "disk"], ["ok", "www"]]
+    assert [line.split()[:2] for line in lines[4:7]] == [["missing", "gone"], ["failed", "disk"], ["ok", "www"]]
+    assert lines[7].startswith("unattended runs: the last one began on 20")
+    assert "; next is backup " in lines[7]
+    unattended = program.json("status", code=1)["unattended"]
+    assert unattended["due"]["time"] == pytest.approx(unattended["last"] + 6 * 3600)
+    # What is wrong with one resource says nothing of another, and what can be done about it stands beside it.
+    program.run("status", "www")
+    assert program.json("status", "www")["problems"] == []
+    (problem,) = program.json("status", "gone", code=1)["problems"]
+    assert problem["resources"] == ["gone"]
+    assert " → " + problem["remedy"] in lines[1]
     assert "1 of 3 resources" in done.stderr
     assert "gone" in done.stderr
     assert "no such file" in program.json("status", "disk", "--max-age", "26h", code=1)["resources"]["disk"]["failure"]
@@ -113,6 +127,24 @@ def test_status_knows_what_should_be_there(program: Program, place: Path, tmp_pa
     assert "PROBLEM  unattended runs: version" in program.run("status", code=1).stdout
     (program.home / "config/safehold.yaml").unlink()
     assert set(program.json("status")["resources"]) == {"www", "disk"}
+    assert program.json("status")["unattended"] is None
+
+
+def test_status_names_the_vault_of_a_problem(program: Program, place: Path, tmp_path: Path) -> None:
+    program.run("service", "run", "--config", place, code=2)
+    program.run("vault", "init", tmp_path / "other", "--kit-file", tmp_path / "other.txt", SAFEHOLD_PASSPHRASE="other")
+    other = ("--vault", tmp_path / "other", "--kit", tmp_path / "other.txt")
+    program.environment.pop("SAFEHOLD_IDENTITY")
+    done = program.run("status", *other, "--config", place, code=1)
+    main = program.json("status", "--config", place, "--kit", tmp_path / "kit.txt", code=1)["vault"]
+    assert done.stdout.startswith(f"PROBLEM  vault {main}: backup gone failed on ")
+    (problem,) = program.json("status", *other, "--config", place, code=1)["problems"]
+    assert (problem["vault"], problem["what"].partition(" failed")[0]) == (main, "backup gone")
+
+
+def test_status_says_when_nobody_runs_what_is_due(program: Program, place: Path) -> None:
+    said = program.run("status", "--config", place).stdout
+    assert "unattended runs: there was none yet; backup www is due → is the timer on?" in said
 
 
 def test_two_at_once(program: Program, place: Path) -> None:
@@ -128,7 +160,21 @@ def test_beginning(program: Program, tmp_path: Path, place: Path) -> None:
     written = program.home / "config/safehold.yaml"
     assert "version: 1" in written.read_text()
     assert "File exists" in program.run("config", "init", code=2).stderr
-    assert "lacking: " in program.run("config", "check", code=1).stdout
+    # It is of this machine's vault, and how that is opened.
+    assert f"ok: {written}" in program.run("config", "check").stdout
+    elsewhere = Program(tmp_path / "elsewhere")
+    for verb in (["config", "check"], ["service", "run"]):
+        assert "safehold config init" in elsewhere.run(*verb, code=2).stderr
+    elsewhere.run("config", "init")
+    said = elsewhere.run("config", "check", code=1).stdout.splitlines()
+    assert all(" → " in line for line in said if line.startswith("lacking: "))
+    assert f"lacking: vaults.main.passphrase_file: {tmp_path}/elsewhere/config/passphrase is not there" in "\n".join(
+        said
+    )
+    assert (
+        said[-1]
+        == f"not ready: this machine lacks {len(said) - 2} things that {tmp_path}/elsewhere/config/safehold.yaml names"
+    )
     units = tmp_path / "units"
     said = program.run("service", "install-units", "--config", place, "--to", units).stdout
     assert "enable --now safehold.timer" in said
@@ -334,5 +380,17 @@ def test_what_a_command_writes(program: Program, place: Path, tmp_path: Path) ->
     place.write_text(text.replace("  gone:", '  dump: {command: "false", plan: often}\n  gone:'))
     steps = program.json("service", "run", "--all", "--config", place, code=2)["steps"]
     assert ("backup", "dump", 1) in [(s["step"], s["on"], s["code"]) for s in steps]
+    (pruned,) = (s for s in steps if s["step"] == "prune")
+    assert pruned["figures"]["waiting"] == 0, "a backup that failed is waited for by nobody"
+    dump = tmp_path / "dump"
+    dump.write_text("#!/bin/sh\necho data\necho reading >&2\nprintf 'no such\\033 database: shop\\n\\n' >&2\nexit 3\n")
+    dump.chmod(0o700)
+    place.write_text(text.replace("  gone:", f'  dump: {{command: "{dump}", plan: often}}\n  gone:'))
+    done = program.run("service", "run", "--all", "--config", place, code=2)
+    assert "reading\nno such\x1b database: shop\n" in done.stderr, "what a program says is passed on"
+    failed = "the command failed with exit code 3: nothing that it wrote is kept; it said: no such\\x1b database: shop"
+    assert failed in done.stdout
+    (problem,) = program.json("status", "dump", "--config", place, code=1)["problems"]
+    assert failed in problem["what"]
     program.passphrase = True
     assert len(program.json("points", "dump")["points"]) == 1

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from safehold.cli.main import run
 from safehold.testing.program import Program
 
 
@@ -89,7 +93,8 @@ def test_status_says_what_is_overdue_first(program: Program, vault: Path, tmp_pa
     assert "1 of 2 resources" in done.stderr
     assert program.json("status", "--max-age", limit, code=8)["resources"]["a"]["state"] == "OVERDUE"
     program.run("status", "b", "--max-age", "1d")
-    assert "no points of this resource" in program.run("status", "nothing", code=8).stderr
+    assert "no points of this resource" in program.run("status", "nothing", "--max-age", "1d", code=8).stderr
+    assert "no points of this resource" in program.run("status", "nothing", code=2).stderr
     assert "is no span" in program.run("status", "--max-age", "soon", code=2).stderr
     assert os.environ.get("SAFEHOLD_VAULT") is None
 
@@ -280,3 +285,134 @@ def test_status_by_the_configuration_alone(program: Program, vault: Path, tmp_pa
     program.passphrase = False
     assert "missing" in program.run("status", "--config", tmp_path / "one.yaml").stdout
     assert "which vault?" in program.run("status", "--config", tmp_path / "two.yaml", code=2).stderr
+
+
+def test_known_damage_is_where_one_looks(program: Program, vault: Path, tmp_path: Path) -> None:
+    """In every table, for the points that it hurts and no others, until a verification finds nothing."""
+    points = {}
+    for name in ("bad", "good"):
+        (tmp_path / f"{name}.img").write_bytes(os.urandom(1 << 20))
+        points[name] = [program.json("backup", tmp_path / f"{name}.img")["points"][0]["point"]]
+        if name == "bad":
+            (victim,) = vault.glob("packs/hot/*/*")
+    program.run("verify", "--data")
+    (tmp_path / "bad.img").write_bytes(os.urandom(1 << 20))
+    points["bad"].append(program.json("backup", tmp_path / "bad.img")["points"][0]["point"])
+    good = victim.read_bytes()
+    victim.write_bytes(good[:5000] + b"rot" + good[5003:])
+    program.run("verify", "--data", code=4)
+    hurt = points["bad"][0]
+    listed = {one["id"]: one for one in program.json("points")["points"]}
+    assert [one for one in listed if listed[one]["damaged"]] == [hurt]
+    assert "cannot be read" in listed[hurt]["damage"][0]["what"]
+    rows = {line.split()[0]: line for line in program.run("points").stdout.splitlines()}
+    assert "damaged" in rows[hurt[:8]]
+    assert "verified" not in rows[hurt[:8]]
+    assert "damaged" not in rows[points["good"][0][:8]]
+    shown = program.run("point", "show", f"bad@{hurt}").stdout
+    assert "state        damaged\n" in shown
+    assert "damage       found by verify on 20" in shown
+    assert "damaged    bad: bytes " in shown
+    assert program.json("point", "show", f"bad@{hurt}")["damaged"] == listed[hurt]["damaged"]
+    status = program.json("status", code=4)["resources"]
+    assert {name: one["state"] for name, one in status.items()} == {"bad": "damaged", "good": "ok"}
+    assert status["bad"]["damaged"] == [hurt]
+    lines = program.run("status", code=4).stdout.splitlines()
+    assert any(line.startswith("damaged  bad ") for line in lines)
+    assert any(f"(bad@{hurt[:8]})" in line and "verify again: safehold verify" in line for line in lines)
+    # Of a pack nobody can say whom it hurts; of what a verification found it is known.
+    victim.write_bytes(good)
+    program.run("verify", f"bad@{hurt}")
+    assert program.json("status", code=4)["resources"]["bad"]["state"] == "damaged", "its data was not looked at"
+    program.run("verify", f"bad@{hurt}", "--data")
+    assert program.json("status", "bad")["resources"]["bad"]["state"] == "ok"
+    program.run("verify", "--older-than", "0s")
+    program.run("status")
+    victim.unlink()
+    program.run("verify", code=4)
+    assert program.json("status", "good")["problems"] == []
+    assert program.json("status", "bad", code=4)["resources"]["bad"]["state"] == "damaged"
+    victim.write_bytes(good)
+    assert program.json("status", "bad", code=4)["resources"]["bad"]["state"] == "damaged"
+    program.run("verify")
+    assert program.json("status")["resources"]["bad"]["state"] == "ok"
+    assert program.json("points")["points"][0]["damage"] == []
+
+
+def test_what_is_proved_of_which_point(program: Program, vault: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"1" * 5000)
+    first = program.json("backup", disk)["points"][0]["point"]
+
+    def said() -> tuple[str, dict[str, object]]:
+        heading, row = program.run("status").stdout.splitlines()[1:3]
+        return row[heading.index("VERIFIED") :], program.json("status")["resources"]["disk"]
+
+    assert said()[0] == "never"
+    assert said()[1]["verified_point"] is None
+    program.run("verify", "--data")
+    assert said()[0].startswith("newest, ")
+    assert said()[1]["newest_verified"] is True
+    disk.write_bytes(b"2" * 5000)
+    program.run("backup", disk)
+    text, document = said()
+    assert text.startswith(f"{first[:8]}, ")
+    assert text.endswith(" s ago")
+    assert (document["verified_point"], document["newest_verified"]) == (first, False)
+
+
+def test_a_partial_newest_point_is_a_problem(
+    program: Program, vault: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/sick").write_bytes(b"x")
+    program.run("backup", tmp_path / "tree/sick", "--name", "whole")
+    program.run("status")
+    readv = os.readv
+
+    def failing(fd: int, buffers: Sequence[memoryview]) -> int:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/sick"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return readv(fd, buffers)
+
+    with monkeypatch.context() as patch:
+        for name, value in {"SAFEHOLD_HOME": str(program.home), **program.environment}.items():
+            patch.setenv(name, value)
+        patch.setattr(os, "readv", failing)
+        assert run(["backup", str(tmp_path / "tree"), "--name", "www"]) == 3
+    made = program.json("points", "www")["points"][0]["id"]
+    for resource in ([], ["www"]):
+        (problem,) = program.json("status", *resource, code=3)["problems"]
+        assert problem["what"].startswith("the newest point of www is partial: 1 problem, first: ")
+        assert problem["remedy"] == f"safehold point show www@{made[:8]}"
+    first = program.run("status", code=3).stdout.splitlines()[0]
+    assert first == f"PROBLEM  {problem['what']} → {problem['remedy']}"
+    program.run("status", "whole")
+    assert "partial" in program.run("points", "www").stdout
+
+
+def test_points_of_a_pattern(program: Program, vault: Path, tmp_path: Path) -> None:
+    for name in ("web1", "web2", "db"):
+        (tmp_path / f"{name}.img").write_bytes(b"x" * 5000)
+        program.run("backup", tmp_path / f"{name}.img")
+    names = [[m["name"] for m in p["members"]] for p in program.json("points", "web*")["points"]]
+    assert names == [["web1"], ["web2"]]
+    assert len(program.json("points", "web[2-9]")["points"]) == 1
+    for given in ("wep1", "nothing*", "nothing"):
+        said = program.run("points", given, code=2).stderr
+        assert f"no points of this resource: {given}" in said
+        assert ("did you mean web1" in said) == (given == "wep1")
+        assert program.json("points", given, code=2)["error"]["code"] == 2
+    assert "did you mean web1" in program.run("status", "wep1", code=2).stderr
+
+
+def test_in_one_file_the_error_comes_last(program: Program, vault: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(b"x" * 5000)
+    program.run("backup", tmp_path / "disk.img")
+    log = tmp_path / "log"
+    command = [str(Path(sys.executable).parent / "safehold"), "status", "--max-age", "0.1s"]
+    environment = {**os.environ, "SAFEHOLD_HOME": str(program.home), **program.environment}
+    with log.open("w") as out:
+        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False)
+    lines = log.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["vault", "STATE", "OVERDUE", "safehold:", "→"]

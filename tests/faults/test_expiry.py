@@ -13,8 +13,9 @@ import pytest
 
 from safehold.adapters.files.source import FilesSource, MountMemory
 from safehold.adapters.files.walk import Rules
-from safehold.app.backup import BackupOptions, Host, back_up, back_up_together
+from safehold.app.backup import BackupOptions, back_up, back_up_together
 from safehold.app.expire import ExpiryPlan, apply_expiry, note_verified, plan_expiry
+from safehold.app.host import Host
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.model.progress import Silent

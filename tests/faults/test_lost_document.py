@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from safehold.app.backup import Host
 from safehold.app.expire import apply_expiry
+from safehold.app.host import Host
 from safehold.app.keys import add_key, export_writer, list_writers, revoke_writer, rotate_key
 from safehold.app.prune import preview_prune, prune_vault
 from safehold.app.verify import Depth, verify_points

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from typing_extensions import Buffer
 
-from safehold.app.backup import BackupOptions, Host
+from safehold.app.backup import BackupOptions
 from safehold.app.expire import note_verified, plan_expiry
+from safehold.app.host import Host
 from safehold.app.prune import preview_prune, prune_vault
 from safehold.app.service import Job, Memory, Plan, Result, from_source, run_due
 from safehold.model.context import Context

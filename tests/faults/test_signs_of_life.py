@@ -11,15 +11,24 @@ from pathlib import Path
 import pytest
 
 from safehold.app import prune as pruning
-from safehold.app.backup import UNKNOWN, Host, process_start
+from safehold.app.host import UNKNOWN, Host, process_start
 from safehold.app.keys import revoke_writer
 from safehold.app.prune import prune_vault, session_dead
 from safehold.model.context import Context
-from safehold.model.errors import FencedError
+from safehold.model.errors import (
+    CancelledError,
+    FencedError,
+    SafeholdError,
+    SourceError,
+    StorePermission,
+    StoreUnavailable,
+)
 from safehold.objects.memory import MemoryStore
+from safehold.testing.fault_store import FaultStore
 from safehold.vault import session as sessions
 from safehold.vault.gc.report import PruneReport
 from safehold.vault.gc.sessions import OpenSession, Sessions
+from safehold.vault.names import Kind
 from safehold.vault.records import PointBody, SessionInfo
 from safehold.vault.session import Session
 from tests.clocks import FakeClock
@@ -186,3 +195,59 @@ def test_the_session_of_a_revoked_writer_is_ended(tmp_path: Path) -> None:
     vault = world.fresh()
     kept = next(point for point in vault.points()[0] if "mail" in point.resources)
     assert read_back(vault, kept) == b"kept" * BLOCK
+
+
+# -- a session that its own maker ends ------------------------------------------------------------------------------------
+
+
+def announced(world: World, session: Session) -> bool:
+    return any(session.sid.hex() in stamp.name for stamp in world.store.list("sessions/"))
+
+
+def fail_with(error: BaseException, session: Session) -> None:
+    """After some of it was stored, and with the session in the store."""
+    session.lane().put(Kind.PACK, [memoryview(os.urandom(BLOCK))])
+    session.flush()
+    raise error
+
+
+@pytest.mark.parametrize("error", [SourceError("failed"), CancelledError("stopped"), KeyboardInterrupt()], ids=repr)
+def test_a_backup_that_fails_holds_no_prune_up(tmp_path: Path, error: BaseException) -> None:
+    """Unless nobody has the patience: then it is the process that is looked for, as ever."""
+    world = world_of(tmp_path, FakeClock(), FakeClock())
+    with pytest.raises(type(error)), world.open().session(info(host="another"), 1) as session:
+        fail_with(error, session)
+    orderly = isinstance(error, Exception)
+    assert announced(world, session) is not orderly
+    report = prune(world)
+    assert [one.sid for one in report.waiting] == ([] if orderly else [session.sid])
+    assert bool(report.deleted_packs) is orderly
+    assert not report.fenced
+
+
+def test_one_that_tried_to_commit_is_not_taken_back(tmp_path: Path) -> None:
+    """Its point may still come, by a put that the store was slow with."""
+    world = world_of(tmp_path, FakeClock(), FakeClock())
+    store = FaultStore(world.store)
+    store.fail("put", "points/", error=lambda: StorePermission("may not"), times=10**9)
+    with pytest.raises(StorePermission), world.open(store).session(info(host="another"), 1) as session:
+        session.commit(BODY)
+    assert announced(world, session)
+    with pytest.raises(RuntimeError, match="nothing to commit"):
+        session.commit(BODY)
+
+
+@pytest.mark.parametrize(
+    ("verb", "error"), [("delete", StorePermission("may not")), ("put", StoreUnavailable("no answer"))], ids=str
+)
+def test_a_store_that_does_not_delete_or_does_not_answer(tmp_path: Path, verb: str, error: SafeholdError) -> None:
+    """It is asked once, or not at all."""
+    world = world_of(tmp_path, FakeClock(), FakeClock())
+    writer = world.new_writer("web*")
+    store = FaultStore(world.store)
+    asked = store.fail("delete", error=lambda: error, times=10**9)
+    failure = error if verb == "put" else SourceError("the dump failed")
+    with pytest.raises(type(failure)), world.open_writer(writer, store).session(info(host="another"), 1) as session:
+        raise failure
+    assert asked.hits == (verb == "delete")
+    assert announced(world, session)

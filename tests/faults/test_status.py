@@ -37,7 +37,7 @@ def test_no_clock_of_a_client_makes_points_young_or_old(world: World, clock: Fak
     world.ctx = replace(world.ctx, clock=FakeClock(clock.time + wrong))
     before = [stamp.name for stamp in world.store.list("")]
     for limit, overdue in ((2 * DAY, True), (4 * DAY, False)):
-        (one,) = standings(vault := world.open(), vault.points()[0], world.ctx, limit, {})
+        (one,) = standings(vault := world.open(), vault.points()[0], [], world.ctx, limit, {})
         assert one.overdue == overdue
         assert one.age == pytest.approx(3 * DAY)
     assert [stamp.name for stamp in world.store.list("")] == before
@@ -47,6 +47,6 @@ def test_who_may_only_read_gets_an_estimate(world: World, clock: FakeClock) -> N
     store = FaultStore(world.store)
     store.fail("put", error=lambda: StorePermission("may only read"), times=10**9)
     world.ctx = replace(world.ctx, clock=FakeClock(clock.time + 60))
-    (one,) = standings(vault := world.open(store), vault.points()[0], world.ctx, 2 * DAY, {})
+    (one,) = standings(vault := world.open(store), vault.points()[0], [], world.ctx, 2 * DAY, {})
     assert one.overdue
     assert one.age == pytest.approx(3 * DAY + 60)

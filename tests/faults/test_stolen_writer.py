@@ -21,10 +21,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from safehold.app.keys import revoke_writer
 from safehold.app.verify import Depth, verify_points
-from safehold.model.errors import DamageError, SafeholdError, VaultKeyError
+from safehold.model.errors import DamageError, SafeholdError, StorePermission, VaultKeyError
 from safehold.recovery.verify import verify_stored
+from safehold.testing.fault_store import FaultStore
 from safehold.vault.envelope import close, decode, encode, open_object
-from safehold.vault.names import Kind, commit_name, kind_of, pack_name, run_name, session_name
+from safehold.vault.names import Kind, commit_name, kind_of, note_name, pack_name, run_name, session_name
 from safehold.vault.pack import PackBuilder, PackRow, parse_header, table_span
 from safehold.vault.records import (
     Certificate,
@@ -40,6 +41,7 @@ from safehold.vault.records import (
 )
 from safehold.vault.run import encode_rows, store_run
 from safehold.vault.sealing import ChunkSealer, SessionSecret, chunk_id, open_secret, seal_body, seal_secret
+from safehold.vault.vault import Vault
 from safehold.vault.writers import WriterKey
 from tests.worlds import BLOCK, World, read_back
 
@@ -375,7 +377,30 @@ def test_hostile_trees_end_in_errors(world: World, stolen: WriterKey) -> None:
 
 def test_a_revoked_writer_makes_no_more_points(world: World, stolen: WriterKey) -> None:
     revoke_writer(world.open(), stolen.wid.hex())
-    world.back_up(MINE + b"x", "mine", world.open_writer(stolen))
+    with pytest.raises(VaultKeyError, match="was revoked"):
+        world.back_up(MINE + b"x", "mine", world.open_writer(stolen))
+    with pytest.MonkeyPatch.context() as patch:
+        # A thief's program does not look.
+        patch.setattr(Vault, "demand_standing", lambda vault: None)
+        world.back_up(MINE + b"x", "mine", world.open_writer(stolen))
     points, rejected = world.fresh().points()
     assert len([p for p in points if "mine" in p.resources]) == 1, "what it wrote before stays"
     assert "after its writer was revoked" in rejected[0].reason
+    assert f"→ safehold point expire @{rejected[0].id[:8]}" in rejected[0].problem
+
+
+def test_what_a_writer_sees_of_its_revocation(world: World, stolen: WriterKey) -> None:
+    """The owner's signature on a note about it, or where it may not read that, the name; nobody else's."""
+    name = note_name(stolen.wid, 0)
+    world.store.put(name, [b"forged"])
+    world.back_up(MINE + b"1", "mine", world.open_writer(stolen))
+    world.store.delete(name)
+    world.store.put(name, [close(stolen.vault, name, encode(Note(0, b"")), stolen.sign)])
+    world.back_up(MINE + b"2", "mine", world.open_writer(stolen))
+    revoke_writer(world.open(), stolen.wid.hex())
+    store = FaultStore(world.store)
+    store.fail("get", "notes/", error=lambda: StorePermission("may not"), times=10**9)
+    with pytest.raises(VaultKeyError, match="was revoked"):
+        world.back_up(MINE + b"3", "mine", world.open_writer(stolen, store))
+    store.fail("list", "notes/", error=lambda: StorePermission("may not"), times=10**9)
+    world.back_up(MINE + b"4", "mine", world.open_writer(stolen, store))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from safehold.app import service
-from safehold.app.backup import BackupOptions, Host
+from safehold.app.backup import BackupOptions
+from safehold.app.host import Host
 from safehold.app.service import Job, Memory, Plan, Result, from_source, run_due
 from safehold.model.context import Context
 from safehold.model.errors import SourceError

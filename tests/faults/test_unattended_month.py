@@ -7,7 +7,8 @@ import random
 from datetime import UTC
 from pathlib import Path
 
-from safehold.app.backup import BackupOptions, Host
+from safehold.app.backup import BackupOptions
+from safehold.app.host import Host
 from safehold.app.service import Job, Memory, Plan, Result, from_source, run_due
 from safehold.app.verify import Depth, verify_points
 from safehold.model.context import Context

@@ -16,7 +16,7 @@ import pytest
 from blake3 import blake3
 
 from safehold.app import uploader, volumes
-from safehold.app.backup import Host
+from safehold.app.host import Host
 from safehold.app.snapshots import next_group
 from safehold.app.uploader import Uploader
 from safehold.app.volumes import SnapshotRequest, VolumeService

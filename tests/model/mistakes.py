@@ -131,6 +131,11 @@ class _OneMoreLook(Protocol):
         return not reader.again
 
 
+class _WithdrawsAfterCommitting(Protocol):
+    def may_withdraw(self, at: str) -> bool:
+        return super().may_withdraw(at) or at in ("W4 again", "W4 session", "W4 last")
+
+
 class _BackupsWait(Protocol):
     def may_begin(self, store: Store) -> bool:
         return not store.chain.condemned
@@ -219,6 +224,13 @@ MISTAKES = (
         start(writers=0, prunes=1, readers=1),
         Bounds(rounds=2, moves=True, expires=NOTHING),
         _FAILED,
+    ),
+    Mistake(
+        "a session is withdrawn after it tried to commit",
+        _WithdrawsAfterCommitting,
+        _ONE,
+        Bounds(failures=True, late=frozenset({"point"}), lost_answers=True),
+        _LOST,
     ),
     Mistake("backups wait for a prune to end", _BackupsWait, _ONE, _PLAIN, "has to wait"),
 )

@@ -25,6 +25,7 @@ class Protocol(Rules):
         """Everything that can happen next."""
         for number in range(len(world.writers)):
             yield from self.writer(world, number)
+            yield from self.failure(world, number)
             yield from self.silence(world, number)
         for number in range(len(world.prunes)):
             yield from self.prune(world, number)
@@ -105,6 +106,18 @@ class Protocol(Rules):
         if at == "W4" and self.bounds.lost_answers:
             yield after("commits (W4), and the answer is lost", done, "W4 again")
             yield after("asks to commit (W4), and the network keeps the request", store._replace(late=late), "W4 again")
+
+    def failure(self, world: World, number: int) -> Steps:
+        """A backup fails, and its maker ends its session."""
+        writer, sid = world.writers[number], f"x{number + 1}"
+        if self.bounds.failures and sid in world.store.sessions and self.may_withdraw(writer.at):
+            writers = (
+                *world.writers[:number],
+                writer._replace(at="withdrawn", seen=None),
+                *world.writers[number + 1 :],
+            )
+            store = world.store._replace(sessions=world.store.sessions - {sid})
+            yield f"{sid} fails and withdraws its session", world._replace(store=store, writers=writers)
 
     def silence(self, world: World, number: int) -> Steps:
         """A writer stands still for long, or for ever."""

@@ -9,7 +9,7 @@ from tests.model.state import NOTHING, Prune, Reader, Record, Run, Store, Writer
 
 __all__ = ["ENDED", "Bounds", "Rules"]
 
-ENDED = ("done", "fenced")
+ENDED = ("done", "fenced", "withdrawn")
 """Where a writer is that takes no more steps."""
 
 
@@ -22,6 +22,8 @@ class Bounds:
     late: frozenset[str] = NOTHING
     """Kinds of objects of which a put may be carried out twice."""
     silences: bool = True
+    failures: bool = False
+    """Backups may fail, and end their sessions themselves."""
     lost_answers: bool = False
     moves: bool = False
     expires: frozenset[str] = frozenset({"x0"})
@@ -67,6 +69,10 @@ class Rules:
     def may_retry(self, store: Store, sid: str) -> bool:
         """A commit is tried again only while the session is there."""
         return sid in store.sessions
+
+    def may_withdraw(self, at: str) -> bool:
+        """A session is withdrawn by its own maker only before it tried to commit."""
+        return at in ("W2 chain", "W2 list", "W3 pack", "W3 run", "W4")
 
     def succeeds(self, store: Store, record: Record) -> bool:
         """A gc record can be created."""

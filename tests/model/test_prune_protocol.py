@@ -1,7 +1,7 @@
 """Every interleaving of backups, prunes, expiry, restores and the network, in worlds that are small and gone through to the end.
 
 No point that counts ever loses its chunk; no restore fails that nobody expired; no backup that lives is ended, or has to wait; and from every
-state prunes free what nothing needs, even while backups overlap for ever. Twenty mistakes are found, each with its shortest story.
+state prunes free what nothing needs, even while backups overlap for ever. Twenty-one mistakes are found, each with its shortest story.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ WORLDS = {
     "puts that arrive late, answers that are lost": (
         start(writers=1, prunes=1, late=True),
         Bounds(expires=EXPIRE, late=LATE, lost_answers=True),
+    ),
+    "backups that fail": (start(writers=2, prunes=1), Bounds(failures=True, silences=False)),
+    "a backup that fails, and puts that arrive late": (
+        start(writers=1, prunes=1, late=True),
+        Bounds(expires=EXPIRE, late=LATE, lost_answers=True, failures=True),
     ),
     "thirty days and moved chunks": (start(writers=1, prunes=1, days=1), Bounds(rounds=2, moves=True)),
     "a restore during a backup and a prune": (start(writers=1, prunes=1, readers=1), Bounds(moves=True)),

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from safehold.adapters.files.destination import open_directory
 from safehold.adapters.files.source import FilesSource, MountMemory
 from safehold.adapters.files.walk import Rules
-from safehold.app.backup import BackupOptions, BackupOutcome, Host, back_up
+from safehold.app.backup import BackupOptions, BackupOutcome, back_up
+from safehold.app.host import Host
 from safehold.app.verify import Depth, verify_points
 from safehold.model.clock import SystemClock
 from safehold.model.context import Context

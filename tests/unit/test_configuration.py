@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from safehold.cli.service import EXAMPLE
+from safehold.cli.service import example
 from safehold.compose.configuration import load_configuration
 from safehold.compose.paths import find_paths
 from safehold.compose.preflight import preflight
-from safehold.compose.unattended import jobs
+from safehold.compose.unattended import OPENED_BY, jobs
 from safehold.model.errors import UsageError
 
 GOOD = """\
@@ -51,7 +51,32 @@ def test_a_good_one(tmp_path: Path) -> None:
     assert plan.verification == (30 * 86400, 10 * 1024**3)
     assert plan.pruning == 7 * 86400
     assert found.vault_of(found.resources["www"]) == "main"
-    load_configuration(written(tmp_path, EXAMPLE))
+
+
+def test_the_example_is_of_the_machine_that_it_is_written_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = find_paths({"SAFEHOLD_HOME": str(tmp_path / "home")}, 1000)
+    for variable in [*OPENED_BY.values(), "SAFEHOLD_VAULT"]:
+        monkeypatch.delenv(variable, raising=False)
+    vault = load_configuration(written(tmp_path, example(tmp_path, os.environ, paths))).vaults["main"]
+    assert (vault.place, vault.passphrase_file) == ("/backup/vault", str(tmp_path / "passphrase"))
+    assert f"(umask 077; cat > {tmp_path}/passphrase)" in example(tmp_path, os.environ, paths)
+    monkeypatch.setenv("SAFEHOLD_VAULT", f"{tmp_path}/my vault: # 1")
+    monkeypatch.setenv("SAFEHOLD_PASSPHRASE_FILE", f"{tmp_path}/pass word")
+    vault = load_configuration(written(tmp_path, example(tmp_path, os.environ, paths))).vaults["main"]
+    assert (vault.place, vault.passphrase_file) == (f"{tmp_path}/my vault: # 1", f"{tmp_path}/pass word")
+    monkeypatch.delenv("SAFEHOLD_PASSPHRASE_FILE")
+    monkeypatch.setenv("SAFEHOLD_VAULT", "s3://bucket/prefix")
+    monkeypatch.setenv("SAFEHOLD_PASSPHRASE_COMMAND", "pass show 'the vault'")
+    vault = load_configuration(written(tmp_path, example(tmp_path, os.environ, paths))).vaults["main"]
+    assert (vault.place, vault.passphrase_command) == ("s3://bucket/prefix", "pass show 'the vault'")
+
+
+def test_what_is_lacking_comes_with_what_to_do(tmp_path: Path) -> None:
+    text = GOOD.replace("/backup/vault", str(tmp_path / "none")).replace("/etc/pass", str(tmp_path / "pass word"))
+    text += f"metrics: {tmp_path}/missing/safehold.prom\n"
+    lacking = list(preflight(load_configuration(written(tmp_path, text))))
+    assert all(" → " in line for line in lacking)
+    assert any(f"(umask 077; cat > '{tmp_path}/pass word')" in line for line in lacking)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +270,7 @@ def test_what_has_no_content_to_keep(tmp_path: Path) -> None:
     for place in (tmp_path / "fifo", "/dev/null"):
         text = GOOD.replace("[/srv/www, /etc]", f"['{place}']")
         assert any(
-            line.endswith("is no file, directory or disk")
+            "is no file, directory or disk → " in line
             for line in preflight(load_configuration(written(tmp_path, text)))
         )
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safehold.policies.schedule import Schedule, is_due, parse_schedule
+from safehold.policies.schedule import Schedule, due_at, is_due, parse_schedule
 
 ZONE = timezone(timedelta(hours=1))
 
@@ -55,3 +55,29 @@ def test_looking_often_makes_one_start_a_period(hour: int, minute: int, weekday:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match="no time of day"):
         parse_schedule(text)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last", "due"),
+    [
+        ("02:30", "2026-11-22T02:31", "2026-11-23T02:30"),
+        ("02:30", "2026-11-22T02:30", "2026-11-23T02:30"),
+        ("02:30", "2026-11-22T02:29", "2026-11-22T02:30"),
+        ("02:30", "2026-11-10T12:00", "2026-11-11T02:30"),
+        ("sun 03:00", "2026-11-15T03:00", "2026-11-22T03:00"),
+        ("sun 03:00", "2026-11-15T02:59", "2026-11-15T03:00"),
+        ("sun 03:00", "2026-11-16T03:00", "2026-11-22T03:00"),
+    ],
+)
+def test_the_next_time(schedule: str, last: str, due: str) -> None:
+    assert due_at(parse_schedule(schedule), at(last), at("2026-11-22T12:00"), ZONE) == at(due)
+
+
+@given(st.sampled_from(["02:30", "sun 03:00", "wed 23:59"]), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_due_then_and_not_before(text: str, age: float, later: float) -> None:
+    schedule, last = parse_schedule(text), 1.7e9
+    due = due_at(schedule, last, last + age, ZONE)
+    assert not is_due(schedule, last, due - 1, ZONE) or due - 1 <= last
+    assert is_due(schedule, last, due + later, ZONE)
+    assert due_at(Schedule(every=60), last, last + age) == last + 60
+    assert due_at(schedule, None, last) == due_at(schedule, last + 1e5, last) == last

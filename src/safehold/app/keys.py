@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
 
-from safehold.model.errors import StoreError, UsageError, VaultKeyError
+from safehold.model.errors import DamageError, StoreError, UsageError, VaultKeyError
 from safehold.vault.access import Unlocked, document_owner, read_slots
+from safehold.vault.catalogue import Rejected
 from safehold.vault.create import add_slot, timestamp
 from safehold.vault.gc.link import add_link
 from safehold.vault.keys import Keyring, OwnerKey, new_seed
@@ -22,6 +25,7 @@ from safehold.vault.writers import WriterKey, new_writer, open_certificate, stor
 
 __all__ = [
     "Checked",
+    "LateWriter",
     "Rotation",
     "Slot",
     "Writer",
@@ -29,6 +33,7 @@ __all__ = [
     "check_key",
     "export_writer",
     "find_slot",
+    "late_writers",
     "list_keys",
     "list_writers",
     "paper_kit",
@@ -36,6 +41,7 @@ __all__ = [
     "revoke_writer",
     "rotate_key",
     "store_policy",
+    "writer_labels",
 ]
 
 
@@ -106,13 +112,14 @@ def remove_key(vault: Vault, slot: Slot) -> None:
 
 @dataclass(frozen=True)
 class Writer:
-    """A writer as the owner sees it."""
+    """A writer as the owner sees it; `revoked_at` is when it was revoked by the store's clock, 0 for never."""
 
     id: str
     label: str
     resources: tuple[str, ...]
     exported: bool
     revoked: bool
+    revoked_at: float = 0.0
 
 
 def list_writers(vault: Vault) -> list[Writer]:
@@ -123,8 +130,56 @@ def list_writers(vault: Vault) -> list[Writer]:
     out = []
     for wid, certificate in vault.writers.items():
         secret = open_certificate(vault.id, vault.keyring, certificate)
-        out.append(Writer(wid.hex(), secret.label, secret.resources, certificate.exported, wid in revoked))
+        since = revoked.get(wid, 0.0)
+        out.append(Writer(wid.hex(), secret.label, secret.resources, certificate.exported, wid in revoked, since))
     return out
+
+
+def writer_labels(vault: Vault) -> dict[bytes, str]:
+    """The label of each certified writer, by its id; empty for one whose certificate cannot be opened."""
+    labels = {}
+    for wid, certificate in vault.writers.items():
+        labels[wid] = ""
+        if vault.keyring is not None:
+            with contextlib.suppress(DamageError, VaultKeyError):
+                labels[wid] = open_certificate(vault.id, vault.keyring, certificate).label
+    return labels
+
+
+@dataclass(frozen=True)
+class LateWriter:
+    """A writer that was revoked at `revoked` and that what lies in the vault since is of: the ids of these points, which do not count, and the
+    newest one's time; both times by the store's clock. `resources` are patterns of what it was allowed.
+    """
+
+    id: str
+    label: str
+    resources: tuple[str, ...]
+    revoked: float
+    points: tuple[str, ...]
+    last: float
+
+
+def late_writers(vault: Vault, rejected: Sequence[Rejected]) -> list[LateWriter]:
+    """Revoked writers that went on adding, by what is `rejected` among the points."""
+    late: dict[bytes, list[Rejected]] = {}
+    for one in rejected:
+        if one.void and one.sid:
+            late.setdefault(one.wid, []).append(one)
+    if not late:
+        return []
+    revoked, labels, catalogue = vault.notes().revocations(), writer_labels(vault), vault.catalogue()
+    return [
+        LateWriter(
+            wid.hex(),
+            labels.get(wid, ""),
+            catalogue.patterns(mine[0].name),
+            revoked.get(wid, 0.0),
+            tuple(one.id for one in mine),
+            max(one.time for one in mine),
+        )
+        for wid, mine in late.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -149,6 +204,7 @@ def check_key(vault: Vault, *, by_kit: bool) -> Checked:
                 on=writer.label,
                 remedy="have the owner make a new one",
             )
+        vault.demand_standing()
         return Checked(
             vault.document.id,
             f"writer {writer.wid.hex()[:8]}",

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 from safehold.model.errors import UsageError
 from safehold.vault.catalogue import Point, Rejected, choose
@@ -18,7 +20,10 @@ __all__ = [
     "Difference",
     "Selector",
     "diff_points",
+    "made_by",
     "member_of",
+    "near",
+    "of_pattern",
     "parse_selector",
     "parse_when",
     "pick",
@@ -87,6 +92,37 @@ def read_points(vault: Vault) -> tuple[list[Point], list[Rejected]]:
         if one.name not in vault.lost:
             vault.ctx.progress.warn(one.problem)
     return points, rejected
+
+
+def of_pattern(points: Sequence[Point], rejected: Sequence[Rejected], pattern: str) -> list[Point]:
+    """The points of the resources of that name, or that a shell pattern fits. UsageError where it fits nothing that anybody knows of."""
+
+    def fits(name: str) -> bool:
+        return name == pattern or fnmatchcase(name, pattern)
+
+    names = {name for point in points for name in point.resources} | {
+        name for one in rejected for name in one.resources
+    }
+    if not any(fits(name) for name in names):
+        raise UsageError(
+            "no points of this resource", on=pattern, remedy=near(pattern, sorted(names), "safehold points")
+        )
+    return [point for point in points if any(fits(name) for name in point.resources)]
+
+
+def near(name: str, names: Sequence[str], verb: str) -> str:
+    """What to do where nothing is called that: the names that are like it, or what verb lists them all."""
+    like = get_close_matches(name, names, 3)
+    return f"did you mean {' or '.join(like)}?" if like else f"see what there is: {verb}"
+
+
+def made_by(vault: Vault, points: Sequence[Point], prefix: str) -> list[Point]:
+    """The points of the one writer whose id starts with `prefix`. UsageError where none does, or more than one."""
+    known = {point.wid for point in points} | vault.writers.keys()
+    fitting = [wid for wid in known if wid.hex().startswith(prefix.lower())]
+    if len(fitting) != 1:
+        raise UsageError("no single writer of that id", on=prefix, remedy="see them: safehold key list")
+    return [point for point in points if point.wid == fitting[0]]
 
 
 def pick(vault: Vault, *texts: str) -> list[Point]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from safehold.app.backup import UNKNOWN, Host, process_start
+from safehold.app.host import UNKNOWN, Host, process_start
 from safehold.model.context import Context
 from safehold.model.errors import StoreError, StoreFull
 from safehold.model.remembered import keep, recall

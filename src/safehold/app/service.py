@@ -14,8 +14,9 @@ from typing import Protocol
 
 import msgspec
 
-from safehold.app.backup import BackupOptions, BackupOutcome, Host, back_up
+from safehold.app.backup import BackupOptions, BackupOutcome, back_up
 from safehold.app.expire import apply_expiry, note_verified, plan_expiry
+from safehold.app.host import Host
 from safehold.app.prune import Trial, prune_vault
 from safehold.app.verify import verify_next
 from safehold.model.context import Context
@@ -24,11 +25,23 @@ from safehold.model.remembered import keep, recall
 from safehold.model.resource import ResourceRef
 from safehold.model.unforeseen import explain
 from safehold.policies.retention import KeepRules
-from safehold.policies.schedule import Schedule, is_due
+from safehold.policies.schedule import Schedule, due_at, is_due
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
-__all__ = ["Job", "MakePoint", "Memory", "Past", "Plan", "Result", "Tell", "from_source", "metrics", "run_due"]
+__all__ = [
+    "Job",
+    "MakePoint",
+    "Memory",
+    "Past",
+    "Plan",
+    "Result",
+    "Tell",
+    "from_source",
+    "metrics",
+    "next_due",
+    "run_due",
+]
 
 PATIENCE = 36 * 3600.0
 """Seconds without a sign of life after which a session is ended."""
@@ -107,11 +120,12 @@ _CUT = (900.0, 3600.0, 4 * 3600.0)
 
 
 class Past(msgspec.Struct, frozen=True):
-    """How a step ended last: when, by this machine's clock, its exit code, and what went wrong."""
+    """How a step ended last: when, by this machine's clock, its exit code, what went wrong, and what to do about it."""
 
     finished: float
     code: int = 0
     what: str = ""
+    remedy: str = ""
 
 
 class _Steps(msgspec.Struct):
@@ -154,6 +168,10 @@ class Memory:
     def past(self, step: str) -> Past | None:
         """How the step ended last; None where it never did."""
         return self._steps.past.get(step)
+
+    def newest(self) -> float | None:
+        """When the last run that had something to do began; None for never."""
+        return max(self._steps.times.values(), default=None)
 
     def _keep(self) -> None:
         try:
@@ -199,7 +217,8 @@ def run_due(
             result.error = explain(error)
         result.finished = ctx.clock.now()
         if not isinstance(result.error, CancelledError):
-            memory.end(f"{kind} {on}", Past(result.finished, result.code, str(result.error or "")))
+            remedy = result.error.remedy if result.error else ""
+            memory.end(f"{kind} {on}", Past(result.finished, result.code, str(result.error or ""), remedy))
         tell(result)
         ctx.cancel.check()
 
@@ -219,6 +238,19 @@ def run_due(
         spans = [job.plan.pruning for job in mine if job.plan.pruning]
         if spans and due(f"prune {vault}", Schedule(every=min(spans))):
             step("prune", vault, vault, _prune(vault, open_vault, host, trial, ctx))
+
+
+def next_due(jobs: Sequence[Job], memory: Memory, now: float, zone: tzinfo | None) -> tuple[str, float] | None:
+    """The step that is due next by the schedules, and when; that is not after `now` where it is due already. None where nothing ever is. Times of
+    day are those of `zone`, or of this machine (None).
+    """
+    schedules = {f"backup {job.resource}": job.plan.schedule for job in jobs}
+    for job in jobs:
+        if job.plan.pruning:
+            spans = [one.plan.pruning for one in jobs if one.vault == job.vault and one.plan.pruning]
+            schedules[f"prune {job.vault}"] = Schedule(every=min(spans))
+    due = [(step, due_at(schedule, memory.last(step), now, zone)) for step, schedule in schedules.items()]
+    return min(due, key=lambda one: one[1], default=None)
 
 
 def _backup(job: Job, open_vault: Callable[[str], Vault], host: Host, ctx: Context) -> Callable[[Result], None]:

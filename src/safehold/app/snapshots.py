@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from safehold.app.backup import BackupOptions, Host, back_up_together
+from safehold.app.backup import BackupOptions, back_up_together
+from safehold.app.host import Host
 from safehold.backup.disk import BaseGone
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Lineage, Snapshot

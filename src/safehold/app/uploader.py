@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from safehold.app.backup import Host
+from safehold.app.host import Host
 from safehold.app.snapshots import Committed, Described, commit, complete, next_group
 from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.held import HeldVolume

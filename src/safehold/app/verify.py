@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from safehold.app.findings import remember_findings
+from safehold.app.findings import forget_points, remember_findings
 from safehold.app.points import select
 from safehold.app.sharing import warn_of_shared_names
 from safehold.model.context import Context
@@ -89,7 +89,8 @@ def verify_points(
     if selector is None:
         for one in rejected:
             if one.void:
-                vault.ctx.progress.warn(f"does not count: {one.name}: {one.reason}")
+                remedy = f" → {one.remedy}" if one.remedy else ""
+                vault.ctx.progress.warn(f"does not count: {one.name}: {one.reason}{remedy}")
             else:
                 findings.add(Finding(one.reason, one.name))
         for problem in (*vault.problems, *read_slots(vault.store)[1]):
@@ -98,6 +99,9 @@ def verify_points(
         warn_of_shared_names(points, ctx)
     if findings.found or selector is None:
         remember_findings(vault, findings)
+    elif depth is Depth.DATA:
+        # What was known of it is mended.
+        forget_points(vault, chosen)
     for finding in check_expected(points, expected):
         findings.add(finding)
     return findings

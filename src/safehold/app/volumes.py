@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from safehold.app.backup import Host
+from safehold.app.host import Host
 from safehold.app.points import member_of, parse_selector, pick, select
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader, discard

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import click
 
-from safehold.app.backup import BackupOptions, BackupOutcome, back_up, this_host
+from safehold.app.backup import BackupOptions, BackupOutcome, back_up
 from safehold.app.downtime import announcement
+from safehold.app.host import this_host
 from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, json_option, print_json, vault_options
 from safehold.cli.tags import parse_tags

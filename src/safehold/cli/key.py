@@ -11,6 +11,7 @@ from safehold.cli.running import Access, Run, confirm, json_option, print_json, 
 from safehold.cli.vault import write_private
 from safehold.compose.credentials import load_recipient
 from safehold.model.errors import UsageError
+from safehold.model.units import format_time
 from safehold.vault.slots import Passphrase
 
 __all__ = ["key"]
@@ -38,8 +39,12 @@ def list_verb(access: Access, as_json: bool) -> None:
     exported = [w for w in writers if w.exported]
     if exported:
         print()
-        rows = [[w.id[:8], ", ".join(w.resources), "revoked" if w.revoked else "may write", w.label] for w in exported]
+        rows = [[w.id[:8], ", ".join(w.resources), _standing(w), w.label] for w in exported]
         print_table(["WRITER", "RESOURCES", "STATE", "LABEL"], rows)
+
+
+def _standing(writer: keys.Writer) -> str:
+    return f"revoked {format_time(writer.revoked_at)}" if writer.revoked else "may write"
 
 
 @key.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -111,6 +112,9 @@ def _report(error: SafeholdError, arguments: Sequence[str]) -> None:
             "code": error.exit_code,
         }
         print(json.dumps({"error": body}))
+    # Where both go to one file, the closing sentence comes after the table that it closes.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     print(f"safehold: {printable(str(error))}", file=sys.stderr)
     if error.remedy:
         print(f"  → {printable(error.remedy)}", file=sys.stderr)

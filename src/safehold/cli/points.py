@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -11,7 +12,10 @@ from safehold.app.expire import apply_expiry, check_left, note_verified, plan_ex
 from safehold.app.expire import hold as keep
 from safehold.app.expire import release as end_hold
 from safehold.app.expire import tag as set_tags
-from safehold.app.points import pick, read_points
+from safehold.app.findings import Remembered, last_findings
+from safehold.app.keys import writer_labels
+from safehold.app.points import made_by as of_writer
+from safehold.app.points import of_pattern, pick, read_points
 from safehold.app.sharing import warn_of_shared_names
 from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, confirm, json_option, print_json, print_table, vault_options
@@ -23,9 +27,13 @@ from safehold.policies.retention import KeepRules
 from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.notes import Facts
 from safehold.vault.records import Member
+from safehold.vault.vault import Vault
 
-__all__ = ["point", "point_document", "points"]
+__all__ = ["Known", "point", "point_document", "points"]
 
+
+_MOST_DAMAGE = 20
+"""Findings that are shown of one point; all of them are in its JSON."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _count = click.IntRange(min=0)
@@ -33,25 +41,30 @@ _count = click.IntRange(min=0)
 
 @click.command()
 @click.argument("resource", required=False)
+@click.option("--made-by", metavar="WRITER", help="Those of the writer whose id begins so; see key list.")
 @vault_options
 @json_option
 def points(
     resource: str | None,
+    made_by: str | None,
     access: Access,
     as_json: bool,
 ) -> None:
-    """List the points, oldest first: all of them, or those of one RESOURCE."""
+    """List the points, oldest first: all of them, or those of each RESOURCE that a shell pattern fits."""
     with Run.begin() as run:
         opened = run.open(access)
-        found, _ = read_points(opened)
-        facts = opened.notes().facts()
-        found = [p for p in found if resource is None or resource in p.resources]
+        found, rejected = read_points(opened)
+        if resource is not None:
+            found = of_pattern(found, rejected, resource)
+        if made_by is not None:
+            found = of_writer(opened, found, made_by)
+        known = Known.of(opened)
         warn_of_shared_names(found, run.ctx)
     if as_json:
-        print_json({"points": [point_document(p, facts.get(p.subject)) for p in found]})
+        print_json({"points": [point_document(p, known) for p in found]})
         return
     if not found:
-        print("no points" + (f" of {resource}" if resource else ""))
+        print("no points" + (f" of {resource}" if resource else "") + (f" by writer {made_by}" if made_by else ""))
         return
     rows = [
         [
@@ -61,8 +74,8 @@ def points(
             format_size(m.size),
             format_size(p.body.stored),
             m.achieved,
-            _state(p, facts.get(p.subject)),
-            _tags(p, facts.get(p.subject)),
+            _state(p, known),
+            _tags(p, known),
         ]
         for p in found
         for m in p.body.members
@@ -70,28 +83,50 @@ def points(
     print_table(["ID", "TIME", "RESOURCE", "SIZE", "ADDED", "CONSISTENCY", "STATE", "TAGS"], rows)
 
 
-def _tags(p: Point, facts: Facts | None) -> str:
-    return ",".join(f"{key}={value}" for key, value in (facts or Facts()).tagged(p.body.tags).items())
+@dataclass(frozen=True)
+class Known:
+    """What is known of points beyond what stands in them: the owner's notes, by their subjects; what the last verification on this machine found;
+    and writers' labels.
+    """
+
+    facts: Mapping[bytes, Facts]
+    past: Remembered
+    labels: Mapping[bytes, str]
+
+    @classmethod
+    def of(cls, vault: Vault) -> Known:
+        """All of one vault."""
+        return cls(vault.notes().facts(), last_findings(vault) or Remembered(0.0), writer_labels(vault))
+
+    def noted(self, p: Point) -> Facts:
+        """What the owner noted about a point."""
+        return self.facts.get(p.subject, Facts())
 
 
-def _state(p: Point, facts: Facts | None) -> str:
+def _tags(p: Point, known: Known) -> str:
+    return ",".join(f"{key}={value}" for key, value in known.noted(p).tagged(p.body.tags).items())
+
+
+def _state(p: Point, known: Known) -> str:
+    facts, hurt = known.noted(p), known.past.names(p)
     partial = any(member.partial for member in p.body.members)
-    states = ["partial" if partial else "ok"]
-    if facts is not None and facts.held:
+    states = [word for word, is_so in (("damaged", hurt), ("partial", partial)) if is_so] or ["ok"]
+    if facts.held:
         states.append("held")
-    if facts is not None and facts.data:
+    if facts.data and not hurt:
         states.append("verified")
     return ",".join(states)
 
 
-def point_document(p: Point, facts: Facts | None) -> dict[str, object]:
-    """A point as JSON, with what the owner noted about it."""
-    body, facts = p.body, facts or Facts()
+def point_document(p: Point, known: Known) -> dict[str, object]:
+    """A point as JSON, with what is known about it."""
+    body, facts = p.body, known.noted(p)
     return {
         "id": p.id,
         "name": p.name,
         "digest": p.digest.hex(),
         "time": p.time,
+        "writer": {"id": p.wid.hex(), "label": known.labels.get(p.wid, "")},
         "host": body.host,
         "program": body.program,
         "run": body.run,
@@ -101,6 +136,8 @@ def point_document(p: Point, facts: Facts | None) -> dict[str, object]:
         "held": facts.held,
         "verified_structure": facts.structure,
         "verified_data": facts.data,
+        "damaged": known.past.time if known.past.names(p) else 0.0,
+        "damage": [{"what": one.what, "on": one.on} for one in known.past.about(p)],
         "keep_until_deleted": body.keep,
         "read": body.read,
         "new": body.new,
@@ -146,7 +183,7 @@ def _member_document(member: Member) -> dict[str, object]:
 
 @click.group()
 def point() -> None:
-    """Look at points."""
+    """List points, look at one, hold, tag and expire them."""
 
 
 point.add_command(points, "list")
@@ -161,23 +198,29 @@ def show(selector: str, access: Access, as_json: bool) -> None:
     with Run.begin() as run:
         opened = run.open(access)
         (p,) = pick(opened, selector)
-        facts = opened.notes().facts().get(p.subject)
+        known = Known.of(opened)
     if as_json:
-        print_json(point_document(p, facts))
+        print_json(point_document(p, known))
         return
-    body = p.body
+    body, held = p.body, known.noted(p).held
     print(f"point        {p.id}")
     print(f"time         {format_time(p.time)} (by the store's clock)")
     print(
         f"made by      {printable(body.host)}, {printable(body.program)}, run {body.run}, in {format_duration(body.finished - body.started)}"
     )
-    print(f"tags         {printable(_tags(p, facts)) or 'none'}" + ("; kept until deleted" if body.keep else ""))
-    print(f"state        {_state(p, facts)}" + (f" ({facts.held})" if facts and facts.held else ""))
+    print(f"writer       {printable(known.labels.get(p.wid, '')) or 'no label'} ({p.wid.hex()[:8]})")
+    print(f"tags         {printable(_tags(p, known)) or 'none'}" + ("; kept until deleted" if body.keep else ""))
+    print(f"state        {_state(p, known)}" + (f" ({printable(held)})" if held else ""))
+    if known.past.names(p):
+        print(f"damage       found by verify on {format_time(known.past.time)}; once it is mended: safehold verify")
+    for finding in known.past.about(p)[:_MOST_DAMAGE]:
+        print(f"  damaged    {printable(finding.on)}: {printable(finding.what)}")
     print(
         f"read         {format_size(body.read)}, of it new {format_size(body.new)}, stored {format_size(body.stored)}"
     )
     for m in body.members:
-        print(f"{printable(m.kind):<12} {printable(m.name)}, {format_size(m.size)}, from {printable(m.location)}")
+        places = ", ".join(printable(place) for place in (m.location, *m.more))
+        print(f"{printable(m.kind):<12} {printable(m.name)}, {format_size(m.size)}, from {places}")
         print(f"consistency  {m.achieved} ({m.asked} asked for)")
         for b in m.brackets:
             print(f"  {printable(b.bracket)}: {b.achieved}; others waited for {format_duration(b.pause)}")
@@ -319,7 +362,8 @@ def expire(
         print_json({"dry_run": dry_run, "points": points, "expired": [] if dry_run else [p.id for p in expiring]})
     else:
         verb = "would expire" if dry_run else "expired"
-        print(f"{len(expiring)} of {len(told)} points {verb}")
+        next_step = "" if dry_run or not expiring else "; safehold vault prune gives the space back"
+        print(f"{len(expiring)} of {len(told)} points {verb}{next_step}")
     return damaged
 
 

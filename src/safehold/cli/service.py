@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import click
 
-from safehold.app.backup import this_host
+from safehold.app.host import this_host
 from safehold.app.service import Memory, Result, run_due
 from safehold.cli.running import Run, json_option, print_json
 from safehold.compose.configuration import Configuration, load_configuration
+from safehold.compose.paths import Paths
 from safehold.compose.preflight import preflight
-from safehold.compose.unattended import Opener, jobs, notify, variables, write_metrics
+from safehold.compose.unattended import OPENED_BY, Opener, jobs, notify, variables, write_metrics
+from safehold.compose.wiring import named_vault
 from safehold.model.errors import UsageError
 from safehold.model.units import format_duration, format_size
 from safehold.objects.check import broken_order
 
-__all__ = ["config", "service"]
+__all__ = ["config", "example", "service"]
 
 _config_option = click.option(
     "--config",
@@ -35,8 +39,8 @@ version: 1
 
 vaults:
   main:
-    place: /backup/vault                     # or s3://bucket/prefix
-    passphrase_file: /etc/safehold/passphrase
+    place: {place}{hint}
+{opens}
 
 resources:
   etc:
@@ -159,7 +163,8 @@ def check(path: Path | None, as_json: bool) -> int:
         print(f"{job.resource}: {what} into {job.vault}, {plan.at or f'every {plan.every}'}")
     for line in lacking:
         print(f"lacking: {line}")
-    print(f"{'not yet' if lacking else 'ok'}: {place}")
+    things = f"{len(lacking)} thing{'s' * (len(lacking) > 1)}"
+    print(f"not ready: this machine lacks {things} that {place} names" if lacking else f"ok: {place}")
     return int(bool(lacking))
 
 
@@ -177,8 +182,34 @@ def init_verb(path: Path | None) -> None:
                 f"cannot be written ({error.strerror})", on=str(place), remedy="give another place with --config"
             ) from error
         with os.fdopen(fd, "w") as file:
-            file.write(EXAMPLE)
+            file.write(example(place.absolute().parent, os.environ, run.paths))
     print(f"Edit {place}, then: safehold config check{'' if path is None else f' --config {path}'}")
+
+
+def example(directory: Path, environment: os._Environ[str], paths: Paths) -> str:
+    """The example with the vault and what opens it as the environment has them; else with places to be filled in, in the file's directory."""
+    known = named_vault(None, environment, paths)
+    place = os.path.abspath(known) if known and "://" not in known else known
+    for setting, variable in OPENED_BY.items():
+        if environment.get(variable):
+            value = environment[variable]
+            value = value if setting == "passphrase_command" else os.path.abspath(os.path.expanduser(value))
+            opens = f"    {setting}: {_quoted(value)}"
+            break
+    else:
+        file = _quoted(str(directory / "passphrase"))
+        opens = f"    # The vault's passphrase, for nobody else to read. Type it into: (umask 077; cat > {file})\n    passphrase_file: {file}"
+    hint = "" if place else "                     # or s3://bucket/prefix"
+    filled = {"{place}": _quoted(place or "/backup/vault"), "{hint}": hint, "{opens}": opens}
+    text = EXAMPLE
+    for name, value in filled.items():
+        text = text.replace(name, value)
+    return text
+
+
+def _quoted(text: str) -> str:
+    """As YAML takes it: what is no plain word in double quotes."""
+    return text if re.fullmatch(r"[\w./][\w./:+-]*", text, re.ASCII) else json.dumps(text)
 
 
 @service.command("run")
@@ -219,8 +250,6 @@ def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> li
         try:
             if not quiet:
                 print(_line(result), flush=True)
-            if result.error is not None and result.error.remedy:
-                run.ctx.progress.warn(f"{result.on}: {result.error} → {result.error.remedy}")
         finally:
             notify(found, result, run.ctx)
 
@@ -248,7 +277,8 @@ def _run(run: Run, found: Configuration, *, everything: bool, quiet: bool) -> li
 def _line(result: Result) -> str:
     took = format_duration(result.finished - result.started)
     if result.error is not None:
-        return f"FAILED  {result.step} {result.on}: {result.error} ({took})"
+        remedy = f"\n  → {result.error.remedy}" if result.error.remedy else ""
+        return f"FAILED  {result.step} {result.on}: {result.error} ({took}){remedy}"
     told = ", ".join(
         f"{name.removesuffix('_bytes').replace('_', ' ')} {format_size(value) if name.endswith('_bytes') else int(value)}"
         for name, value in result.figures.items()

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
-from safehold.app.findings import last_findings
-from safehold.app.points import read_points
-from safehold.app.status import Standing, damaged_packs, standings
+from safehold.app.points import near, read_points
+from safehold.app.problems import Problem, of_resources, vault_problems
+from safehold.app.status import Standing, standings
 from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
-from safehold.compose.asked import asked_for, only_vault
+from safehold.compose.asked import Asked, asked_for, only_vault
 from safehold.compose.quiet import frozen_problems
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
 from safehold.compose.wiring import named_vault
-from safehold.model.errors import DamageError, FailedError, OverdueError
-from safehold.model.units import format_duration, format_size, format_time
-from safehold.vault.vault import Vault
+from safehold.model.errors import OverdueError, UsageError
+from safehold.model.units import format_age, format_size, format_time
 
 __all__ = ["status"]
+
+_LATE = 3600.0
+"""Seconds that a step may be due without anybody doing it: the timer looks every five minutes, and a run may take long."""
+
+_OF_VOLUME = re.compile(r"\bvolume ([^\s:]+)")
 
 
 @click.command()
@@ -38,36 +44,40 @@ __all__ = ["status"]
 @vault_options
 @json_option
 def status(resource: str | None, max_age: str | None, path: Path | None, access: Access, as_json: bool) -> int:
-    """Each resource with its newest point; problems first.
+    """Each resource with its newest point; problems first, each with what to do about it.
 
-    Resources that unattended runs are to back up are shown even where no backup of them succeeded. Ages are by the store's clock. Ends with 8
-    where a resource is overdue, else with 4 where damage is known, and with 1 where there is another problem.
+    Resources that unattended runs are to back up are shown even where no backup of them succeeded. Of one RESOURCE it tells what concerns that.
+    Ages are by the store's clock. Ends with 8 where a resource is overdue, else with 4 where damage is known, with 3 where the newest point of
+    a resource is partial, and with 1 where there is another problem.
     """
     limit = span_of(max_age, "--max-age") if max_age else None
     with Run.begin() as run:
         configuration = path or run.paths.config / "safehold.yaml"
         named = named_vault(access.vault, os.environ, run.paths)
         opened = (None if named else only_vault(configuration, run.paths, run.ctx)) or run.open(access)
-        asked = asked_for(configuration, run.paths, opened.store.url)
+        now = run.ctx.clock.now()
+        asked = asked_for(configuration, run.paths, opened.store.url, now)
         points, rejected = read_points(opened)
-        found = standings(opened, points, run.ctx, limit, asked.expected)
-        damage = [one.problem for one in rejected if not one.void]
-        damage += [*(str(problem) for problem in opened.problems), *_damage(damaged_packs(opened)), *_found(opened)]
-        problems = [*damage, *asked.problems]
-        problems += VolumeClient(run.paths, os.environ, run.ctx).problems()
-        problems += [*switch_problems(run.paths.volume_switch), *frozen_problems(run.paths)]
+        found = standings(opened, points, rejected, run.ctx, limit, asked.expected)
+        every = [*vault_problems(opened, points, rejected, found, resource), *asked.problems]
+        volumes = [*VolumeClient(run.paths, os.environ, run.ctx).problems(), *switch_problems(run.paths.volume_switch)]
+        every += [_of_volume(text) for text in volumes]
+        every += [Problem(text, 'see the runbook, "Frozen file system"') for text in frozen_problems(run.paths)]
+        problems = [one for one in every if resource is None or one.concerns(resource)]
     if resource is not None:
+        names = [one.resource for one in found]
         found = [one for one in found if one.resource == resource]
+        if not found and limit is None:
+            raise UsageError("no points of this resource", on=resource, remedy=near(resource, names, "safehold status"))
         if not found:
-            raise OverdueError("no points of this resource", on=resource, remedy="see what there is: safehold status")
+            raise OverdueError(
+                "no points of this resource", on=resource, remedy=near(resource, names, "safehold status")
+            )
     overdue = [one for one in found if one.overdue]
     empty = limit is not None and not found
-    code = DamageError.exit_code if damage else FailedError.exit_code if problems else 0
+    code = max((one.code for one in problems), default=0)
     if as_json:
-        resources = {one.resource: _document(one) for one in found}
-        print_json(
-            {"vault": opened.store.url, "elsewhere": asked.elsewhere, "problems": problems, "resources": resources}
-        )
+        print_json(_document(opened.store.url, found, problems, asked))
         return OverdueError.exit_code if overdue or empty else code
     for problem in problems:
         print(f"PROBLEM  {problem}")
@@ -77,19 +87,11 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
     if not found:
         print("no points yet. Next: safehold backup DIRECTORY_OR_DISK")
     else:
-        rows = [
-            [
-                one.state,
-                one.resource,
-                format_time(one.point.time) if one.point else "never",
-                format_duration(one.age) if one.point else "",
-                format_size(one.size) if one.point else "",
-                str(one.points),
-                format_time(one.verified) if one.verified else "never",
-            ]
-            for one in found
-        ]
-        print_table(["STATE", "RESOURCE", "NEWEST POINT", "AGE", "SIZE", "POINTS", "LAST VERIFIED"], rows)
+        print_table(
+            ["STATE", "RESOURCE", "NEWEST POINT", "AGE", "SIZE", "POINTS", "VERIFIED"], [_row(one) for one in found]
+        )
+    for line in _runs(asked, now):
+        print(line)
     for place in asked.elsewhere:
         print(f"not looked at: vault {place}, which the configuration has too: safehold status --vault {place}")
     if overdue:
@@ -101,23 +103,61 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
     return code
 
 
-def _damage(packs: list[str]) -> list[str]:
-    if not packs:
-        return []
-    names = ", ".join(packs[:3]) + (f" and {len(packs) - 3} more" if len(packs) > 3 else "")
-    return [f'damaged data was found, and is not repaired: {names}; see the runbook, "Damaged vault"']
+def _row(one: Standing) -> list[str]:
+    if one.point is None:
+        return [one.state, one.resource, "never", "", "", str(one.points), "never"]
+    newest = format_time(one.point.time), format_age(one.age), format_size(one.size)
+    return [one.state, one.resource, *newest, str(one.points), _verified(one)]
 
 
-def _found(opened: Vault) -> list[str]:
-    last = last_findings(opened)
-    if last is None:
-        return []
-    told, more = last.found[:1], last.more + len(last.found[1:])
-    first = "".join(f"{one.what} ({one.on})" for one in told) + f" (and {more} more)" * bool(more)
-    return [f'verify found on {format_time(last.time)}: {first}; see the runbook, "Damaged vault"']
+def _verified(one: Standing) -> str:
+    if one.proof is None:
+        return "never"
+    return f"{'newest' if one.proof.newest else one.proof.point[:8]}, {format_age(one.proof.age)} ago"
 
 
-def _document(one: Standing) -> dict[str, object]:
+def _of_volume(text: str) -> Problem:
+    """What the volume service tells of in one line: its problem and, behind an arrow, the remedy."""
+    what, _, remedy = text.partition(" → ")
+    name = _OF_VOLUME.search(what)
+    return Problem(what, remedy, of_resources(name[1]) if name else ("*",))
+
+
+def _runs(asked: Asked, now: float) -> Iterator[str]:
+    """How unattended runs stand, where they are configured."""
+    if asked.due is None:
+        return
+    step, when = asked.due
+    last = f"the last one began on {format_time(asked.last)}" if asked.last is not None else "there was none yet"
+    due = f"next is {step} on {format_time(when)}" if when > now else f"{step} is due"
+    timer = (
+        ""
+        if asked.last is not None and when > now - _LATE
+        else " → is the timer on? systemctl list-timers safehold.timer"
+    )
+    yield f"unattended runs: {last}; {due}{timer}"
+
+
+def _document(url: str, found: Sequence[Standing], problems: Sequence[Problem], asked: Asked) -> dict[str, object]:
+    return {
+        "vault": url,
+        "elsewhere": asked.elsewhere,
+        "problems": [
+            {
+                "what": one.what,
+                "remedy": one.remedy,
+                "resources": list(one.resources),
+                "vault": one.vault,
+                "code": one.code,
+            }
+            for one in problems
+        ],
+        "unattended": {"last": asked.last, "due": {"step": asked.due[0], "time": asked.due[1]}} if asked.due else None,
+        "resources": {one.resource: _standing(one) for one in found},
+    }
+
+
+def _standing(one: Standing) -> dict[str, object]:
     return {
         "state": one.state,
         "point": one.point.id if one.point else None,
@@ -126,7 +166,10 @@ def _document(one: Standing) -> dict[str, object]:
         "consistency": one.consistency,
         "size": one.size,
         "points": one.points,
-        "verified": one.verified,
+        "verified": one.proof.time if one.proof else 0.0,
+        "verified_point": one.proof.point if one.proof else None,
+        "newest_verified": one.proof is not None and one.proof.newest,
+        "damaged": list(one.damaged),
         "partial": list(one.partial),
         "failure": one.failure,
     }

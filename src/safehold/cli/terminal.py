@@ -4,6 +4,7 @@ error.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from typing import TextIO
@@ -65,6 +66,9 @@ class LineProgress:
     def _line(self, text: str) -> None:
         clear = "\r\x1b[K" if self._moving else ""
         prefix = "" if self._moving else f"[{self._run_id}] "
+        # Where both go to one file, this comes after what was printed before it.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
         self._stream.write(f"{clear}{prefix}{printable(text)}\n")
         self._stream.flush()
 

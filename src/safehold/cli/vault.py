@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from safehold.app.backup import this_host
+from safehold.app.host import this_host
 from safehold.app.making import make_vault
 from safehold.app.prune import preview_prune, prune_vault
 from safehold.cli.quantities import size_of, span_of

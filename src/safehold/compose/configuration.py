@@ -176,8 +176,9 @@ def load_configuration(path: Path) -> Configuration:
             os.set_blocking(file.fileno(), True)
             text = file.read(_LARGEST + 1)
     except OSError as error:
+        begin = "write an example: safehold config init; or " * isinstance(error, FileNotFoundError)
         raise UsageError(
-            f"cannot be read ({error.strerror})", on=str(path), remedy="give its place with --config"
+            f"cannot be read ({error.strerror})", on=str(path), remedy=f"{begin}give its place with --config"
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError("is no text", on=str(path)) from error

@@ -110,7 +110,7 @@ def find_downtime(
 def frozen_problems(paths: Paths) -> list[str]:
     """What an operator should know of things that may be held, with nobody left who would let go of them."""
     return [
-        f"a capture and its watchdog were killed, so this may still have to be done: {what} (see the page Frozen file system of the runbook)"
+        f"a capture and its watchdog were killed, so this may still have to be done: {what}"
         for what in may_be_held(watchdog_log(paths))
     ]
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from safehold.app.backup import BackupOptions, BackupOutcome, Host
+from safehold.app.backup import BackupOptions, BackupOutcome
+from safehold.app.host import Host
 from safehold.app.opening import open_vault
 from safehold.app.service import Job, MakePoint, Plan, Result, from_source, metrics
 from safehold.compose.configuration import Configuration, ResourceSettings, VaultSettings
@@ -33,7 +34,16 @@ from safehold.objects.location import local_place
 from safehold.ports.source import Source
 from safehold.vault.vault import Vault
 
-__all__ = ["Opener", "jobs", "notify", "same_place", "variables", "write_metrics"]
+__all__ = ["OPENED_BY", "Opener", "jobs", "notify", "same_place", "variables", "write_metrics"]
+
+OPENED_BY = {
+    "passphrase_file": "SAFEHOLD_PASSPHRASE_FILE",
+    "passphrase_command": "SAFEHOLD_PASSPHRASE_COMMAND",
+    "kit": "SAFEHOLD_KIT",
+    "identity": "SAFEHOLD_IDENTITY",
+    "writer": "SAFEHOLD_WRITER",
+}
+"""The settings that say what opens a vault, and the environment variables that mean the same."""
 
 _PATIENCE = 60.0
 """Seconds that a failure command or address may take."""
@@ -59,17 +69,8 @@ class Opener:
 
 def variables(settings: VaultSettings) -> dict[str, str]:
     """The settings as the environment variables that mean the same."""
-    return {
-        name: value
-        for name, value in {
-            "SAFEHOLD_PASSPHRASE_FILE": settings.passphrase_file,
-            "SAFEHOLD_PASSPHRASE_COMMAND": settings.passphrase_command,
-            "SAFEHOLD_KIT": settings.kit,
-            "SAFEHOLD_IDENTITY": settings.identity,
-            "SAFEHOLD_WRITER": settings.writer,
-        }.items()
-        if value
-    }
+    given = {variable: str(getattr(settings, name)) for name, variable in OPENED_BY.items()}
+    return {variable: value for variable, value in given.items() if value}
 
 
 def _nobody() -> str:

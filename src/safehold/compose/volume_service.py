@@ -11,7 +11,7 @@ import msgspec
 from safehold.adapters.image.topology import detect
 from safehold.adapters.linux.attach import attachments
 from safehold.adapters.linux.reconnector import Reconnector
-from safehold.app.backup import this_host
+from safehold.app.host import this_host
 from safehold.app.opening import Credentials, open_vault
 from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks.directory import VolumeDirectory

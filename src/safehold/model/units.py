@@ -5,9 +5,19 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-__all__ = ["format_count", "format_duration", "format_rate", "format_size", "format_time", "parse_size", "parse_span"]
+__all__ = [
+    "format_age",
+    "format_count",
+    "format_duration",
+    "format_rate",
+    "format_size",
+    "format_time",
+    "parse_size",
+    "parse_span",
+]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_DAY = 86400
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -36,6 +46,11 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def format_age(seconds: float) -> str:
+    """Like `format_duration`, and from two days on in days: 300000 → `3 days`."""
+    return format_duration(seconds) if seconds < 2 * _DAY else f"{seconds / _DAY:.0f} days"
 
 
 def format_time(when: float) -> str:

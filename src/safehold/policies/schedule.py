@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 
-__all__ = ["Schedule", "is_due", "parse_schedule"]
+__all__ = ["Schedule", "due_at", "is_due", "parse_schedule"]
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _AT = re.compile(r"(?:(mon|tue|wed|thu|fri|sat|sun)\s+)?(\d\d):(\d\d)")
@@ -28,6 +28,22 @@ def parse_schedule(text: str) -> Schedule:
     if not match or int(match[2]) > 23 or int(match[3]) > 59:
         raise ValueError(f"{text!r} is no time of day: write 02:30, or sun 03:00")
     return Schedule(hour=int(match[2]), minute=int(match[3]), weekday=_DAYS.index(match[1]) if match[1] else None)
+
+
+def due_at(schedule: Schedule, last: float | None, now: float, zone: tzinfo | None = None) -> float:
+    """When what was last started at `last` is due next; not after `now` where it is due already. What never was, is due now."""
+    if last is None or last > now + 60:
+        # A start in the future was written by a clock that was wrong.
+        return now
+    if schedule.every:
+        return last + schedule.every
+    here = datetime.fromtimestamp(last, zone)
+    at = here.replace(hour=schedule.hour, minute=schedule.minute, second=0, microsecond=0)
+    if schedule.weekday is not None:
+        at += timedelta(days=(schedule.weekday - at.weekday()) % 7)
+    while at.timestamp() <= last:
+        at += timedelta(days=1 if schedule.weekday is None else 7)
+    return at.timestamp()
 
 
 def is_due(schedule: Schedule, last: float | None, now: float, zone: tzinfo | None = None) -> bool:

@@ -77,16 +77,22 @@ class Rejected(msgspec.Struct, frozen=True):
     earlier: bool = False
 
     @property
+    def told(self) -> str:
+        """What it is, and what is wrong with it."""
+        return f"{self.name if self.gone else f'not a valid point: {self.name}'}: {self.reason}"
+
+    @property
     def problem(self) -> str:
         """What an operator is told, with what to do about it."""
-        what = self.name if self.gone else f"not a valid point: {self.name}"
-        return f"{what}: {self.reason}" if self.void or self.barred else f"{what}: {self.reason} ({self.remedy})"
+        if self.void or self.barred:
+            return f"{self.told} → {self.remedy}" if self.remedy else self.told
+        return f"{self.told} ({self.remedy})"
 
     @property
     def remedy(self) -> str:
-        """How it comes to be in nobody's way."""
-        if not self.sid:
-            return "take it out of the vault: no point has such a name"
+        """How it comes to be in nobody's way; empty where it is in nobody's and has no name to let it go by."""
+        if self.void or self.barred:
+            return f"safehold point expire @{self.id[:8]}" if self.sid else ""
         return f"bring it back from a copy, or let it go: safehold point expire @{self.id[:8]}"
 
     @property

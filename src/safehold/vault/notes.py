@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from safehold.model.context import Context
-from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound
+from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, StorePermission
 from safehold.ports.store import Stamp, Store
 from safehold.vault.bounds import check_size
 from safehold.vault.envelope import close, decode, encode, open_object
@@ -18,7 +18,7 @@ from safehold.vault.records import Note, NoteBody
 from safehold.vault.sealed_cache import SealedCache
 from safehold.vault.trust import OwnerTrust
 
-__all__ = ["Facts", "FoundNote", "Notes"]
+__all__ = ["Facts", "FoundNote", "Notes", "noted"]
 
 
 class FoundNote(msgspec.Struct, frozen=True):
@@ -59,6 +59,28 @@ class Facts:
         """The tags in force of a point that was made with some."""
         both: dict[str, str | None] = {**made_with, **self.tags}
         return {key: value for key, value in both.items() if value is not None}
+
+
+def noted(store: Store, vault: bytes, trust: OwnerTrust, subject: bytes) -> bool:
+    """True where the owner noted something about a subject, for those who cannot read what: by the note's signature, or, where the store does not
+    let it be read, by its name alone. False where the store does not show the names either.
+    """
+    try:
+        names = [stamp.name for stamp in store.list(f"{Kind.NOTE.prefix}/{subject.hex()}/")]
+    except StorePermission:
+        return False
+    return any(_by_owner(store, vault, trust, name) for name in names)
+
+
+def _by_owner(store: Store, vault: bytes, trust: OwnerTrust, name: str) -> bool:
+    try:
+        opened = open_object(name, store.get(name))
+        trust.check(vault, opened, decode(opened.payload, Note, name).generation)
+    except StorePermission:
+        return True
+    except (DamageError, ObjectNotFound):
+        return False
+    return True
 
 
 class Notes:

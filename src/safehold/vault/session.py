@@ -7,6 +7,7 @@ point is put.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -89,7 +90,7 @@ class SessionTotals:
 
 class Session:
     """One backup's connection to the vault. Use as a context manager: leaving it without `commit` leaves no point
-    behind.
+    behind, and where the store allows it no open session.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Session:
         self._beats = 0
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._announced = False
+        self._announced = self._tried = False
         self._own_packs: set[str] = set()
         self._under_way = 0
         self.view_runs: frozenset[str] = frozenset()
@@ -144,11 +145,27 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._stop.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
         if self._announced:
             self._heart.join()
+            # Who has no patience, or no store that answers, leaves it to a prune.
+            if (
+                not self._tried
+                and (error is None or isinstance(error, Exception))
+                and not isinstance(error, StoreUnavailable)
+            ):
+                self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Take back the announcement of a session that never tried to commit: no prune need wait for what cannot come any more. Where the store
+        lets a writer delete nothing, it stays.
+        """
+        # The session object goes last: it alone tells whose process this was.
+        with contextlib.suppress(SafeholdError):
+            for beat in range(self._beats, -1, -1):
+                self._direct.delete(session_name(self._writer.wid, self.sid, beat))
 
     def announce(self) -> None:
         """W1: create the session object and start its heartbeats. Comes before the dedup view is taken."""
@@ -358,6 +375,8 @@ class Session:
         meantime.
         """
         self.flush()
+        if self._stop.is_set():
+            raise RuntimeError("a session that was left has nothing to commit")
         name = commit_name(self._writer.wid, self.sid)
         sealed = seal_body(self._secret.session_key, self._vault, name, encode(body))
         stored = close(self._vault, name, encode(PointObject(self._key, sealed, self._certificate)), self._writer.sign)
@@ -365,6 +384,8 @@ class Session:
         return name
 
     def _commit_object(self, name: str, stored: bytes) -> None:
+        # From here on a point may come to be, now or late: only a fence ends that.
+        self._tried = True
         wait = _COMMIT_WAIT
         for attempt in range(_COMMIT_TRIES):
             try:

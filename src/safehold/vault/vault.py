@@ -24,7 +24,7 @@ from safehold.vault.keys import Keyring, OwnerKey
 from safehold.vault.locate import DomainFinder, Locator
 from safehold.vault.lost import LOST, lost_points
 from safehold.vault.names import Kind, run_name, writer_name
-from safehold.vault.notes import FoundNote, Notes
+from safehold.vault.notes import FoundNote, Notes, noted
 from safehold.vault.places import Places
 from safehold.vault.records import Certificate, Member, OwnerPublic, Parameters, SealedKey, SessionInfo, VaultDocument
 from safehold.vault.sealed_cache import SealedCache
@@ -165,6 +165,15 @@ class Vault:
         self.store.put(writer_name(fresh.wid), [store_certificate(fresh, self.owner_key, exported=False)])
         self._writers = read_writers(self.store, self.id, self.trust)
         return fresh
+
+    def demand_standing(self) -> None:
+        """VaultKeyError where the credential at hand was revoked. A writer cannot read notes, but about writers nothing else is ever noted."""
+        if self._writer is not None and noted(self.store, self.id, self.trust, self._writer.wid):
+            raise VaultKeyError(
+                "this credential was revoked: what it adds does not count",
+                on=self._writer.label,
+                remedy="have the owner make a new one: safehold key writer",
+            )
 
     def notes(self) -> Notes:
         """The owner's notes in this vault."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,3 +59,35 @@ def test_what_is_told_of_a_bad_end(command: str, says: str) -> None:
     with pytest.raises(SourceError, match=says) as told:
         read_all(command)
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("printf 'first\\nlast  \\n \\n' >&2", "; it said: last"),
+        ("printf 'half a line' >&2", "; it said: half a line"),
+        ("printf 'bad \\033[2J\\377' >&2", r"; it said: bad \x1b[2J\xff"),
+        ("printf '%0100000d' 7 >&2", f"; it said: {'7':0>300}"),
+        (":", ""),
+    ],
+)
+def test_its_last_words_are_told_and_passed_on(
+    words: str, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "dump"
+    script.write_text(f"#!/bin/sh\necho data\n{words}\nexit 3\n")
+    script.chmod(0o700)
+    with pytest.raises(SourceError) as failed:
+        read_all(str(script))
+    assert failed.value.what == f"the command failed with exit code 3: nothing that it wrote is kept{told}"
+    assert (len(capfd.readouterr().err) > 5) == bool(told)
+
+
+def test_who_holds_its_standard_error_open_is_not_waited_for(tmp_path: Path) -> None:
+    script = tmp_path / "dump"
+    script.write_text("#!/bin/sh\necho data\nsetsid sleep 20 >/dev/null &\necho why >&2\nexit 3\n")
+    script.chmod(0o700)
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="it said: why"):
+        read_all(str(script))
+    assert time.monotonic() - began < 10

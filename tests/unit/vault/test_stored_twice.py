@@ -7,7 +7,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safehold.app.backup import BackupOptions, Host, back_up
+from safehold.app.backup import BackupOptions, back_up
+from safehold.app.host import Host
 from safehold.model.resource import ResourceRef
 from safehold.vault.names import Kind, kind_of
 from safehold.vault.pack import PackRow

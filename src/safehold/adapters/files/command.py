@@ -9,20 +9,28 @@ import select
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from typing import IO
 
 from safehold.adapters.files.stream import KIND, StreamCapture, demand_nothing
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import SourceError, UsageError
 from safehold.model.resource import ResourceRef
+from safehold.model.shown import printable
 
 __all__ = ["CommandSource"]
 
 _PREFIX = "command:"
 _PIPE = 1024 * 1024
 _TICK = 0.5
+_TAIL = 4096
+"""Bytes of a program's standard error that are remembered."""
+_LINE = 300
+"""Characters of its last line that a message repeats."""
+_STANDARD_ERROR = 2
 _PATIENCE = 10.0
 """Seconds that a program is given to end once nobody reads it any more."""
 
@@ -54,12 +62,43 @@ class CommandSource:
             output.close()
 
 
+class _LastWords:
+    """Passes on what a program writes to its standard error, and remembers the end of it: that is mostly why it failed."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._end = b""
+        self._thread = threading.Thread(target=self._pass_on, name="last words", daemon=True)
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        with self._pipe, contextlib.suppress(OSError):
+            while data := os.read(self._pipe.fileno(), _TAIL):
+                self._end = (self._end + data)[-_TAIL:]
+                # Nobody may listen; the program is not to notice.
+                with contextlib.suppress(OSError):
+                    _write_all(_STANDARD_ERROR, data)
+
+    def told(self) -> str:
+        """The last line, as the end of a sentence; nothing where there is none. For when the program has ended."""
+        # What it has started may go on holding its standard error open.
+        self._thread.join(_TICK)
+        lines = [line.strip() for line in self._end.decode(errors="backslashreplace").splitlines() if line.strip()]
+        return f"; it said: {printable(lines[-1][-_LINE:])}" if lines else ""
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
 class _Output:
-    """What a program writes. Errors name the program alone: its arguments may hold what is nobody's business."""
+    """What a program writes. Errors name the program, and what it said last, alone: its arguments may hold what is nobody's business."""
 
     def __init__(self, words: list[str], ctx: Context) -> None:
         self._words, self._ctx = words, ctx
         self._program: subprocess.Popen[bytes] | None = None
+        self._last: _LastWords | None = None
         self._any = self._well = False
 
     def read_some(self, buf: memoryview) -> int:
@@ -79,12 +118,17 @@ class _Output:
             time.sleep(_TICK / 10)
         if ended:
             raise SourceError(
-                f"the command {ended}: nothing that it wrote is kept", on=self._words[0], remedy="run it by hand"
+                f"the command {ended}: nothing that it wrote is kept{self._said()}",
+                on=self._words[0],
+                remedy="run it by hand",
             )
         if not self._any:
-            raise SourceError("the command wrote nothing", on=self._words[0], remedy="run it by hand")
+            raise SourceError(f"the command wrote nothing{self._said()}", on=self._words[0], remedy="run it by hand")
         self._well = True
         return 0
+
+    def _said(self) -> str:
+        return self._last.told() if self._last else ""
 
     def _started(self) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SAFEHOLD_")}
@@ -95,6 +139,7 @@ class _Output:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
@@ -103,6 +148,8 @@ class _Output:
                 f"the command cannot be started ({reason})", on=self._words[0], remedy="run it by hand"
             ) from error
         assert program.stdout is not None
+        assert program.stderr is not None
+        self._last = _LastWords(program.stderr)
         with contextlib.suppress(OSError):
             # No more than a hint: an ordinary user may have used up what all of a user's pipes may hold.
             fcntl.fcntl(program.stdout, fcntl.F_SETPIPE_SZ, _PIPE)

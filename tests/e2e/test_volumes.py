@@ -109,10 +109,18 @@ def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
     assert "noatime" in run("findmnt", "-n", "-o", "OPTIONS", place)
     host.program.run("volume", "switch", "data", "--to", "data2", "--back", "--yes")
     assert (place / "which").read_text() == "newer"
+    # One that was killed when it had unmounted, and nothing of that was on record.
+    underway = {"old": "data", "new": "data2", "mount": str(place), "options": "noatime"}
+    (host.home / "run/switch").write_text(json.dumps(underway))
+    run("umount", place)
+    host.program.run("volume", "switch", "data", "--to", "data2", "--back", "--yes")
+    assert (place / "which").read_text() == "newer"
 
 
 def test_what_shows_no_device_of_its_own_is_unmounted_too(host: Host, tmp_path: Path) -> None:
     host.program.run("volume", "create", "data", "--size", "128M")
+    host.program.run("volume", "attach", "data", "--mount", tmp_path, code=1)
+    assert not list((host.home / "run/attached").glob("*.json")), "what cannot be mounted is not attached"
     run("mkfs.btrfs", "-q", device(host, "data"))
     host.program.run("volume", "detach", "data")
     disk = host.program.json("volume", "attach", "data", "--mount", tmp_path)["device"]

@@ -172,7 +172,7 @@ class VolumeClient:
             return devices.mount(self._paths.attached, made, place, options)
         except BaseException:
             # It may be mounted by now: an interrupt comes at any time.
-            with contextlib.suppress(SafeholdError):
+            with contextlib.suppress(SafeholdError, OSError):
                 placed = msgspec.structs.replace(made, mount=os.path.abspath(place))
                 devices.detach(self._paths.attached, placed)
             raise

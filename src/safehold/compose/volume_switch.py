@@ -120,7 +120,8 @@ def _put(client: VolumeClient, name: str, wanted: Underway, steps: list[SwitchSt
     if made is None:
         with _step(steps, f"attached {name}" + (f", mounted on {wanted.mount}" if wanted.mount else "")):
             client.attach(name, wanted.mount or None, wanted.options)
-    elif wanted.mount and not made.mount:
+    elif wanted.mount:
+        # Also where it is on record as mounted: a switch that was killed may have left an unmounting behind that nobody put on record.
         with _step(steps, f"mounted {name} on {wanted.mount}"):
             client.mount(name, wanted.mount, wanted.options)
 

@@ -308,7 +308,7 @@ def test_what_nobody_is_left_to_let_go_of_is_a_problem(
         os.kill(next(line["pid"] for line in lines if "armed" in line), signal.SIGKILL)
         run.kill()
     problems = program.json("status", code=1)["problems"]
-    assert [one for one in problems if f"mount {device} on {where}" in one]
+    assert [one for one in problems if f"mount {device} on {where}" in one["what"]]
     subprocess.run(["mount", device, where], check=True)
     hook(tmp_path, "true")
     program.run("backup", device, "--name", "data", *brackets)

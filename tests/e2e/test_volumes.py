@@ -496,8 +496,9 @@ def test_past_the_limit_requests_fail_and_status_says_why(host: Host) -> None:
     assert f"volume data is {disk}, and nobody serves it" in host.program.run("status", code=1).stdout
     assert f"nobody served {disk} for " in host.program.run("volume", "list").stdout
     (problem,) = host.program.json("status", code=1)["problems"]
-    assert "some may have failed" in problem
-    assert "safehold volume detach data" in problem
+    assert "some may have failed" in problem["what"]
+    assert "safehold volume detach data" in problem["remedy"]
+    assert problem["resources"] == ["data"]
     host.program.run("volume", "stop")
     host.program.run("volume", "list")
     assert host.program.json("status", code=1)["problems"] == [problem], "another service knows too"
@@ -612,19 +613,19 @@ def test_the_service_keeps_the_passphrase_to_itself(passphrase_host: Host, tmp_p
 def test_a_service_killed_again_and_again_while_it_fills_a_volume_in(host: Host, tmp_path: Path) -> None:
     """Every acknowledged write is there, around it what the point holds; in the end nothing depends on the point."""
     rng = random.Random(5)
-    content = bytearray().join(rng.randbytes(MIB) for _ in range(256))
+    content = bytearray().join(rng.randbytes(MIB) for _ in range(512))
     image = tmp_path / "image"
     image.write_bytes(content)
     host.program.run("backup", image, "--name", "disk")
     host.program.run("restore", "disk@latest", "--to", "volume:disk2")
     missing = []
     for number in range(12):
-        at, length = rng.randrange(255 * MIB) & ~511, rng.choice([512, 4096, 70_000 & ~511, MIB])
+        at, length = rng.randrange(511 * MIB) & ~511, rng.choice([512, 4096, 70_000 & ~511, MIB])
         run("qemu-io", "-f", "raw", "-t", "writeback", "-c", f"write -P {number + 1} {at} {length}", host.nbd("disk2"))
         content[at : at + length] = bytes([number + 1]) * length
         os.kill(host.pid(), signal.SIGKILL)
         missing.append(host.show("disk2")["missing"])
-    assert sum(1 for left in missing if left) >= 2, missing
+    assert any(missing), "it was killed while it filled the volume in"
     host.wait_until_here("disk2")
     expected = tmp_path / "expected"
     expected.write_bytes(content)

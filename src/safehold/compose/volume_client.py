@@ -18,7 +18,7 @@ from safehold.compose.absence import Absences
 from safehold.compose.paths import Paths
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, SafeholdError, UsageError
-from safehold.wire.control import ServiceAbsent, ask
+from safehold.wire.control import ServiceAbsent, ServiceLost, ask
 
 __all__ = ["VolumeClient"]
 
@@ -36,6 +36,10 @@ _SECRET = 3
 
 _STOP = 60.0
 """Seconds that a service may take to put its volumes away."""
+
+
+_QUESTIONS = ("find", "list", "show")
+"""Orders that change nothing."""
 
 
 class VolumeClient:
@@ -57,13 +61,18 @@ class VolumeClient:
             return ask(self._paths.volume_control, question, _PATIENCE)["result"]
         except ServiceAbsent:
             self._start()
-            return ask(self._paths.volume_control, question, _PATIENCE)["result"]
+        except ServiceLost:
+            # One that is being killed still takes connections. A mere question can be asked twice.
+            if verb not in _QUESTIONS or self.running():
+                raise
+            self._start()
+        return ask(self._paths.volume_control, question, _PATIENCE)["result"]
 
     def running(self) -> bool:
         """True where the service answers."""
         try:
             ask(self._paths.volume_control, {"verb": "ping"}, _LOOK)
-        except ServiceAbsent:
+        except (ServiceAbsent, ServiceLost):
             return False
         return True
 

@@ -15,7 +15,7 @@ from safehold.model import errors
 from safehold.model.errors import FailedError, SafeholdError
 from safehold.model.shown import in_words
 
-__all__ = ["ControlServer", "ServiceAbsent", "ask"]
+__all__ = ["ControlServer", "ServiceAbsent", "ServiceLost", "ask"]
 
 _LONGEST = 4 * 1024 * 1024
 """Bytes of a question or an answer; a longer one is rubbish."""
@@ -28,9 +28,13 @@ class ServiceAbsent(FailedError):
     """Nobody answers on the socket."""
 
 
+class ServiceLost(FailedError):
+    """Somebody listened, and ended before he answered: what was asked for may be done or not."""
+
+
 def ask(path: Path, question: Mapping[str, object], timeout: float) -> dict[str, Any]:
-    """The answer of whoever listens there. Raises the SafeholdError that it answers with, ServiceAbsent where nobody listens, and FailedError where
-    somebody does and no answer comes: what was asked for may be done or not.
+    """The answer of whoever listens there. Raises the SafeholdError that it answers with, ServiceAbsent where nobody listens, ServiceLost where
+    somebody does who ends before the answer, and FailedError where none comes in time: what was asked for may be done or not.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
@@ -45,9 +49,15 @@ def ask(path: Path, question: Mapping[str, object], timeout: float) -> dict[str,
         try:
             connection.sendall(json.dumps(question).encode() + b"\n")
             answer = json.loads(_line(connection))
-        except (OSError, ValueError) as error:
+        except TimeoutError as error:
             raise FailedError(
-                f"the volume service went away, or hangs, before it answered ({in_words(error)})",
+                f"the volume service did not answer within {timeout:g} s",
+                on=str(path),
+                remedy="see whether it hangs, and what came of it: safehold volume list",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ServiceLost(
+                f"the volume service went away before it answered ({in_words(error)})",
                 on=str(path),
                 remedy="see what came of it: safehold volume list",
             ) from error

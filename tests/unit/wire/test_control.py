@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from safehold.wire.control import ControlServer, ask
+import pytest
+
+from safehold.model.errors import FailedError
+from safehold.wire.control import ControlServer, ServiceLost, ask
 
 
 def test_whoever_asks_for_the_end_gets_an_answer(tmp_path: Path) -> None:
@@ -27,3 +31,26 @@ def test_whoever_asks_for_the_end_gets_an_answer(tmp_path: Path) -> None:
     assert server.answering == 0
     asker.join()
     assert found == [{"result": "stop"}]
+
+
+@pytest.mark.parametrize("ending", ["closes", "breaks off", "says nothing"])
+def test_who_ends_before_he_answers_is_lost_and_who_says_nothing_may_hang(tmp_path: Path, ending: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(1)
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(100)
+                if ending == "breaks off":
+                    client.sendall(b'{"result"')
+                if ending == "says nothing":
+                    client.recv(100)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(FailedError) as caught:
+            ask(tmp_path / "s", {"verb": "list"}, 1.0)
+        thread.join()
+    assert isinstance(caught.value, ServiceLost) is (ending != "says nothing")

@@ -287,7 +287,7 @@ def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_
                 writer.write(offset, data)
                 model[offset : offset + 4096] = data
                 if rng.random() < 0.02:
-                    order = {"verb": "snapshot", "names": ["data"], "asked": "crash", "achieved": "crash", "tags": {}}
+                    order = {"verb": "snapshot", "names": ["data"], "asked": {"data": "crash"}, "tags": {}}
                     with contextlib.suppress(Exception):
                         expected[ask(host.control, order, 5)["result"]["id"]] = bytes(model)
         timer.join()

@@ -56,7 +56,7 @@ class Machine:
         self.share = guest.share
 
     def run(self, script: str, *, code: int | None = 0) -> Finished:
-        done = self._guest.run(LIBRARY + script, code=code, seconds=180)
+        done = self._guest.run(LIBRARY + script, code=code, seconds=600)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

@@ -123,7 +123,7 @@ def pauses(service: Service, seconds: float) -> str:
         commands.append(time.perf_counter() - began)
         service.run("volume", "snapshot", "data", "--wait")
         began = time.perf_counter()
-        gates.append(service.ask("snapshot", names=["data"], asked="crash", tags={})["pause"])
+        gates.append(service.ask("snapshot", names=["data"], asked={"data": "crash"}, tags={})["pause"])
         calls.append(time.perf_counter() - began)
         service.run("volume", "snapshot", "data", "--wait")
     printed = writing.communicate()[0]

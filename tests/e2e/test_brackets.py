@@ -355,7 +355,7 @@ def test_a_downtime_ends_with_its_limit(
     if fault is signal.SIGSTOP:
         assert run.returncode == 7, said
     assert program.json("points")["points"] == []
-    until_logged = ["sh", "-c", f'until grep -q by "{program.home}/state/watchdog.log"; do sleep 0.1; done']
+    until_logged = ["sh", "-c", f'until grep -q steps "{program.home}/state/watchdog.log"; do sleep 0.1; done']
     subprocess.run(until_logged, check=True, timeout=60)
     report = json.loads((program.home / "state/watchdog.log").read_text().splitlines()[-1])
     assert [step["state"] for step in report["steps"]] == ["released", "released"]

@@ -214,7 +214,7 @@ def first_touches(work: Path) -> str:
             (f"the same with answers {_AWAY * 1000:.0f} ms later", far),
         )
     )
-    return f"First touch of blocks of a volume that is being filled in. {told}.\n"
+    return f"First touch of blocks of a volume that is being filled in: {told}.\n"
 
 
 def first_touch(home: Path, image: Path, server: S3Server) -> tuple[float, float]:

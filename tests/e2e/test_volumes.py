@@ -559,7 +559,13 @@ def test_a_device_whose_daemon_was_killed_is_told_and_let_go_of(host: Host, tmp_
     disk = host.program.json("volume", "attach", "data", "--mount", place)["device"]
     (place / "written").write_text("before")
     run("sync", "-f", place)
-    os.kill(json.loads((host.home / "run/attached/data.json").read_text())["pid"], signal.SIGKILL)
+    daemon = json.loads((host.home / "run/attached/data.json").read_text())["pid"]
+    os.kill(daemon, signal.SIGKILL)
+    # On a busy machine it takes its time to die.
+    for _ in range(1000):
+        if not Path(f"/proc/{daemon}/exe").exists():
+            break
+        time.sleep(0.02)
     with (place / "written").open():
         told = f"{disk} on {place} gives errors, for its storage daemon is gone"
         assert told in host.program.run("status", code=1).stdout

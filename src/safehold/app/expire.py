@@ -172,6 +172,7 @@ def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point | Rejected
     """
     points, rejected = vault.points()
     facts, expiry = vault.notes().facts(), vault.expiry()
+    pinned = expiry.pinned()
     chosen = [_rejected(rejected, selector) or select(points, selector, rejected) for selector in selectors]
     for point in chosen:
         held = facts.get(point.subject, Facts()).held
@@ -180,7 +181,8 @@ def plan_single(vault: Vault, selectors: Sequence[str]) -> list[Point | Rejected
             raise UsageError(
                 f"point is held ({held})", on=point.id, remedy=f"safehold point release {named}@{point.id[:8]}"
             )
-        expiry.demand_free(point.wid, point.sid)
+        if point.name.removeprefix("points/") in pinned:
+            expiry.demand_free(point.wid, point.sid)
     return chosen
 
 

@@ -10,7 +10,7 @@ from safehold.app.findings import Remembered, last_findings
 from safehold.app.keys import LateWriter, late_writers
 from safehold.app.status import Standing, damaged_packs
 from safehold.model.errors import DamageError, FailedError, PartialError
-from safehold.model.units import format_time
+from safehold.model.units import format_count, format_time
 from safehold.recovery.verify import Finding
 from safehold.vault.catalogue import Point, Rejected
 from safehold.vault.names import Kind, kind_of
@@ -128,16 +128,15 @@ def _late(one: LateWriter) -> Problem:
     rest = f" and {len(one.points) - _NAMED} more, which `safehold points` names" if len(one.points) > _NAMED else ""
     return Problem(
         f"writer {one.id[:8]} ({one.label or 'no label'}) was revoked on {format_time(one.revoked)} and goes on adding: "
-        f"{len(one.points)} point{'s' * (len(one.points) > 1)} that do{'es' * (len(one.points) == 1)} not count, the last on {format_time(one.last)}",
+        f"{format_count(len(one.points), 'point')} that do{'es' * (len(one.points) == 1)} not count, the last on {format_time(one.last)}",
         f"take the credential off that host, and its access to the store away; then: safehold point expire {ids}{rest}",
         one.resources,
     )
 
 
 def _partial(one: Standing, point: Point) -> Problem:
-    count = len(one.partial)
     return Problem(
-        f"the newest point of {one.resource} is partial: {count} problem{'s' * (count > 1)}, first: {one.partial[0]}",
+        f"the newest point of {one.resource} is partial: {format_count(len(one.partial), 'problem')}, first: {one.partial[0]}",
         f"safehold point show {one.resource}@{point.id[:8]}",
         of_resources(one.resource),
         PartialError.exit_code,

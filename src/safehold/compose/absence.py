@@ -43,9 +43,8 @@ class Absences:
             away = time.monotonic() - float(self._alive.read_text())
         except (OSError, ValueError):
             away = 0.0
-        doubts = {one.volume: one for one in attached if away > RECONNECT}
         known = recall(self._doubts, dict[str, _Doubt], {})
-        fresh = {name: _Doubt(one.made, away) for name, one in doubts.items()}
+        fresh = {one.volume: _Doubt(one.made, away) for one in attached if away > RECONNECT}
         with contextlib.suppress(OSError):
             self._doubts.write_bytes(msgspec.json.encode(known | fresh))
         self.beat()

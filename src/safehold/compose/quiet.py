@@ -16,7 +16,7 @@ from safehold.adapters.linux.freeze import Freeze
 from safehold.adapters.linux.guest_agent import GuestAgent
 from safehold.adapters.linux.guest_disks import guest_processes, has_open
 from safehold.adapters.linux.hook import Hook
-from safehold.adapters.linux.mounts import mount_of
+from safehold.adapters.linux.mounts import major_minor, mount_of
 from safehold.adapters.linux.stack import backing_file, below, disks, swap_places
 from safehold.app.downtime import Downtime
 from safehold.compose.paths import Paths
@@ -179,7 +179,7 @@ def _check_covers(spec: BracketSpec, path: str, ref: ResourceRef) -> None:
         image = backing_file(path)
         if stat.S_ISBLK(info.st_mode):
             # All of it: an image of one device of several is whole only by chance.
-            covered = disks(path) == {f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"}
+            covered = disks(path) == {major_minor(info.st_rdev)}
         else:
             covered = image is not None and os.path.exists(image) and os.path.samefile(image, ref.location)
     else:

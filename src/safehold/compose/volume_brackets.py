@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from safehold.adapters.linux.guest_disks import has_open
-from safehold.adapters.linux.mounts import Mounted, mount_of, mounts
+from safehold.adapters.linux.mounts import Mounted, major_minor, mount_of, mounts
 from safehold.adapters.linux.stack import roots, roots_seen
 from safehold.compose.paths import Paths
 from safehold.compose.quiet import GRACE, MOMENT, Covering, make_bracket, needed_by_run, watchdog_log
@@ -69,7 +69,10 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
     """The brackets around the moment in which served volumes are sealed. UsageError where a bracket is about something that lies on none of
     them, or would stop what the snapshot needs.
     """
-    volumes = {_number(os.stat(device).st_rdev): name for name, device in served.devices.items()}
+    volumes = {major_minor(os.stat(device).st_rdev): name for name, device in served.devices.items()}
+
+    covered: set[str] = set()
+    """By the bracket that is looked at."""
 
     def check(spec: BracketSpec, path: str) -> None:
         try:
@@ -93,13 +96,11 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
                 on=str(spec),
                 remedy="take one of all its volumes: --group for each of them",
             )
-
-    guests: set[str] = set()
+        covered.update(volumes[number] for number in lies_on)
 
     def guest(process: int) -> bool:
-        found = {name for name in served.names if _has(process, name, served)}
-        guests.update(found)
-        return bool(found)
+        covered.update(name for name in served.names if _has(process, name, served))
+        return bool(covered)
 
     specs = [parse_bracket(text) for text in texts]
     made: list[Bracket] = []
@@ -107,13 +108,13 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
     held = {mount_of(spec.argument).device for spec in specs if _is_mount(spec) and os.path.exists(spec.argument)}
     loose = _loose(volumes, held) if specs else {}
     for spec in specs:
-        guests.clear()
+        covered.clear()
         made.append(make_bracket(spec, Covering(check, guest), ctx))
         if _is_mount(spec):
-            covers.append(frozenset(volumes[n] for n in roots(spec.argument) if n in volumes) - loose.keys())
+            covers.append(frozenset(covered - loose.keys()))
         else:
             # What a hook makes quiet is for whoever wrote it to know.
-            covers.append(frozenset(guests if spec.kind is BracketKind.GUEST_AGENT else served.names))
+            covers.append(frozenset(covered if spec.kind is BracketKind.GUEST_AGENT else served.names))
     brackets = tuple(made)
     check_allowed(brackets, list(needed_by_run(paths, served.vaults)))
     return VolumeBrackets(brackets, Terms(min(GRACE, MOMENT), MOMENT, watchdog_log(paths)), tuple(covers), loose)
@@ -143,7 +144,3 @@ def _has(process: int, name: str, served: Served) -> bool:
         return False
     device = os.stat(served.devices[name]).st_rdev
     return has_open(process, lambda info: stat.S_ISBLK(info.st_mode) and info.st_rdev == device)
-
-
-def _number(device: int) -> str:
-    return f"{os.major(device)}:{os.minor(device)}"

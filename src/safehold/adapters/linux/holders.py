@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from safehold.adapters.linux.mounts import major_minor
 from safehold.adapters.linux.stack import swap_places
 from safehold.model.errors import FailedError
 
@@ -120,7 +121,7 @@ def _is(node: str, numbers: dict[str, str], place: str = "") -> bool:
     if not node.startswith("/dev/"):
         return False
     info = os.stat(place or node)
-    return stat.S_ISBLK(info.st_mode) and _number(info.st_rdev) in numbers
+    return stat.S_ISBLK(info.st_mode) and major_minor(info.st_rdev) in numbers
 
 
 def _openers(numbers: dict[str, str]) -> list[int]:
@@ -165,7 +166,3 @@ def _command(process: int) -> str:
         return Path(f"/proc/{process}/comm").read_text().strip()
     except OSError:
         return "gone"
-
-
-def _number(device: int) -> str:
-    return f"{os.major(device)}:{os.minor(device)}"

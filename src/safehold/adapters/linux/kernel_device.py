@@ -21,6 +21,7 @@ from pathlib import Path
 
 from safehold.adapters.linux.attachment import RECONNECT, Attachment, Unsuitable
 from safehold.adapters.linux.holders import claimed, device_number
+from safehold.adapters.linux.mounts import major_minor
 from safehold.adapters.linux.nbd_netlink import NbdDriver
 from safehold.model.errors import FailedError
 from safehold.wire.nbd_negotiation import Offered, open_export
@@ -156,7 +157,6 @@ def _unfit(made: Attachment) -> str:
         node = os.stat(made.device)
     except OSError as error:
         return f"{made.device} is not there ({error.strerror})"
-    number = f"{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}"
-    if not stat.S_ISBLK(node.st_mode) or number != device_number(made.device):
+    if not stat.S_ISBLK(node.st_mode) or major_minor(node.st_rdev) != device_number(made.device):
         return f"{made.device} is something else"
     return ""

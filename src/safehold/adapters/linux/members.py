@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.linux.mounts import Mounted
+from safehold.adapters.linux.mounts import Mounted, major_minor
 
 __all__ = ["members", "members_seen"]
 
@@ -39,7 +39,7 @@ def members(mounted: Mounted) -> frozenset[str]:
         for option in mounted.super_options:
             name, _, value = option.partition("=")
             if name in ("logdev", "rtdev"):
-                found.add(_number(os.stat(value).st_rdev))
+                found.add(major_minor(os.stat(value).st_rdev))
     if mounted.type in ("ext3", "ext4"):
         found.update(_journal(mounted.device))
     return frozenset(found)
@@ -55,7 +55,7 @@ def members_seen(mounted: Mounted) -> frozenset[str]:
 
 def _source(mounted: Mounted) -> Iterator[str]:
     if mounted.source.startswith("/") and Path(mounted.source).is_block_device():
-        yield _number(os.stat(mounted.source).st_rdev)
+        yield major_minor(os.stat(mounted.source).st_rdev)
 
 
 def _btrfs(path: str) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _journal(number: str) -> Iterator[str]:
     node = f"/dev/{name}"
     with open(node, "rb") as device:
         info = os.fstat(device.fileno())
-        if not stat.S_ISBLK(info.st_mode) or _number(info.st_rdev) != number:
+        if not stat.S_ISBLK(info.st_mode) or major_minor(info.st_rdev) != number:
             raise FileNotFoundError(2, "the device that is mounted has no node", node)
         device.seek(_SUPERBLOCK)
         block = device.read(1024)
@@ -88,7 +88,3 @@ def _journal(number: str) -> Iterator[str]:
     if not inode and encoded:
         # As the kernel writes a device's number into 32 bits (new_decode_dev).
         yield f"{encoded >> 8 & 0xFFF}:{encoded & 0xFF | encoded >> 12 & 0xFFF00}"
-
-
-def _number(device: int) -> str:
-    return f"{os.major(device)}:{os.minor(device)}"

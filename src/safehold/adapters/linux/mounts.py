@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Mounted", "mount_named", "mount_of", "mounts"]
+__all__ = ["Mounted", "major_minor", "mount_named", "mount_of", "mounts"]
 
 _PER_MOUNT = {
     "ro": 0x1,
@@ -55,6 +55,11 @@ class Mounted:
     def data(self) -> str:
         """The options of the file system itself, as mount(2) takes them."""
         return ",".join(word for word in self.super_options if word not in _SUPER and word not in _NO_OPTION)
+
+
+def major_minor(device: int) -> str:
+    """A device number as the kernel writes it in its tables."""
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _plain(word: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safehold.adapters.linux.members import members, members_seen
-from safehold.adapters.linux.mounts import Mounted, mount_of
+from safehold.adapters.linux.mounts import Mounted, major_minor, mount_of
 
 __all__ = ["backing_file", "below", "disks", "roots", "roots_seen", "swap_places"]
 
@@ -27,7 +27,7 @@ def _path(path: str, seen: set[str]) -> None:
         path = os.path.dirname(os.path.abspath(path))
     info = os.stat(path) if os.path.exists(path) else os.lstat(path)
     if stat.S_ISBLK(info.st_mode):
-        _device(_number(info.st_rdev), seen)
+        _device(major_minor(info.st_rdev), seen)
         return
     mounted = mount_of(path)
     for number in (mounted.device, *members_seen(mounted)):
@@ -53,10 +53,6 @@ def _device(number: str, seen: set[str]) -> None:
     backing = place / "loop" / "backing_file"
     if backing.exists():
         _path(backing.read_text().rstrip("\n").removesuffix(" (deleted)"), seen)
-
-
-def _number(device: int) -> str:
-    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def swap_places() -> Iterator[str]:

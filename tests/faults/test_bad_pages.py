@@ -196,7 +196,7 @@ class Filling:
             self.done.set()
             return True
 
-        self.hydrator = Hydrator(self.volume, open_disk, done, world.ctx)
+        self.hydrator = Hydrator(self.volume, None, open_disk, done, world.ctx)
 
     def repair(self) -> None:
         for name, data in self._whole.items():

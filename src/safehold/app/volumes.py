@@ -122,7 +122,7 @@ class VolumeService:
         except BaseException:
             self._unpin(record)
             raise
-        self._fill_in(name)
+        self._fill_in(name, disk)
         if size <= record.size:
             return held
         try:
@@ -138,15 +138,17 @@ class VolumeService:
         body = NoteBody("volume", self._ctx.clock.now(), {"volume": name, "host": self._host.name})
         return vault.expiry().pin(point.wid, point.sid, body)
 
-    def _fill_in(self, name: str) -> None:
-        """Have a volume be filled in that is not yet, or has not let go of its point yet: it ends with that."""
+    def _fill_in(self, name: str, disk: StoredDisk | None = None) -> None:
+        """Have a volume be filled in that is not yet, or has not let go of its point yet: it ends with that. `disk` is its point's where that is
+        open.
+        """
         for held in self.directory.all():
             if held.name != name or name in self._hydrators or not held.record.origin:
                 continue
             if held.record.pin or held.missing:
-                self._hydrate(held)
+                self._hydrate(held, disk)
 
-    def _hydrate(self, held: HeldVolume) -> None:
+    def _hydrate(self, held: HeldVolume, disk: StoredDisk | None) -> None:
         selector = held.record.origin
 
         def open_disk() -> StoredDisk:
@@ -164,7 +166,7 @@ class VolumeService:
             )
             return True
 
-        hydrator = self._hydrators[held.name] = Hydrator(held.volume, open_disk, done, self._ctx)
+        hydrator = self._hydrators[held.name] = Hydrator(held.volume, disk, open_disk, done, self._ctx)
         hydrator.start()
 
     def _unpin(self, record: VolumeRecord) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections.abc import Iterable, Iterator
 
 from safehold.blocks.checkpoint import Change, ChangeKind
@@ -12,6 +12,7 @@ from safehold.blocks.maps import BlockMap, Maps
 __all__ = ["block_states", "everything"]
 
 _PIECE = 1 << 16
+_RUN = re.compile(rb"(.)\1*", re.DOTALL)
 
 
 def block_states(states: BlockMap) -> Iterator[Change]:
@@ -22,11 +23,8 @@ def block_states(states: BlockMap) -> Iterator[Change]:
             # As nearly all are.
             yield Change(ChangeKind.STATE, 0, low, len(cells), cells[0])
             continue
-        at = low
-        for value, run in itertools.groupby(cells):
-            count = sum(1 for _ in run)
-            yield Change(ChangeKind.STATE, 0, at, count, value)
-            at += count
+        for run in _RUN.finditer(cells):
+            yield Change(ChangeKind.STATE, 0, low + run.start(), run.end() - run.start(), cells[run.start()])
 
 
 def everything(maps: Maps, phase: Phase, sealed: Iterable[int]) -> Iterator[Change]:

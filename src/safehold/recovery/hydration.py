@@ -48,16 +48,21 @@ class Hydrator:
     """A few threads that work behind, and `fetch` for whoever cannot wait. `problem` says why something is not here yet, or nothing."""
 
     def __init__(
-        self, volume: LiveVolume, open_disk: Callable[[], StoredDisk], done: Callable[[], bool], ctx: Context
+        self,
+        volume: LiveVolume,
+        disk: StoredDisk | None,
+        open_disk: Callable[[], StoredDisk],
+        done: Callable[[], bool],
+        ctx: Context,
     ) -> None:
-        """`open_disk` opens the point's disk anew, whenever the last one failed; `done` is called when nothing is missing and
-        all of it is durable, again and again until it has let go of the point and says so.
+        """`disk` is the point's where it has just been opened. `open_disk` opens it anew, where there is none and whenever the last one failed;
+        `done` is called when nothing is missing and all of it is durable, again and again until it has let go of the point and says so.
         """
         self._volume = volume
         self._open_disk = open_disk
         self._done = done
         self._ctx = ctx
-        self._disk: StoredDisk | None = None
+        self._disk = disk
         self._opening = threading.Lock()
         self._fetching: dict[int, threading.Lock] = {}
         self._table = threading.Lock()

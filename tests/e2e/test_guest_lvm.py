@@ -83,6 +83,28 @@ rm /run/lvm-out/data.img
     assert "filesystem" in done.stdout
 
 
+def test_a_program_that_has_one_open_for_writing(run: Run) -> None:
+    """As a virtual machine has its disk: nothing is mounted, and the kernel keeps nobody away."""
+    done = run("""
+lvcreate -q -W n -L 8M -n opened pool
+head -c 8M /dev/urandom > /dev/pool/opened
+sleep 600 <> /dev/pool/opened &
+safehold backup /dev/pool/opened --name opened
+code=0; safehold restore opened@latest --to /dev/pool/opened --overwrite || code=$?
+echo "code $code"
+kill $!
+wait || true
+safehold restore opened@latest --to /run/lvm-out/opened.img
+cmp /run/lvm-out/opened.img /dev/pool/opened
+safehold restore opened@latest --to /dev/pool/opened --overwrite
+lvremove -q -y pool/opened
+rm /run/lvm-out/opened.img
+""")
+    assert "opened: read from an LVM snapshot" in done.stderr
+    assert "code 1" in done.stdout
+    assert "(sleep) has it open: /dev/pool/opened" in done.stderr
+
+
 def test_a_killed_backup_leaves_a_snapshot_that_the_next_removes(run: Run) -> None:
     done = run("""
 head -c 40M /dev/urandom > /run/lvm-mnt/more

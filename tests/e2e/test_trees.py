@@ -325,10 +325,17 @@ def test_near_names_of_resources(program: Program, source: Path, tmp_path: Path)
         ("disk.img", "disk"),
         (tmp_path / "disk.img", "disk"),
     ):
-        for command in (("restore", f"{asked}@latest", "--to", tmp_path / "out"), ("ls", asked), ("find", asked, "*")):
+        for command in (
+            ("restore", f"{asked}@latest", "--to", tmp_path / "out"),
+            ("ls", asked),
+            ("find", asked, "*"),
+            ("points", asked),
+            ("status", asked),
+        ):
             said = program.run(*command, code=2).stderr
             assert "no points of this resource" in said
-            assert f"did you mean {name}?" in said
+            where = "status" if command[0] == "status" else "points"
+            assert f"did you mean {name}? Else see what there is: safehold {where}" in said
     said = program.run("cat", "nothing-like-it", code=2).stderr
     assert "did you mean" not in said
     assert "see what there is: safehold points" in said

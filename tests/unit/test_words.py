@@ -14,6 +14,7 @@ from safehold.cli.terminal import LineProgress
 from safehold.model.consistency import Consistency
 from safehold.model.context import CancelToken
 from safehold.model.errors import CancelledError, UsageError
+from safehold.model.resource import what_there_is
 from safehold.model.units import format_count, format_duration, format_rate, format_size, parse_size
 from tests.clocks import FakeClock
 
@@ -24,6 +25,27 @@ from tests.clocks import FakeClock
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("wep1", "web1"),
+        ("www", "srv-www"),
+        ("/srv/www/", "srv-www"),
+        ("./www", "srv-www"),
+        ("images/disk.img", "disk"),
+        ("srv-wwx", "srv-www"),
+        ("web", "web4 or web3 or web2"),
+        ("nothing*", ""),
+        ("", ""),
+    ],
+)
+def test_which_resource_may_be_meant(asked: str, meant: str) -> None:
+    names = ["web4", "web3", "web2", "web1", "web1", "srv-www", "disk"]
+    remedy = what_there_is(asked, names, "safehold points")
+    rest = "see what there is: safehold points"
+    assert remedy == (f"did you mean {meant}? Else {rest}" if meant else rest)
 
 
 @pytest.mark.parametrize("text", ["", "K", "-1", "1X", "1..5K", "one"])

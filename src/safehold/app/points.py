@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from safehold.model.errors import UsageError
+from safehold.model.resource import what_there_is
 from safehold.vault.catalogue import Point, Rejected, choose
 from safehold.vault.disk_tree import changed_blocks
 from safehold.vault.records import Member
@@ -22,7 +22,6 @@ __all__ = [
     "diff_points",
     "made_by",
     "member_of",
-    "near",
     "of_pattern",
     "parse_selector",
     "parse_when",
@@ -104,16 +103,9 @@ def of_pattern(points: Sequence[Point], rejected: Sequence[Rejected], pattern: s
         name for one in rejected for name in one.resources
     }
     if not any(fits(name) for name in names):
-        raise UsageError(
-            "no points of this resource", on=pattern, remedy=near(pattern, sorted(names), "safehold points")
-        )
+        remedy = what_there_is(pattern, names, "safehold points")
+        raise UsageError("no points of this resource", on=pattern, remedy=remedy)
     return [point for point in points if any(fits(name) for name in point.resources)]
-
-
-def near(name: str, names: Sequence[str], verb: str) -> str:
-    """What to do where nothing is called that: the names that are like it, or what verb lists them all."""
-    like = get_close_matches(name, names, 3)
-    return f"did you mean {' or '.join(like)}?" if like else f"see what there is: {verb}"
 
 
 def made_by(vault: Vault, points: Sequence[Point], prefix: str) -> list[Point]:

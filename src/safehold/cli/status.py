@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from safehold.app.points import near, read_points
+from safehold.app.points import read_points
 from safehold.app.problems import Problem, of_resources, vault_problems
 from safehold.app.status import Standing, standings
 from safehold.cli.quantities import span_of
@@ -20,6 +20,7 @@ from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
 from safehold.compose.wiring import named_vault
 from safehold.model.errors import OverdueError, UsageError
+from safehold.model.resource import what_there_is
 from safehold.model.units import format_age, format_size, format_time
 
 __all__ = ["status"]
@@ -65,14 +66,12 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
         every += [Problem(text, 'see the runbook, "Frozen file system"') for text in frozen_problems(run.paths)]
         problems = [one for one in every if resource is None or one.concerns(resource)]
     if resource is not None:
-        names = [one.resource for one in found]
-        found = [one for one in found if one.resource == resource]
-        if not found and limit is None:
-            raise UsageError("no points of this resource", on=resource, remedy=near(resource, names, "safehold status"))
-        if not found:
-            raise OverdueError(
-                "no points of this resource", on=resource, remedy=near(resource, names, "safehold status")
-            )
+        mine = [one for one in found if one.resource == resource]
+        if not mine:
+            remedy = what_there_is(resource, (one.resource for one in found), "safehold status")
+            missing = UsageError if limit is None else OverdueError
+            raise missing("no points of this resource", on=resource, remedy=remedy)
+        found = mine
     overdue = [one for one in found if one.overdue]
     empty = limit is not None and not found
     code = max((one.code for one in problems), default=0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import msgspec
 
 from safehold.model.errors import DamageError, FormatError, ObjectNotFound, UsageError, VaultKeyError
+from safehold.model.resource import what_there_is
 from safehold.ports.store import Stamp, Store
 from safehold.vault.bounds import check_size
 from safehold.vault.envelope import decode, open_object
@@ -22,9 +21,6 @@ from safehold.vault.trust import Writers
 from safehold.vault.writers import allows
 
 __all__ = ["CachedPoint", "Catalogue", "Listing", "Point", "Rejected", "choose"]
-
-_NAMED = 3
-"""So many resources are named to somebody who asked for one that is not there."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -308,8 +304,9 @@ def choose(
     if not mine:
         _tell_hurt([one for one in hurt if resource in one.resources], "no point of this resource can be read")
         also = f"; {len(hurt)} that cannot be read may be of it" if hurt else ""
-        names = sorted({name for point in points for name in point.resources})
-        raise UsageError(f"no points of this resource{also}", on=resource, remedy=_nearby(resource, names))
+        names = [name for point in points for name in point.resources]
+        remedy = what_there_is(resource, names, "safehold points")
+        raise UsageError(f"no points of this resource{also}", on=resource, remedy=remedy)
     if when == "latest":
         return _the_newest(mine, resource, float("inf"), hurt)
     matching = [p for p in mine if p.id.startswith(when.lower())] if _is_hex(when) else []
@@ -331,18 +328,6 @@ def choose(
             f"no point as old as {when}", on=resource, remedy=f"see what there is: safehold points {resource}"
         )
     return _the_newest(before, resource, last, hurt)
-
-
-def _nearby(resource: str, names: Sequence[str]) -> str:
-    """What to do about a name that no resource has: directories go by their whole path, images by their name without its ending, and either
-    may have been asked for by what the user calls it.
-    """
-    path = os.path.normpath(resource).strip("./").replace("/", "-")
-    stem = os.path.splitext(os.path.basename(resource))[0]
-    near = [name for name in names if name in (path, stem) or name.endswith(f"-{path}")]
-    near = near or get_close_matches(resource, names)
-    all_of_them = "see what there is: safehold points"
-    return f"did you mean {' or '.join(near[:_NAMED])}? Else {all_of_them}" if near else all_of_them
 
 
 def _tell_hurt(hurt: Sequence[Rejected], what: str) -> None:

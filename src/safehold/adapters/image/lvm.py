@@ -7,10 +7,10 @@ import os
 import stat
 from collections.abc import Iterator
 
-from safehold.adapters.image.holders import device_holders
 from safehold.adapters.image.raw import RawBlocks, open_for_reading
 from safehold.adapters.image.source import ImageSource
 from safehold.adapters.image.still import StillCapture, still_capture
+from safehold.adapters.linux.holders import device_holders
 from safehold.adapters.linux.lvm import is_logical_volume, logical_volume, lvm_snapshot
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context

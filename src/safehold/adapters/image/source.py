@@ -8,10 +8,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.image.holders import device_holders, file_holders, open_for_writing, write_counter
 from safehold.adapters.image.qcow2 import is_qcow2, serve_qcow2
 from safehold.adapters.image.raw import RawBlocks, open_for_reading
 from safehold.adapters.image.topology import cleanly_unmounted, detect
+from safehold.adapters.linux.holders import device_holders, file_holders
+from safehold.adapters.linux.mounts import major_minor
+from safehold.adapters.linux.openers import open_for_writing
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, UsageError
@@ -143,13 +145,22 @@ class _Watch:
 
     def _state(self) -> tuple[object, ...]:
         if self.device:
-            return (write_counter(self._path),)
+            return (_write_counter(self._path),)
         info = os.fstat(self._fd)
         return info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
     def disturbed(self) -> bool:
         """True where somebody could write at the beginning or can now, or the disk changed in between."""
         return bool(self.writer) or self._state() != self._before or bool(self._who())
+
+
+def _write_counter(device: str) -> int | None:
+    """Sectors written to a block device since boot; None where the kernel does not count them."""
+    try:
+        fields = Path(f"/sys/dev/block/{major_minor(os.stat(device).st_rdev)}/stat").read_text().split()
+    except OSError:
+        return None
+    return int(fields[6])
 
 
 class DiskCapture:

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.image.holders import device_holders, file_holders, open_for_writing
+from safehold.adapters.linux.holders import device_holders, file_holders
+from safehold.adapters.linux.openers import open_for_writing
 from safehold.model.errors import TargetError
 
 __all__ = ["DiskTarget", "check_existing", "check_new", "open_existing", "open_new"]

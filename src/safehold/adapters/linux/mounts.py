@@ -1,4 +1,4 @@
-"""What is mounted where, from /proc/self/mountinfo (proc(5))."""
+"""What is mounted where, from /proc/PID/mountinfo (proc(5))."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def _plain(word: str) -> str:
     return os.fsdecode(_ESCAPE.sub(lambda found: chr(int(found[1], 8)), word).encode("latin-1"))
 
 
-def mounts() -> list[Mounted]:
-    """Everything that is mounted here, in the order of mounting."""
+def mounts(process: int | None = None) -> list[Mounted]:
+    """Everything that is mounted here, or where that process is, in the order of mounting. OSError where there is none of that number any more."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text("latin-1").splitlines():
+    for line in Path(f"/proc/{process or 'self'}/mountinfo").read_text("latin-1").splitlines():
         before, _, after = line.partition(" - ")
         number, parent, device, root, path, options, *more = before.split(" ")
         kind, source, super_options = after.split(" ", 2)

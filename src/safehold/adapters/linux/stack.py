@@ -56,8 +56,12 @@ def _device(number: str, seen: set[str]) -> None:
 
 
 def swap_places() -> Iterator[str]:
-    """Files and devices that the kernel swaps to."""
-    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+    """Files and devices that the kernel swaps to; a kernel that cannot swap has none."""
+    try:
+        lines = Path("/proc/swaps").read_text().splitlines()[1:]
+    except FileNotFoundError:
+        return
+    for line in lines:
         yield line.split()[0].replace("\\040", " ")
 
 

@@ -11,8 +11,9 @@ import msgspec
 
 from safehold.app.host import Host
 from safehold.app.points import member_of, parse_selector, pick, select
+from safehold.app.settling import Settler, discard
 from safehold.app.snapshots import Described
-from safehold.app.uploader import Uploader, discard
+from safehold.app.uploader import Uploader
 from safehold.app.volume_origin import BLOCK, data_runs, ids_of, record_of
 from safehold.blocks.directory import VolumeDirectory, check_name
 from safehold.blocks.held import HeldVolume
@@ -72,6 +73,7 @@ class VolumeService:
         self._host, self._ctx = host, ctx
         self._hydrators: dict[str, Hydrator] = {}
         self._uploader = Uploader(directory, open_vault, host, describe, ctx)
+        self._settler = Settler(directory, self._uploader.wake, ctx)
         self._emptying = threading.Lock()
         self._bin = background_thread(self._keep_bin, "recycle bin")
 
@@ -79,6 +81,7 @@ class VolumeService:
         """Go on with whatever was under way."""
         for held in self.directory.all():
             self._fill_in(held.name)
+        self._settler.start()
         self._uploader.start()
         self._bin.start()
 
@@ -88,6 +91,7 @@ class VolumeService:
         for hydrator in list(self._hydrators.values()):
             hydrator.stop()
         self._uploader.stop()
+        self._settler.stop()
         self._bin.join()
         self.directory.close()
 
@@ -214,12 +218,14 @@ class VolumeService:
             return str(self.directory.delete(name, before))
         finally:
             self._fill_in(name)
+            self._wake()
 
     def undelete(self, name: str) -> HeldVolume:
         """Take a volume out of the recycle bin."""
         with self._emptying:
             held = self.directory.undelete(name)
         self._fill_in(name)
+        self._wake()
         return held
 
     def empty_bin(self) -> None:
@@ -251,6 +257,7 @@ class VolumeService:
         finally:
             # Also where it failed: it goes on with the size that it had.
             self._fill_in(name)
+            self._wake()
 
     def _end_hydration(self, name: str) -> None:
         hydrator = self._hydrators.pop(name, None)
@@ -282,9 +289,16 @@ class VolumeService:
                 vouched=not request.vouching,
             )
 
-        snapshots = self.directory.seal(names, describe)
+        try:
+            return self.directory.seal(names, describe)[0]
+        finally:
+            # Also where it failed: then there is something to fold away.
+            self._wake()
+
+    def _wake(self) -> None:
+        """There is something new for what works behind."""
+        self._settler.wake()
         self._uploader.wake()
-        return snapshots[0]
 
     def vouch(
         self, identity: str, achieved: Mapping[str, Consistency], quiet: Mapping[str, tuple[Quieted, ...]]
@@ -327,7 +341,13 @@ class VolumeService:
         hydrator = self._hydrators.get(held.name)
         return "; ".join(
             filter(
-                None, (held.problem, self._uploader.problems.get(held.name, ""), hydrator.problem if hydrator else "")
+                None,
+                (
+                    held.problem,
+                    self._settler.problems.get(held.name, ""),
+                    self._uploader.problems.get(held.name, ""),
+                    hydrator.problem if hydrator else "",
+                ),
             )
         )
 

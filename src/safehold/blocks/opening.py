@@ -120,14 +120,14 @@ def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
     """
     if volume.read_only:
         return
-    epochs.settle_all()
-    maps, phase = volume.maps, volume.gate.phase
-    with volume.failing():
-        for blocks in (maps.states, phase.dirty, *phase.held):
-            blocks.sync()
-        for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
-            sectors.sync()
-    epochs.header.put_away()
+    with epochs.put_away():
+        maps, phase = volume.maps, volume.gate.phase
+        with volume.failing():
+            for blocks in (maps.states, phase.dirty, *phase.held):
+                blocks.sync()
+            for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
+                sectors.sync()
+        epochs.header.put_away()
 
 
 def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:

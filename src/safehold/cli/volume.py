@@ -152,7 +152,8 @@ def show(name: str, as_json: bool) -> None:
         print(f"  note      {told['suspect']}")
     for one in told["snapshots"]:
         more = f"point {one['point'][:8]}, {format_size(one['read'])} read, {format_size(one['stored'])} stored"
-        note = one["snapshot_problem"] or (more if one["point"] else "on its way")
+        waits = "on its way" if one["durable"] else "on its way; a power loss would lose it still"
+        note = one["snapshot_problem"] or (more if one["point"] else waits)
         whole = "; compared everything" if one["compared_everything"] else ""
         print(f"  {format_time(one['taken'])}  {one['id'][:8]}  {one['state']:<9}  {one['achieved']}: {note}{whole}")
 

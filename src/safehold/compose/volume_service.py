@@ -207,6 +207,7 @@ def _snapshot(snapshot: Snapshot) -> dict[str, object]:
     return {
         "id": snapshot.id,
         "state": str(snapshot.state),
+        "durable": snapshot.durable,
         "taken": snapshot.taken[1],
         "pause": snapshot.taken[1] - snapshot.taken[0],
         "achieved": snapshot.achieved,

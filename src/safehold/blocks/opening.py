@@ -180,7 +180,16 @@ def _trusting(
     # A snapshot whose map is missing is none: an opening after a power loss that was cut short may have dropped it already.
     sealed = {epoch: _dirty(files, record, epoch) for epoch in files.epochs("dirty") if epoch < current}
     phase = Phase(current, _dirty(files, record, current), tuple(sealed.values()), overlays)
-    opened = _assemble(files, record, header, maps, phase, sealed, report)
+    data = DataFile(files.data)
+    if header.failed or files.checkpoint.exists():
+        # It says what was flushed, which is as much as is promised, and the first flush begins another. To wait for the disk here would keep
+        # the clients of all volumes waiting, who give up after a while.
+        log = CheckpointLog(files.checkpoint)
+        settled = {one.epoch for one in record.pending if one.durable} & set(sealed)
+    else:
+        log = _fresh_log(files, header, data, maps, phase, sealed)
+        settled = set(sealed)
+    opened = _assemble(files, record, header, data, maps, phase, sealed, log, settled, report)
     header.write(clean=False, epoch=current, boot=boot)
     suspect = f"the map of changes was damaged ({files.dirty(lost[0]).name}): {_COMPARES}" if lost else ""
     return Opened(*opened, _LOST if header.failed else suspect, frozenset())
@@ -197,10 +206,12 @@ def _rebuilding(
     settled: set[int] = set()
     drained: set[int] = set()
     there = set(files.epochs("ov"))
+    told = 0
     for change in changes:
         end = change.start + change.cells
         if change.kind is ChangeKind.STATE:
             states.fill(change.start, end, change.value)
+            told = max(told, end)
         elif change.kind is ChangeKind.SECTOR:
             sectors.fill(change.start, end, change.value)
         elif change.kind is ChangeKind.SEALED:
@@ -211,6 +222,8 @@ def _rebuilding(
             if change.epoch not in masks:
                 masks[change.epoch] = SectorMap.create(files.overlay_sectors(change.epoch), record.sectors)
             masks[change.epoch].fill(change.start, end, change.value)
+    # It begins with every block that there was: what lies behind was added since, as zeros.
+    states.fill(told, record.blocks, PRESENT)
     # A partial block that filled up says so in its state; its sectors do not matter then.
     maps = Maps(states, sectors, record.block // SECTOR, -(-record.size // SECTOR))
     every = {*files.epochs("dirty"), *there}
@@ -229,40 +242,51 @@ def _rebuilding(
     fresh.dirty.fill(0, record.blocks, 1)
     fresh.dirty.sync()
     phase = Phase(fresh.epoch, fresh.dirty, tuple(sealed.values()), (fresh.overlay, *overlays))
-    opened = _assemble(files, record, header, maps, phase, sealed, report)
+    data = DataFile(files.data)
+    # What the disk lost counts as written to the kernel; what the log says is still true.
+    log = CheckpointLog(files.checkpoint) if header.failed else _fresh_log(files, header, data, maps, phase, sealed)
+    opened = _assemble(files, record, header, data, maps, phase, sealed, log, sealed, report)
     header.write(clean=False, epoch=fresh.epoch, boot=boot)
     return Opened(*opened, _LOST if header.failed else f"{why}: {_COMPARES}", frozenset(every - set(sealed)))
+
+
+def _fresh_log(
+    files: VolumeFiles,
+    header: LiveHeader,
+    data: DataFile,
+    maps: Maps,
+    phase: Phase,
+    sealed: dict[int, BlockMap],
+) -> CheckpointLog:
+    """A log of the maps as they are, so what they say has to be on the disk before."""
+    try:
+        data.sync()
+        for overlay in phase.overlays:
+            overlay.file.sync()
+        for dirty in sealed.values():
+            dirty.sync()
+    except OSError:
+        # The kernel says so once.
+        header.fail()
+        raise
+    return CheckpointLog.write_new(files.checkpoint, everything(maps, phase, sealed))
 
 
 def _assemble(
     files: VolumeFiles,
     record: VolumeRecord,
     header: LiveHeader,
+    data: DataFile,
     maps: Maps,
     phase: Phase,
     sealed: dict[int, BlockMap],
+    log: CheckpointLog,
+    settled: Iterable[int],
     report: Callable[[str], None],
 ) -> tuple[LiveVolume, Epochs]:
-    data = DataFile(files.data)
-    if header.failed:
-        # What the disk lost counts as written to the kernel; what the log says is still true.
-        log = CheckpointLog(files.checkpoint)
-    else:
-        try:
-            # The log starts anew from the maps as they are, so what they say has to be on the disk before.
-            data.sync()
-            for overlay in phase.overlays:
-                overlay.file.sync()
-            for dirty in sealed.values():
-                dirty.sync()
-        except OSError:
-            # The kernel says so once.
-            header.fail()
-            raise
-        log = CheckpointLog.write_new(files.checkpoint, everything(maps, phase, sealed))
     volume = LiveVolume(record.size, record.block, data, maps, phase, log, report, header.fail)
     volume.read_only = header.failed
-    volume.settled.update(sealed)
+    volume.settled.update(settled)
     return volume, Epochs(volume, files, record, header, sealed)
 
 
@@ -293,6 +317,7 @@ def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:
         return BlockMap(files.dirty(epoch), record.blocks)
     dirty = BlockMap.create(files.dirty(epoch), record.blocks)
     dirty.fill(0, record.blocks, 1)
+    dirty.sync()
     return dirty
 
 

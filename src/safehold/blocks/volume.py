@@ -322,7 +322,7 @@ class LiveVolume:
                 overlay.file.sync()
             if fresh is not None and fresh.take_over(self._log.path, changes):
                 self._log = fresh
-            elif changes:
+            else:
                 try:
                     self._log.append(changes)
                 except NoRoom:

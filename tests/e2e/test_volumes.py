@@ -117,6 +117,69 @@ def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
     assert (place / "which").read_text() == "newer"
 
 
+def formatted(host: Host, name: str, place: Path) -> None:
+    """A volume with a file system that holds its name, not attached."""
+    host.program.run("volume", "create", name, "--size", "64M")
+    disk = device(host, name)
+    run("mkfs.ext4", "-q", disk)
+    run("mount", disk, place)
+    (place / "which").write_text(name)
+    run("umount", place)
+    host.program.run("volume", "detach", name)
+
+
+def test_one_switch_at_a_time(host: Host, tmp_path: Path) -> None:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    for name in ("data", "data2"):
+        formatted(host, name, place)
+    host.program.run("volume", "attach", "data", "--mount", place)
+    switch = ["volume", "switch", "data", "--to", "data2", "--yes"]
+    record = host.home / "run/switch"
+    with host.program.start(*switch) as first:
+        while not record.exists():
+            assert first.poll() is None
+            time.sleep(0.002)
+        first.send_signal(signal.SIGSTOP)
+        try:
+            second = host.program.run(*switch, code=1)
+        finally:
+            first.send_signal(signal.SIGCONT)
+        assert first.wait(timeout=120) == 0
+    assert "the switch of data to data2 is at work" in second.stderr
+    assert second.stdout == "", "no outage is announced that does not come"
+    assert (place / "which").read_text() == "data2"
+    assert len(run("findmnt", "-n", "-o", "SOURCE", "--mountpoint", place).split()) == 1
+    assert not record.exists()
+
+
+def test_a_switch_that_is_refused_announces_no_outage(host: Host, tmp_path: Path) -> None:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    for name in ("data", "data2"):
+        formatted(host, name, place)
+    host.program.run("volume", "attach", "data", "--mount", place)
+    said = host.program.run("volume", "switch", "data", "--to", "data", "--yes", code=2)
+    assert "a volume cannot take its own place: data" in said.stderr
+    device(host, "data2")
+    attached = host.program.run("volume", "switch", "data", "--to", "data2", "--yes", code=2)
+    assert "is attached already" in attached.stderr
+    host.program.run("volume", "detach", "data2")
+    with open(json.loads((host.home / "run/attached/data.json").read_text())["device"], "rb"):
+        held = host.program.run("volume", "switch", "data", "--to", "data2", "--yes", code=1)
+    # What was cut short by a full disk, say, is no reason to forget the switch that it tells of.
+    record = host.home / "run/switch"
+    record.write_text("{")
+    torn = host.program.run("volume", "switch", "data", "--to", "data2", "--yes", code=1)
+    assert f"what it was about cannot be read: {record}" in torn.stderr
+    assert str(record) in host.program.run("status", code=1).stdout
+    assert [one.stdout for one in (said, attached, held, torn)] == ["", "", "", ""]
+    assert (place / "which").read_text() == "data"
+    record.unlink()
+    host.program.run("volume", "switch", "data", "--to", "data2", "--yes")
+    assert (place / "which").read_text() == "data2"
+
+
 def test_what_shows_no_device_of_its_own_is_unmounted_too(host: Host, tmp_path: Path) -> None:
     host.program.run("volume", "create", "data", "--size", "128M")
     host.program.run("volume", "attach", "data", "--mount", tmp_path, code=1)
@@ -134,13 +197,7 @@ def test_a_switch_that_is_killed_anywhere_can_be_finished_or_taken_back(host: Ho
     place = tmp_path / "mnt"
     place.mkdir()
     for name in ("data", "data2"):
-        host.program.run("volume", "create", name, "--size", "64M")
-        disk = device(host, name)
-        run("mkfs.ext4", "-q", disk)
-        run("mount", disk, place)
-        (place / "which").write_text(name)
-        run("umount", place)
-        host.program.run("volume", "detach", name)
+        formatted(host, name, place)
     host.program.run("volume", "attach", "data", "--mount", place, "--options", "noatime")
     there, other, half_done = "data", "data2", 0
     for moment in range(14):

@@ -8,7 +8,7 @@ from safehold.cli.quantities import size_of
 from safehold.cli.running import Run, confirm, json_option, print_json
 from safehold.cli.volume_service import volume_client
 from safehold.compose.volume_client import VolumeClient
-from safehold.compose.volume_switch import read_underway
+from safehold.compose.volume_switch import alone, plan_switch
 from safehold.compose.volume_switch import switch as switch_volumes
 from safehold.model.errors import UsageError
 from safehold.model.units import format_duration, format_size
@@ -112,16 +112,14 @@ def switch(name: str, other: str | None, back: bool, yes: bool, dry_run: bool, a
     if not other:
         raise UsageError("which volume takes its place?", on=name, remedy="give --to")
     old, new = (other, name) if back else (name, other)
-    with Run.begin() as run, volume_client(run) as client:
-        left = read_underway(run.paths.volume_switch)
-        if left is not None and {left.old, left.new} == {old, new}:
-            where = left.mount or f"what was {left.old}"
+    with Run.begin() as run, volume_client(run) as client, alone(run.paths.volume_switch):
+        plan = plan_switch(client, run.paths.volume_switch, old, new)
+        where = plan.away
+        left = plan.left
+        if left is not None:
             run.ctx.progress.note(
                 f"the switch of {left.old} to {left.new} did not come to its end; going on from there"
             )
-        else:
-            made = client.found(old)
-            where = f"{made.device}" + (f" on {made.mount}" if made.mount else "")
         outage = f"OUTAGE: {where} is away while {new} takes the place of {old}; what uses it has to be stopped"
         if not as_json:
             print(outage, flush=True)

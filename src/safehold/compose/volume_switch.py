@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import msgspec
 from safehold.compose.volume_client import VolumeClient
 from safehold.model.errors import FailedError, UsageError
 
-__all__ = ["SwitchStep", "Underway", "read_underway", "switch", "switch_problems"]
+__all__ = ["Plan", "SwitchStep", "Underway", "alone", "plan_switch", "read_underway", "switch", "switch_problems"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,35 @@ class Underway(msgspec.Struct, frozen=True):
     options: str
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a switch is about to do: go on with `left`, where one did not come to its end; `away` says what nobody can use meanwhile."""
+
+    wanted: Underway
+    left: Underway | None
+    away: str
+
+
 def read_underway(record: Path) -> Underway | None:
-    """What a switch that did not come to its end was about."""
+    """What a switch that did not come to its end was about. FailedError where that cannot be read."""
     try:
         return msgspec.json.decode(record.read_bytes(), type=Underway)
-    except (OSError, msgspec.MsgspecError):
+    except FileNotFoundError:
         return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise FailedError(
+            "a switch of volumes has not come to its end, and what it was about cannot be read",
+            on=str(record),
+            remedy="see with safehold volume list what is attached, attach and mount what is missing, then remove that file",
+        ) from error
 
 
 def switch_problems(record: Path) -> list[str]:
     """What somebody should look at."""
-    left = read_underway(record)
+    try:
+        left = read_underway(record)
+    except FailedError as error:
+        return [f"{error} → {error.remedy}"]
     if left is None:
         return []
     where = left.mount or f"what was volume {left.old}"
@@ -54,35 +73,33 @@ def switch_problems(record: Path) -> list[str]:
     ]
 
 
-def switch(client: VolumeClient, record: Path, old: str, new: str) -> list[SwitchStep]:
-    """Unmount, detach, attach, mount. Where a step fails, what was there before is put back. `record` is the file that tells of it meanwhile;
-    where it tells of one between the same two volumes, this goes on from wherever that one stopped.
-
-    FailedError; its remedy says whether the old volume is in its place.
-    """
-    steps: list[SwitchStep] = []
-    wanted = _begin(client, record, old, new)
+@contextlib.contextmanager
+def alone(record: Path) -> Iterator[None]:
+    """One switch at a time, from its plan to its end; one that is killed lets the next one come. FailedError where another is at work."""
+    record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(record.with_name(f"{record.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _take_away(client, wanted, steps)
-        _put(client, new, wanted, steps)
-    except BaseException as error:
-        _put(client, old, wanted, [])
-        record.unlink()
-        if not isinstance(error, FailedError):
-            raise
-        raise FailedError(
-            f"the switch did not come about: {error}",
-            on=new,
-            remedy=f"{old} is in its place again; mend that and try again",
-        ) from error
-    record.unlink()
-    return steps
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            left = read_underway(record)
+            what = f"the switch of {left.old} to {left.new}" if left else "another switch"
+            raise FailedError(
+                f"{what} is at work",
+                remedy="nothing was changed; wait until it has ended, then see with safehold volume list what is attached",
+            ) from None
+        yield
+    finally:
+        os.close(lock)
 
 
-def _begin(client: VolumeClient, record: Path, old: str, new: str) -> Underway:
+def plan_switch(client: VolumeClient, record: Path, old: str, new: str) -> Plan:
+    """What a switch would do. UsageError and FailedError where it is refused; nothing was changed then."""
+    if old == new:
+        raise UsageError("a volume cannot take its own place", on=old, remedy="name another one with --to")
     left = read_underway(record)
     if left is not None and {left.old, left.new} == {old, new}:
-        return Underway(old, new, left.mount, left.options)
+        return Plan(Underway(old, new, left.mount, left.options), left, left.mount or f"what was {left.old}")
     if left is not None:
         raise UsageError(
             f"the switch of {left.old} to {left.new} has not come to its end",
@@ -93,7 +110,41 @@ def _begin(client: VolumeClient, record: Path, old: str, new: str) -> Underway:
     client.order("show", name=new)
     if new in client.attachments():
         raise UsageError("the volume is attached already", on=new, remedy=f"safehold volume detach {new}")
-    wanted = Underway(old, new, was.mount, was.options)
+    client.demand_unused(old)
+    away = was.device + (f" on {was.mount}" if was.mount else "")
+    return Plan(Underway(old, new, was.mount, was.options), None, away)
+
+
+def switch(client: VolumeClient, record: Path, old: str, new: str) -> list[SwitchStep]:
+    """Unmount, detach, attach, mount. Where a step fails, what was there before is put back. `record` is the file that tells of it meanwhile;
+    where it tells of one between the same two volumes, this goes on from wherever that one stopped. To be called `alone`.
+
+    FailedError; its remedy says whether the old volume is in its place.
+    """
+    steps: list[SwitchStep] = []
+    wanted = _begin(client, record, old, new)
+    try:
+        _take_away(client, wanted, steps)
+        _put(client, new, wanted, steps)
+    except BaseException as error:
+        _put(client, old, wanted, [])
+        record.unlink(missing_ok=True)
+        if not isinstance(error, FailedError):
+            raise
+        raise FailedError(
+            f"the switch did not come about: {error}",
+            on=new,
+            remedy=f"{old} is in its place again; mend that and try again",
+        ) from error
+    record.unlink(missing_ok=True)
+    return steps
+
+
+def _begin(client: VolumeClient, record: Path, old: str, new: str) -> Underway:
+    plan = plan_switch(client, record, old, new)
+    wanted = plan.wanted
+    if plan.left is not None:
+        return wanted
     fresh = record.with_suffix(".new")
     fresh.write_bytes(msgspec.json.encode(wanted))
     os.replace(fresh, record)

@@ -42,7 +42,18 @@ class _Downtime:
             ) from error
         if self.mounted.path != real or self.mounted.root != "/":
             raise UsageError("is not where a file system is mounted", on=path, remedy=f"give {self.mounted.path}")
+        if self.mounted.read_only_view:
+            raise UsageError(
+                "is mounted read-only there alone; the file system itself is writable", on=path, remedy=self._better()
+            )
         self.path = real
+
+    def _better(self) -> str:
+        """mount(2) knows one flag for a mount that is read-only and for a file system that is: what it was before could not be put back."""
+        for other in mounts():
+            if other.device == self.mounted.device and other.root == "/" and not other.read_only_view:
+                return f"give {other.path}, where it is mounted writable"
+        return f"first: mount -o remount,bind,rw {self.mounted.path}"
 
     @property
     def stops(self) -> frozenset[str]:

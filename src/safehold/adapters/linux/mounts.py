@@ -10,7 +10,6 @@ from pathlib import Path
 __all__ = ["Mounted", "major_minor", "mount_named", "mount_of", "mounts"]
 
 _PER_MOUNT = {
-    "ro": 0x1,
     "nosuid": 0x2,
     "nodev": 0x4,
     "noexec": 0x8,
@@ -19,6 +18,7 @@ _PER_MOUNT = {
     "nodiratime": 0x800,
     "relatime": 1 << 21,
 }
+"""Without `ro`: given to mount(2) for one mount of a file system, it would make all of the file system read-only."""
 _STRICTATIME = 1 << 24
 _SUPER = {"ro": 0x1, "sync": 0x10, "mand": 0x40, "dirsync": 0x80, "lazytime": 1 << 25}
 _NO_OPTION = {"rw", "seclabel"}
@@ -46,10 +46,15 @@ class Mounted:
 
     @property
     def flags(self) -> int:
-        """The flags of mount(2) with which it was mounted."""
+        """The flags of mount(2) with which it was mounted; that this one mount may be read-only is none of them (see `read_only_view`)."""
         flags = sum(_PER_MOUNT.get(word, 0) for word in self.options)
         flags |= sum(_SUPER.get(word, 0) for word in self.super_options)
         return flags if flags & (_PER_MOUNT["noatime"] | _PER_MOUNT["relatime"]) else flags | _STRICTATIME
+
+    @property
+    def read_only_view(self) -> bool:
+        """True where nothing can be written by way of this mount, while the file system itself is writable."""
+        return "ro" in self.options and "ro" not in self.super_options
 
     @property
     def data(self) -> str:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from safehold.adapters.linux.downtime import ReadOnly, Unmount
 from safehold.adapters.linux.freeze import Freeze
 from safehold.adapters.linux.hook import Hook
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, StillHeldError, UsageError
 from safehold.ports.bracket import Begin, Undo
+from safehold.quiesce.crossing import check_apart
 from safehold.quiesce.forbidden import Needed, check_allowed
 from safehold.quiesce.guard import Guard, Terms, arm
 from safehold.quiesce.holding import capture_quietly, hold
@@ -215,6 +217,57 @@ def test_a_freeze_around_a_capture(tmp_path: Path) -> None:
             capture_quietly([Freeze(str(where))], create, TERMS, Consistency.FILESYSTEM, Context())
         assert frozen == [True], "another freeze that failed did not end this one"
         assert before.st_dev == where.stat().st_dev
+
+
+def test_a_freeze_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog has another working directory."""
+    with mounted(tmp_path / "disk", "ext4") as where:
+        monkeypatch.chdir(where.parent)
+        _, level, (record,) = capture_quietly(
+            [Freeze(where.name)], lambda: None, TERMS, Consistency.FILESYSTEM, Context()
+        )
+        monkeypatch.chdir("/")
+    assert (record.bracket, level) == (f"fsfreeze:{where.name}", Consistency.FILESYSTEM)
+
+
+def test_what_lies_below_is_not_frozen_instead(tmp_path: Path) -> None:
+    """Neither by its owner, who looks again, nor is it what a watchdog is armed for."""
+    with mounted(tmp_path / "below", "ext4") as below:
+        over = below / "over"
+        over.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", over], check=True)
+        try:
+            bracket = Freeze(str(over))
+        finally:
+            subprocess.run(["umount", over], check=True)
+        with pytest.raises(ConsistencyError, match="was unmounted"), bracket.hold(10, lambda process=0: None):
+            pass
+        assert not thaw(below)
+        with pytest.raises(ConsistencyError, match="not ready"):
+            arm([bracket.undo()], TERMS)
+
+
+def test_brackets_about_one_file_system(tmp_path: Path) -> None:
+    hook = tmp_path / "hook"
+    hook.write_text("#!/bin/sh\n")
+    hook.chmod(0o755)
+    hooks = [Hook(str(hook), {}, "run", 2), Hook(f"{tmp_path}/./hook", {}, "run", 2)]
+    with pytest.raises(UsageError, match="given twice"):
+        check_apart(hooks)
+    with mounted(tmp_path / "disk", "ext4") as where, mounted(tmp_path / "other", "ext4") as other:
+        bound = tmp_path / "bound"
+        bound.mkdir()
+        subprocess.run(["mount", "--bind", where, bound], check=True)
+        try:
+            for kind in (Freeze, ReadOnly, Unmount):
+                with pytest.raises(UsageError, match="given twice"):
+                    check_apart([kind(str(where)), kind(str(where))])
+                for another in (Freeze, ReadOnly, Unmount):
+                    with pytest.raises(UsageError, match=f"the same file system as .*:{where}"):
+                        check_apart([kind(str(where)), hooks[0], another(str(bound))])
+        finally:
+            subprocess.run(["umount", bound], check=True)
+        check_apart([Freeze(str(where)), Freeze(str(other)), hooks[0]])
 
 
 def test_a_freeze_that_the_kernel_does_not_have() -> None:

@@ -26,6 +26,7 @@ from safehold.model.resource import ResourceRef
 from safehold.objects.location import local_place
 from safehold.ports.bracket import Bracket
 from safehold.ports.source import Source
+from safehold.quiesce.crossing import check_apart
 from safehold.quiesce.forbidden import Needed, check_allowed
 from safehold.quiesce.guard import Terms
 from safehold.quiesce.orphans import may_be_held
@@ -99,6 +100,7 @@ def find_downtime(
     for spec in specs:
         if spec.kind is BracketKind.UNMOUNT and ref.kind != "volume":
             raise UsageError("there is nothing to read in what is unmounted", on=str(spec), remedy="use readonly:")
+    check_apart(brackets)
     check_allowed(brackets, list(needed_by_run(paths, [vault])))
     longest = limit if limit is not None else MOMENT
     downtime = Downtime(brackets, Terms(min(GRACE, longest), longest, watchdog_log(paths)), _size(ref), moment)

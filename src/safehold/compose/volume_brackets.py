@@ -17,6 +17,7 @@ from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.model.quiet import Quieted
 from safehold.ports.bracket import Bracket
+from safehold.quiesce.crossing import check_apart
 from safehold.quiesce.forbidden import check_allowed
 from safehold.quiesce.guard import Terms
 from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
@@ -116,6 +117,7 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
             # What a hook makes quiet is for whoever wrote it to know.
             covers.append(frozenset(covered if spec.kind is BracketKind.GUEST_AGENT else served.names))
     brackets = tuple(made)
+    check_apart(brackets)
     check_allowed(brackets, list(needed_by_run(paths, served.vaults)))
     return VolumeBrackets(brackets, Terms(min(GRACE, MOMENT), MOMENT, watchdog_log(paths)), tuple(covers), loose)
 

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from safehold.adapters.linux.mounts import mount_of
+from safehold.adapters.linux.mounts import major_minor, mount_of
 from safehold.adapters.linux.syscalls import freeze, sync_file_system, thaw
 from safehold.model.consistency import Consistency
 from safehold.model.errors import ConsistencyError, StillHeldError, UsageError
@@ -25,11 +25,13 @@ class Freeze:
     def __init__(self, path: str) -> None:
         """UsageError where there is no such directory."""
         self.spec = f"fsfreeze:{path}"
+        # The watchdog has another working directory.
+        self._path = os.path.realpath(path)
         try:
-            self._mounted = mount_of(path)
+            self._mounted = mount_of(self._path)
+            self._device = os.stat(self._path).st_dev
         except OSError as error:
             raise UsageError(f"cannot be frozen ({error.strerror})", on=path, remedy="check the path") from error
-        self._path = path
 
     @property
     def stops(self) -> frozenset[str]:
@@ -50,8 +52,7 @@ class Freeze:
 
     def undo(self) -> Undo:
         """See `ports.bracket.Bracket`."""
-        number = os.stat(self._path).st_dev
-        return {"kind": "thaw", "path": self._path, "device": f"{os.major(number)}:{os.minor(number)}"}
+        return {"kind": "thaw", "path": self._path, "device": major_minor(self._device)}
 
     @contextlib.contextmanager
     def hold(self, deadline: float, begin: Begin) -> Iterator[Consistency]:
@@ -101,6 +102,12 @@ class Freeze:
         except OSError as error:
             raise self._failed(f"cannot be opened ({error.strerror})", "check the path") from error
         try:
+            if os.fstat(fd).st_dev != self._device:
+                # Where it was unmounted, what lies below is another one, which nobody asked to freeze.
+                raise self._failed(
+                    "was unmounted, or another one was mounted over it, in between",
+                    f"nothing was frozen; see what is mounted there: findmnt --target {self._path}",
+                )
             yield fd
         finally:
             os.close(fd)

@@ -153,6 +153,50 @@ def test_one_switch_at_a_time(host: Host, tmp_path: Path) -> None:
     assert not record.exists()
 
 
+def test_what_is_mounted_over_a_volume_is_left_alone(host: Host, tmp_path: Path) -> None:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    for name in ("data", "data2"):
+        formatted(host, name, place)
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    disk = host.program.json("volume", "attach", "data", "--mount", link)["device"]
+    refused = host.program.run("volume", "attach", "data2", "--mount", place, code=2).stderr
+    assert f"{disk} (ext4) is mounted there already: {place}" in refused
+    assert "data2" not in [path.stem for path in (host.home / "run/attached").glob("*.json")]
+    run("mount", device(host, "data2"), place)
+    for command in (["detach", "data"], ["switch", "data", "--to", "other", "--yes"]):
+        if command[0] == "switch":
+            host.program.run("volume", "create", "other", "--size", "64M")
+        said = host.program.run("volume", *command, code=1)
+        assert f"is mounted over {disk} on {place}" in said.stderr
+        assert "OUTAGE" not in said.stdout
+        assert (place / "which").read_text() == "data2"
+    run("umount", place)
+    assert (place / "which").read_text() == "data"
+    host.program.run("volume", "detach", "data")
+    assert not place.is_mount()
+
+
+def test_who_keeps_a_volume_mounted_is_named(host: Host, tmp_path: Path) -> None:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    for name in ("data", "data2"):
+        formatted(host, name, place)
+    host.program.run("volume", "attach", "data", "--mount", place)
+    with (place / "which").open():
+        for command in (["switch", "data", "--to", "data2", "--yes"], ["detach", "data"]):
+            said = host.program.run("volume", *command, code=1).stderr
+            assert f"process {os.getpid()} (" in said
+            assert f"has {place}/which open: " in said
+    with subprocess.Popen(["sleep", "1000"], cwd=place) as sleeper:
+        said = host.program.run("volume", "detach", "data", code=1).stderr
+        sleeper.kill()
+    assert f"process {sleeper.pid} (sleep) works in {place}" in said
+    assert "nothing was changed" in said
+    host.program.run("volume", "detach", "data")
+
+
 def test_a_switch_that_is_refused_announces_no_outage(host: Host, tmp_path: Path) -> None:
     place = tmp_path / "mnt"
     place.mkdir()

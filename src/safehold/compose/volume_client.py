@@ -182,7 +182,7 @@ class VolumeClient:
         except BaseException:
             # It may be mounted by now: an interrupt comes at any time.
             with contextlib.suppress(SafeholdError, OSError):
-                placed = msgspec.structs.replace(made, mount=os.path.abspath(place))
+                placed = msgspec.structs.replace(made, mount=os.path.realpath(place))
                 devices.detach(self._paths.attached, placed)
             raise
 

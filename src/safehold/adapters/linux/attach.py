@@ -16,6 +16,7 @@ from safehold.adapters.linux.holders import Held, demand_free, device_number
 from safehold.adapters.linux.kernel_device import KernelDevice
 from safehold.adapters.linux.loop_device import LoopDevice
 from safehold.adapters.linux.members import members_seen
+from safehold.adapters.linux.mount_users import busy, demand_topmost
 from safehold.adapters.linux.mounts import Mounted, mounts
 from safehold.model.errors import FailedError, UsageError
 
@@ -88,17 +89,20 @@ def _make(directory: Path, socket: Path, volume: str, turn: int) -> Attachment:
 
 
 def mount(directory: Path, attached: Attachment, place: str, options: str = "") -> Attachment:
-    """Mount an attached volume. FailedError."""
+    """Mount an attached volume. UsageError where something is mounted there, FailedError."""
     with _turn(directory) as turn:
         return _mount(directory, attached, place, options, turn)
 
 
 def _mount(directory: Path, attached: Attachment, place: str, options: str, turn: int) -> Attachment:
     more = ["-o", options] if options else []
+    # As the kernel's table of mounts has it.
+    real = os.path.realpath(place)
     # It is there already where whoever mounted it was killed before that was on record.
-    if os.path.abspath(place) not in _mounted(attached.device):
-        run_tool(["mount", *more, attached.device, place], attached.volume, turn)
-    mounted = msgspec.structs.replace(attached, mount=os.path.abspath(place), options=options)
+    if _mounted_on(attached.device, real) is None:
+        _demand_empty(real)
+        run_tool(["mount", *more, attached.device, real], attached.volume, turn)
+    mounted = msgspec.structs.replace(attached, mount=real, options=options)
     _keep(directory, mounted)
     return mounted
 
@@ -119,10 +123,18 @@ def _unmount(directory: Path, attached: Attachment, turn: int) -> Attachment:
 
 def _let_go(attached: Attachment, turn: int) -> Attachment:
     """Unmount it where it is mounted; this is not on record then."""
-    if attached.mount and attached.mount in _mounted(attached.device):
+    there = _mounted_on(attached.device, attached.mount)
+    if there is not None:
+        demand_topmost(there)
         # What is open on a device that is dead stays open, and need not be closed first.
         lazily = ["--lazy"] if dead(attached) else []
-        run_tool(["umount", *lazily, attached.mount], attached.volume, turn)
+        try:
+            run_tool(["umount", *lazily, attached.mount], attached.volume, turn)
+        except FailedError as error:
+            held = busy(there)
+            if held is None:
+                raise
+            raise held from error
     return msgspec.structs.replace(attached, mount="", options="")
 
 
@@ -158,7 +170,12 @@ def detach(directory: Path, attached: Attachment) -> None:
 
 
 def demand_unused(attached: Attachment) -> None:
-    """`holders.Held` where somebody has the device besides who mounted it. A dead one is let go of whoever has it."""
+    """`holders.Held` where something is mounted over it, or somebody has the device besides who mounted it. A dead one is let go of
+    whoever has it.
+    """
+    there = _mounted_on(attached.device, attached.mount)
+    if there is not None:
+        demand_topmost(there)
     number = device_number(attached.device)
     # A file system in user space is a program that has it open for as long as it is mounted; who else has, shows when it is not.
     by_program = any(mounted.device == number and mounted.type.startswith("fuse") for mounted in mounts())
@@ -209,9 +226,29 @@ def _keep(directory: Path, attached: Attachment) -> None:
         raise
 
 
+def _demand_empty(place: str) -> None:
+    """Whatever is mounted there would be hidden, and two that are mounted on one place cannot be told apart by it."""
+    # What mounts by itself when it is looked at is there to be mounted over.
+    taken = [mounted for mounted in mounts() if mounted.path == place and mounted.type != "autofs"]
+    if taken:
+        raise UsageError(
+            f"{taken[-1].source} ({taken[-1].type}) is mounted there already",
+            on=place,
+            remedy="give another directory, or detach or unmount that first",
+        )
+
+
+def _mounted_on(device: str, place: str) -> Mounted | None:
+    return next((mounted for mounted in _mounts_of(device) if mounted.path == place), None)
+
+
 def _mounted(device: str) -> list[str]:
+    return [mounted.path for mounted in _mounts_of(device)]
+
+
+def _mounts_of(device: str) -> list[Mounted]:
     number = device_number(device)
-    return [mounted.path for mounted in mounts() if number and number in _numbers(mounted)]
+    return [mounted for mounted in mounts() if number and number in _numbers(mounted)]
 
 
 def _numbers(mounted: Mounted) -> frozenset[str]:

@@ -14,7 +14,10 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from safehold.wire.control import ask
 from tests.contents import equal
@@ -195,6 +198,53 @@ def test_who_keeps_a_volume_mounted_is_named(host: Host, tmp_path: Path) -> None
     assert f"process {sleeper.pid} (sleep) works in {place}" in said
     assert "nothing was changed" in said
     host.program.run("volume", "detach", "data")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda record: record.write_text("")], ids=["gone", "empty"])
+def test_a_device_whose_record_is_lost_is_not_ended_under_its_file_system(
+    host: Host, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    formatted(host, "data", place)
+    disk = host.program.json("volume", "attach", "data", "--mount", place)["device"]
+    damage(host.home / "run/attached/data.json")
+    told = f"{disk}, mounted on {place}, is there of it, and nothing of that is on record"
+    assert f"{told} → umount {place}, then safehold volume detach data" in host.program.run("status", code=1).stdout
+    assert told in host.program.run("volume", "list").stdout
+    assert f"is attached as {disk}" in host.program.run("volume", "delete", "data", "--yes", code=2).stderr
+    assert f"mounted on {place}, and nothing" in host.program.run("volume", "attach", "data", code=2).stderr
+    assert f"{disk} is mounted on {place}" in host.program.run("volume", "detach", "data", code=2).stderr
+    (place / "written").write_text("goes on")
+    run("sync", "-f", place)
+    run("umount", place)
+    with open(disk, "rb"):
+        assert f"process {os.getpid()} (" in host.program.run("volume", "attach", "data", code=1).stderr
+    host.program.run("volume", "detach", "data")
+    assert str(host.home) not in run("losetup", "--noheadings", "--output", "BACK-FILE")
+    assert host.program.json("status")["problems"] == []
+    host.program.run("volume", "attach", "data", "--mount", place)
+    assert (place / "written").read_text() == "goes on"
+    host.program.run("volume", "detach", "data")
+
+
+def test_what_is_left_of_a_device_is_told_and_let_go_of(host: Host) -> None:
+    """A daemon without a device is a client that nobody has on record; and a record without a device is nothing."""
+    host.program.run("volume", "create", "data", "--size", "16M")
+    disk = device(host, "data")
+    (host.home / "run/attached/data.json").unlink()
+    (host.home / "run/attached/data.pid").unlink()
+    run("losetup", "--detach", disk)
+    told = host.program.run("status", code=1).stdout
+    assert "a storage daemon is there of it, and nothing of that is on record → safehold volume detach data" in told
+    host.program.run("volume", "delete", "data", "--yes", code=2)
+    assert "its storage daemon is gone" in host.program.run("volume", "detach", "data").stdout
+    record = host.home / "run/attached/data.json"
+    record.write_text("{")
+    assert f"and there is none → remove {record}" in host.program.run("status", code=1).stdout
+    record.unlink()
+    assert host.program.json("status")["problems"] == []
+    host.program.run("volume", "delete", "data", "--yes")
 
 
 def test_a_switch_that_is_refused_announces_no_outage(host: Host, tmp_path: Path) -> None:

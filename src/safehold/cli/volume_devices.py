@@ -41,7 +41,7 @@ def detach(name: str, as_json: bool) -> None:
     if as_json:
         print_json({"volume": name, "device": made.device, "mount": made.mount})
     else:
-        print(f"{name}: {made.device} is gone; the volume stays")
+        print(f"{name}: {made.device or 'its storage daemon'} is gone; the volume stays")
 
 
 @click.command()

@@ -145,14 +145,30 @@ class VolumeClient:
     # -- devices -----------------------------------------------------------------------------------------------------
 
     def attachments(self) -> dict[str, Attachment]:
-        """What is attached to this machine, by volume."""
-        return {one.volume: one for one in devices.attachments(self._paths.attached)}
+        """What is attached to this machine, by volume, on record or not."""
+        found = {name: one for name, one in self._unrecorded().items() if one.device}
+        return found | {one.volume: one for one in devices.attachments(self._paths.attached)}
+
+    def _unrecorded(self) -> dict[str, Attachment]:
+        names = [path.name for path in self._paths.volumes.glob("*")]
+        return {one.volume: one for one in devices.unrecorded(self._paths.attached, names)}
 
     def _dead(self) -> list[str]:
-        return [f"volume {name}: {why}" for name in self.attachments() if (why := self.device_problem(name))]
+        stray = self._unrecorded()
+        names = {**self.attachments(), **stray}
+        found = [f"volume {name}: {why}" for name in names if (why := self.device_problem(name))]
+        # Where the device is there, that is told instead.
+        lost = {name: path for name, path in devices.unreadable(self._paths.attached).items() if name not in stray}
+        return found + [
+            f"volume {name}: what is on record of it as a device cannot be read, and there is none → remove {path}"
+            for name, path in lost.items()
+        ]
 
     def device_problem(self, name: str) -> str:
         """What somebody should know of the device that a volume is, or nothing."""
+        stray = self._unrecorded().get(name)
+        if stray is not None:
+            return _stray_problem(stray)
         one = self.attachments().get(name)
         if one is None:
             return ""
@@ -188,9 +204,15 @@ class VolumeClient:
 
     def detach(self, name: str) -> Attachment:
         """Unmount a volume where it was mounted by `attach`, and take its device away."""
-        made = self.found(name)
+        made = self._unrecorded().get(name) or self.found(name)
         devices.detach(self._paths.attached, made)
         return made
+
+    def end_left(self, name: str) -> None:
+        """Where only the daemon is there of a volume's device, by an attach or a detach that was killed, end it."""
+        left = self._unrecorded().get(name)
+        if left is not None and not left.device:
+            devices.detach(self._paths.attached, left)
 
     def demand_unused(self, name: str) -> None:
         """FailedError where somebody has the device of a volume besides who mounted it."""
@@ -212,6 +234,13 @@ class VolumeClient:
             raise UsageError(
                 "the volume is not attached", on=name, remedy="safehold volume list shows what is"
             ) from None
+
+
+def _stray_problem(stray: Attachment) -> str:
+    places = devices.mounted_on(stray.device)
+    what = f"{stray.device}{f', mounted on {places[0]},' if places else ''}" if stray.device else "a storage daemon"
+    first = f"umount {places[0]}, then " if places else ""
+    return f"{what} is there of it, and nothing of that is on record → {first}safehold volume detach {stray.volume}"
 
 
 def _lives(process: int) -> bool:

@@ -154,6 +154,7 @@ def _begin(client: VolumeClient, record: Path, old: str, new: str) -> Underway:
 def _take_away(client: VolumeClient, wanted: Underway, steps: list[SwitchStep]) -> None:
     was = client.attachments().get(wanted.old)
     if was is None:
+        client.end_left(wanted.old)
         return
     client.demand_unused(wanted.old)
     if was.mount:

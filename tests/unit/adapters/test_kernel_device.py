@@ -106,6 +106,19 @@ def test_what_a_kill_left_is_taken_away_first(driver: Driver, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("nodes")
+def test_devices_are_found_without_a_record(driver: Driver, tmp_path: Path) -> None:
+    made, other = make(tmp_path), make(tmp_path, "other")
+    (tmp_path / "attached").mkdir()
+    (tmp_path / "attached" / ".lock").touch()
+    assert attach.unrecorded(tmp_path / "attached", ["data", "more"]) == [made]
+    # An unreadable record tells of a volume, too.
+    (tmp_path / "attached" / "other.json").write_text("")
+    assert attach.unrecorded(tmp_path / "attached", ["data"]) == [made, other]
+    assert list(attach.unreadable(tmp_path / "attached")) == ["other"]
+    assert attach.unrecorded(tmp_path / "elsewhere", ["data"]) == []
+
+
+@pytest.mark.usefixtures("nodes")
 def test_what_a_kill_left_and_somebody_has(driver: Driver, tmp_path: Path) -> None:
     make(tmp_path)
     (driver.block / "nbd0" / "holders" / "dm-3" / "dm").mkdir(parents=True)

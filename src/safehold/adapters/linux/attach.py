@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,18 @@ from safehold.adapters.linux.mount_users import busy, demand_topmost
 from safehold.adapters.linux.mounts import Mounted, mounts
 from safehold.model.errors import FailedError, UsageError
 
-__all__ = ["attach", "attachments", "dead", "demand_unused", "detach", "mount", "unmount"]
+__all__ = [
+    "attach",
+    "attachments",
+    "dead",
+    "demand_unused",
+    "detach",
+    "mount",
+    "mounted_on",
+    "unmount",
+    "unreadable",
+    "unrecorded",
+]
 
 _TURN = 60.0
 """Seconds that others who attach or detach are waited for."""
@@ -31,7 +42,7 @@ def _backing(attached: Attachment) -> Backing:
 
 
 def attachments(directory: Path) -> list[Attachment]:
-    """What is attached, also where the device is `dead`; records of devices that are gone are left out."""
+    """What is on record as attached, also where the device is `dead`; records of devices that are gone are left out, and `unreadable` ones."""
     found = []
     for path in sorted(directory.glob("*.json")):
         with contextlib.suppress(OSError, msgspec.MsgspecError):
@@ -39,6 +50,39 @@ def attachments(directory: Path) -> list[Attachment]:
             if _backing(one).there(one):
                 found.append(one)
     return found
+
+
+def unreadable(directory: Path) -> dict[str, Path]:
+    """Records that cannot be read, by their volumes."""
+    found = {}
+    for path in sorted(directory.glob("*.json")):
+        try:
+            msgspec.json.decode(path.read_bytes(), type=Attachment)
+        except FileNotFoundError:
+            continue
+        except (OSError, msgspec.MsgspecError):
+            found[path.stem] = path
+    return found
+
+
+def unrecorded(directory: Path, volumes: Iterable[str]) -> list[Attachment]:
+    """What is there of those volumes, and of all that the directory tells of, and is on no record: the record was lost, or whoever attached or
+    detached was killed. Where only a daemon is left, its `device` is empty. Nothing while somebody is at it, who puts it on record.
+    """
+    try:
+        lock = os.open(directory / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        recorded = {one.volume for one in attachments(directory)}
+        told = {path.stem for path in directory.iterdir() if path.suffix in (".json", ".disk", ".pid")}
+        wanted = sorted({*volumes, *told} - recorded)
+        return [one for backing in (KernelDevice(), LoopDevice()) for one in backing.left(directory, wanted)]
+    except OSError:
+        return []
+    finally:
+        os.close(lock)
 
 
 def dead(attached: Attachment) -> bool:
@@ -184,7 +228,7 @@ def demand_unused(attached: Attachment) -> None:
 
 
 def _demand_ours(attached: Attachment, remedy: str) -> None:
-    users = _mounted(attached.device)
+    users = mounted_on(attached.device)
     if users and users != [attached.mount]:
         raise UsageError(f"{attached.device} is mounted on {', '.join(users)}", on=attached.volume, remedy=remedy)
 
@@ -242,7 +286,8 @@ def _mounted_on(device: str, place: str) -> Mounted | None:
     return next((mounted for mounted in _mounts_of(device) if mounted.path == place), None)
 
 
-def _mounted(device: str) -> list[str]:
+def mounted_on(device: str) -> list[str]:
+    """Where a device is mounted."""
     return [mounted.path for mounted in _mounts_of(device)]
 
 

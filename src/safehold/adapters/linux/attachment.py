@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -46,6 +46,11 @@ class Backing(Protocol):
     def make(self, directory: Path, socket: Path, volume: str, turn: int) -> Attachment:
         """Make one; nothing stays half done. UsageError or Unsuitable where that cannot be done here, FailedError where a step fails. Programs
         that it runs keep the descriptor `turn` open.
+        """
+
+    def left(self, directory: Path, volumes: Collection[str]) -> list[Attachment]:
+        """Devices of those volumes, whatever is on record: made for that directory, by a process that was killed since, or whose record was lost.
+        `device` is empty where only the daemon behind one is there.
         """
 
     def there(self, attached: Attachment) -> bool:

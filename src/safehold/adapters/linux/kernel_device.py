@@ -16,7 +16,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from safehold.adapters.linux.attachment import RECONNECT, Attachment, Unsuitable
@@ -87,18 +87,16 @@ class KernelDevice:
 
     def _end_left(self, backend: str, volume: str, turn: int) -> None:
         """Take devices away that are on no record: whoever made them was killed before they were."""
-        for place in sorted(_BLOCK.glob("nbd*")):
-            left = Attachment(volume, f"/dev/{place.name}", backend=backend)
-            if self.there(left):
-                self.take(left, turn)
+        for left in _left({backend: volume}):
+            self.take(left, turn)
+
+    def left(self, directory: Path, volumes: Collection[str]) -> list[Attachment]:
+        """See `attachment.Backing`."""
+        return _left({_backend(directory, volume): volume for volume in volumes})
 
     def there(self, attached: Attachment) -> bool:
         """See `attachment.Backing`."""
-        try:
-            told = (_BLOCK / Path(attached.device).name / "backend").read_text()
-        except OSError:
-            return False
-        return told.strip() == attached.backend
+        return _told(_BLOCK / Path(attached.device).name) == attached.backend
 
     def dead(self, attached: Attachment) -> bool:
         """See `attachment.Backing`: a service that is back later brings it back, too."""
@@ -147,6 +145,20 @@ def _backend(directory: Path, volume: str) -> str:
     """The same whenever that volume is attached: a device that is on no record is known by it."""
     told = f"{os.path.realpath(directory)}\0{volume}"
     return f"safehold {hashlib.sha256(told.encode()).hexdigest()[:32]}"
+
+
+def _left(backends: Mapping[str, str]) -> list[Attachment]:
+    """Devices by their backends; those are of the volumes that are given for them."""
+    found = [(place, _told(place)) for place in sorted(_BLOCK.glob("nbd*"))]
+    return [Attachment(backends[told], f"/dev/{place.name}", backend=told) for place, told in found if told in backends]
+
+
+def _told(place: Path) -> str:
+    """The backend of the device that /sys shows there, or nothing."""
+    try:
+        return (place / "backend").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _unfit(made: Attachment) -> str:

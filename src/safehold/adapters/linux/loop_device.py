@@ -11,16 +11,20 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from safehold.adapters.linux.attachment import RECONNECT, Attachment, run_tool
-from safehold.adapters.linux.holders import claimed
+from safehold.adapters.linux.holders import claimed, device_number
 from safehold.adapters.linux.mounts import mounts
+from safehold.adapters.linux.openers import processes
 from safehold.model.errors import FailedError, UsageError
 
 __all__ = ["LoopDevice"]
 
 _PATIENCE = 10.0
+_NEVER = -1
+"""As the start of a process, where there is none."""
 
 
 class LoopDevice:
@@ -30,7 +34,7 @@ class LoopDevice:
         """See `attachment.Backing`."""
         _demand()
         file, pidfile = directory / f"{volume}.disk", directory / f"{volume}.pid"
-        _end_stale(file, pidfile, turn)
+        self._end_left(directory, volume, turn)
         file.touch(mode=0o600)
         pidfile.unlink(missing_ok=True)
         node = (
@@ -50,6 +54,40 @@ class LoopDevice:
             os.kill(pid, signal.SIGTERM)
             raise
         return Attachment(volume, device, str(file), pid, _start(pid))
+
+    def left(self, directory: Path, volumes: Collection[str]) -> list[Attachment]:
+        """See `attachment.Backing`."""
+        devices: dict[str, list[str]] = {}
+        for place in sorted(Path("/sys/block").glob("loop*")):
+            devices.setdefault(_backing(place.name), []).append(f"/dev/{place.name}")
+        found = []
+        for volume in volumes:
+            file, pidfile = directory / f"{volume}.disk", directory / f"{volume}.pid"
+            shown = devices.get(str(file), [])
+            # Only where something tells of it: looking for a daemon is looking at every process.
+            pid = _daemon(pidfile) if shown or pidfile.exists() or os.path.lexists(file) else 0
+            started = _start(pid) if pid else _NEVER
+            if shown or pid:
+                found += [Attachment(volume, device, str(file), pid, started) for device in shown or [""]]
+        return found
+
+    def _end_left(self, directory: Path, volume: str, turn: int) -> None:
+        """What an attach or a daemon that was killed left: devices of the file, a daemon that is on no record, and the file as a mount. UsageError
+        where a device is mounted, `holders.Held` where somebody has it: it was lost from the record, and is in use.
+        """
+        left = self.left(directory, [volume])
+        for one in left:
+            number = device_number(one.device)
+            place = next((mounted.path for mounted in mounts() if number and mounted.device == number), "")
+            if place:
+                raise UsageError(
+                    f"{one.device} is a device of the volume, mounted on {place}, and nothing of that is on record",
+                    on=volume,
+                    remedy=f"umount {place}, then safehold volume detach {volume}",
+                )
+        for one in left:
+            self.take(one, turn)
+        _unmount_file(directory / f"{volume}.disk", turn)
 
     def there(self, attached: Attachment) -> bool:
         """See `attachment.Backing`."""
@@ -101,17 +139,15 @@ def _comma(text: object) -> str:
     return str(text).replace(",", ",,")
 
 
-def _end_stale(file: Path, pidfile: Path, turn: int) -> None:
-    """What an attach or a daemon that was killed left: devices of the file, a daemon that is on no record, and the file as a mount."""
-    for device in Path("/sys/block").glob("loop*"):
-        if _backing(device.name) == str(file):
-            run_tool(["losetup", "--detach", f"/dev/{device.name}"], device.name, turn)
-    with contextlib.suppress(OSError, ValueError):
-        pid = int(pidfile.read_text())
-        if str(pidfile).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-            os.kill(pid, signal.SIGTERM)
-            _wait_for_end(pid, _start(pid), time.monotonic() + _PATIENCE)
-    _unmount_file(file, turn)
+def _daemon(pidfile: Path) -> int:
+    """The storage daemon that was told to write its number there; 0 where there is none. What was written may be lost, or be of another one."""
+    word = str(pidfile).encode()
+    for process in processes():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+            if os.path.basename(words[0]) == b"qemu-storage-daemon" and word in words:
+                return process
+    return 0
 
 
 def _unmount_file(file: Path, turn: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from safehold.watchdog import vigil as vigil_module
 from safehold.watchdog.messages import Message
 from safehold.watchdog.senses import DEATH, HANGUP, SIGNAL
 from safehold.watchdog.vigil import Vigil
@@ -37,6 +38,7 @@ class Freezer:
     what: str = "a disk"
     frozen: bool = False
     due: float = 0.0
+    closed: bool = False
     thawed: list[float] = field(default_factory=list)
 
     def freeze(self) -> None:
@@ -45,6 +47,8 @@ class Freezer:
     def release(self) -> None:
         """The watchdog's thaw."""
         self.world.time += self.world.dice.uniform(0, 0.01)
+        if self.closed:
+            raise OSError(9, "nothing to thaw it by")
         if not self.frozen:
             return
         if self.failures:
@@ -55,6 +59,11 @@ class Freezer:
         late = self.world.time - max(self.due, self.world.broken)
         if late > self.world.bound:
             raise StuckError(f"frozen for {late:.2f} s longer than it had to be")
+
+    def close(self) -> None:
+        """The watchdog keeps nothing open any more."""
+        assert not self.closed
+        self.closed = True
 
 
 class World:
@@ -74,7 +83,7 @@ class World:
         self.kept = False
         self.confirmed: float | None = None
         self.owner = self._owner()
-        fate = dice.choice(["none", "kill", "kill", "stop", "stop", "hang up", "slow", "signal"])
+        fate = dice.choice(["none", "kill", "kill", "stop", "stop", "hang up", "slow", "signal", "signals"])
         self.slow = 5.0 if fate == "slow" else 1.0
         at = dice.uniform(0, 2 * LIMIT)
         actions: dict[str, Callable[[], Message | None]] = {
@@ -85,6 +94,9 @@ class World:
         }
         if fate in actions:
             self._at(at, actions[fate])
+        if fate == "signals":
+            for moment in (at, at + dice.uniform(0, 0.5)):
+                self._at(moment, lambda: SIGNAL)
         self._at(0, lambda: self._act(None))
 
     def _owner(self) -> Generator[Message | Wait, str | None, None]:
@@ -197,6 +209,8 @@ def play(seed: int, vigil: type[Vigil] = Vigil) -> tuple[str, bool]:
         world.next(3000)
     if any(freezer.frozen for freezer in world.freezers):
         raise StuckError(f"frozen for good: {report}")
+    if not all(freezer.closed for freezer in world.freezers):
+        raise StuckError(f"kept open for good: {report}")
     if world.confirmed is not None and any(t < world.confirmed for f in world.freezers for t in f.thawed):
         raise StuckError("let go of before it was confirmed")
     return str(report["by"]), world.kept
@@ -232,13 +246,26 @@ class Trusting(Vigil):
             self._still()
 
 
-@pytest.mark.parametrize("broken", [OnlyOnce, Trusting])
-def test_a_broken_watchdog_is_found_out(broken: type[Vigil]) -> None:
-    def stuck(seed: int) -> bool:
-        try:
-            play(seed, broken)
-        except StuckError:
-            return True
-        return False
+class Hasty(Vigil):
+    """Keeps nothing open of what it has let go of, though the owner may still be in the middle of holding it."""
 
-    assert any(stuck(seed) for seed in range(1000))
+    def _put_away(self, settled: bool) -> None:
+        super()._put_away(True)
+
+
+@pytest.mark.parametrize("broken", [OnlyOnce, Trusting, Hasty])
+def test_a_broken_watchdog_is_found_out(broken: type[Vigil]) -> None:
+    assert any(stuck(seed, broken) for seed in range(1000))
+
+
+def test_a_watchdog_that_ends_too_soon_when_it_is_told_to_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vigil_module, "_HOPELESS", 0)
+    assert any(stuck(seed, Vigil) for seed in range(1000))
+
+
+def stuck(seed: int, broken: type[Vigil]) -> bool:
+    try:
+        play(seed, broken)
+    except StuckError:
+        return True
+    return False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -294,6 +296,45 @@ def test_a_hook_that_does_not_end_is_ended_before_the_other_half_runs(tmp_path: 
     with pytest.raises(ConsistencyError, match="did not finish freeze within"):
         capture_quietly([bracket], lambda: None, TERMS, Consistency.APPLICATION, Context())
     assert log.read_text().split() == ["freeze", "thaw"]
+
+
+def test_a_hook_that_does_not_thaw_keeps_nothing_else_and_the_watchdog_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """What it has thawed can be unmounted at once; what stays held is in its log."""
+    hook, log = tmp_path / "hook", tmp_path / "log"
+    hook.write_text('#!/bin/sh\n[ "$1" = freeze ] || sleep 1000\n')
+    hook.chmod(0o755)
+    armed: list[Guard] = []
+
+    def noted(undos: Sequence[Undo], terms: Terms) -> Guard:
+        armed.append(arm(undos, terms))
+        return armed[0]
+
+    with mounted(tmp_path / "disk", "ext4") as where:
+        brackets = [Freeze(str(where)), Hook(str(hook), os.environ, "run", 1)]
+        with (
+            pytest.raises(StillHeldError),
+            hold(brackets, Terms(30, 60, log), Consistency.FILESYSTEM, Context(), arm=noted),
+        ):
+            pass
+        watchdog = Path(f"/proc/{armed[0].process}")
+        assert not [fd for fd in (watchdog / "fd").iterdir() if os.path.realpath(fd).startswith(str(where))]
+        subprocess.run(["umount", where], check=True)
+        subprocess.run(["mount", "-o", "loop", where.with_name("image"), where], check=True)
+    os.kill(armed[0].process, signal.SIGTERM)
+    while watchdog.exists():
+        time.sleep(0.05)
+    for _ in range(200):
+        *_, report = [json.loads(line) for line in log.read_text().splitlines()]
+        if "steps" in report:
+            break
+        time.sleep(0.05)
+    assert [(step["what"], step["state"]) for step in report["steps"]] == [
+        (f"thaw {where}", "left"),
+        (f"run {hook} thaw", "held"),
+    ]
+    assert report["steps"][1]["error"] in ("did not end within 1 s", "not answered yet")
+    while subprocess.run(["pgrep", "-f", f"{hook} thaw"], capture_output=True, check=False).stdout:
+        time.sleep(0.05)
 
 
 def test_a_watchdog_that_could_not_undo_is_not_armed(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ HANGUP: Message = {"op": "hangup"}
 DEATH: Message = {"op": "death"}
 SIGNAL: Message = {"op": "signal"}
 
+_MANY = 4096
+"""Signals that came at once are one."""
+
 
 class Senses(Protocol):
     """The world of a vigil."""
@@ -27,7 +30,7 @@ class Senses(Protocol):
         ...
 
     def next(self, seconds: float) -> Message | None:
-        """What happens first within so many seconds: a message, or HANGUP, DEATH and SIGNAL, once each; None for nothing."""
+        """What happens first within so many seconds: a message, HANGUP or DEATH, once each, or SIGNAL; None for nothing."""
         ...
 
     def say(self, message: Message) -> None:
@@ -86,7 +89,7 @@ class OwnerSenses:
         return DEATH
 
     def _signalled(self) -> Message:
-        del self._watched[self._told]
+        os.read(self._told, _MANY)
         return SIGNAL
 
     def say(self, message: Message) -> None:

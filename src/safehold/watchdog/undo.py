@@ -31,6 +31,10 @@ class Undo(Protocol):
         """Let go, or find that nothing is held. Called again while the owner may still be at it. OSError or UndoFailed."""
         ...
 
+    def close(self) -> None:
+        """Keep nothing open or running any more: it is not called again."""
+        ...
+
 
 def make_undo(data: Message) -> Undo:
     """The undo that `data` tells of. OSError, ValueError or KeyError where it could not be done later."""
@@ -68,6 +72,10 @@ class Thaw:
         """See `Undo`."""
         thaw(self._fd)
 
+    def close(self) -> None:
+        """See `Undo`. Open, it would keep the file system from being unmounted."""
+        os.close(self._fd)
+
 
 class AgentThaw:
     """`{kind: agent, path, seconds}`: a guest, by the agent in it that answers on a unix socket."""
@@ -84,6 +92,9 @@ class AgentThaw:
                     agent.thaw()
         except AgentError as error:
             raise UndoFailed(f"the guest agent {error}") from error
+
+    def close(self) -> None:
+        """See `Undo`."""
 
 
 class Mount:
@@ -103,6 +114,10 @@ class Mount:
             return
         mount(self._source, self._path, self._kind, self._flags, self._options)
         mount("", self._path, "", _MS_SHARED if self._shared else _MS_PRIVATE, "")
+
+    def close(self) -> None:
+        """See `Undo`."""
+        os.close(self._fd)
 
     def _mounted(self) -> bool:
         with open("/proc/self/mountinfo", "rb") as table:
@@ -127,6 +142,10 @@ class Remount:
         if os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
             mount("", f"/proc/self/fd/{self._fd}", "", self._flags | _MS_REMOUNT, self._options)
 
+    def close(self) -> None:
+        """See `Undo`. Open, it would keep the file system from being unmounted."""
+        os.close(self._fd)
+
 
 class Run:
     """`{kind: run, argv, environment, directory, seconds}`: a command that has to end well within its time."""
@@ -139,13 +158,14 @@ class Run:
         if not os.path.isabs(self._argv[0]) or not os.access(self._argv[0], os.X_OK):
             raise ValueError(f"{self._argv[0]} is no absolute path of a program")
         self._done = False
+        self._process: subprocess.Popen[bytes] | None = None
 
     def release(self) -> None:
         """See `Undo`. Once it ended well it is not run again: the owner is not let start the other half after that."""
         if self._done:
             return
         quiet = subprocess.DEVNULL
-        process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             self._argv,
             env=self._environment,
             cwd=self._directory,
@@ -157,10 +177,15 @@ class Run:
         try:
             code = process.wait(self._seconds)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self.close()
             process.wait()
             raise UndoFailed(f"did not end within {self._seconds:g} s") from None
         if code != 0:
             raise UndoFailed(f"ended with code {code}")
         self._done = True
+
+    def close(self) -> None:
+        """See `Undo`."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)

@@ -17,8 +17,13 @@ from safehold.watchdog.undo import Undo
 __all__ = ["PATIENCE", "Step", "Vigil"]
 
 PATIENCE = 600.0
-"""Seconds from the owner's end until the watchdog gives up on an undo that keeps failing. While the owner lives it never does: a process
-that was stopped on its way to a freeze goes on with it whenever it is woken.
+"""Seconds from the owner's end until the watchdog gives up on an undo that keeps failing, unless it is told to end before. While the owner lives
+it never does: a process that was stopped on its way to a freeze goes on with it whenever it is woken.
+"""
+
+_HOPELESS = 5
+"""Rounds since the owner's end after which something that fails may be given up, where somebody tells the watchdog to end: more than a thaw
+ever takes that comes about at all.
 """
 
 _TURN = 2.0
@@ -31,7 +36,7 @@ _SOONEST, _LATEST = 0.02, 1.0
 @dataclass
 class Step:
     """One undo in its place. `entered` once the owner may come to hold its thing, `firm` once it says that it does, `left` once it
-    says that it does not any more.
+    says that it does not any more. `closed` once the undo keeps nothing open.
     """
 
     undo: Undo
@@ -42,6 +47,7 @@ class Step:
     tries: int = 0
     error: str = ""
     process: int = -1
+    closed: bool = False
     attempt: threading.Thread | None = field(default=None, repr=False)
 
     @property
@@ -52,7 +58,18 @@ class Step:
     @property
     def due(self) -> bool:
         """True where there is something to undo, or soon may be: what the owner was about to hold can still come."""
-        return self.held and not (self.done and self.firm)
+        return self.held and not self.closed and not (self.done and self.firm)
+
+    @property
+    def over(self) -> bool:
+        """True where nothing is left to undo, and nothing can come, whatever becomes of the owner."""
+        return self.left or (self.done and self.firm)
+
+    def put_away(self) -> None:
+        """Keep nothing open that others may wait for; not while a try is on its way that may need it."""
+        if not self.closed and (self.attempt is None or not self.attempt.is_alive()):
+            self.closed = True
+            self.undo.close()
 
     def let_go(self) -> None:
         """Try once more, or wait for the try that is still on its way, but no longer than a turn."""
@@ -103,14 +120,19 @@ class Vigil:
         self._grace, self._end = grace, self._began + limit
         self._until = min(self._began + grace, self._end)
         self._by, self._after = "", 0.0
-        self._gone = False
+        self._gone = self._given_up = False
 
     def run(self) -> Message:
         """Watch, let go, and report."""
         while not self._by:
             self._watch()
         self._let_go()
-        return self.report()
+        report = self.report()
+        for step in self.steps:
+            if not step.closed:
+                # A try that does not come back ends with this process, what it runs does not.
+                step.undo.close()
+        return report
 
     def report(self) -> Message:
         """What was let go of, by whom, how long after the arming; see `messages`."""
@@ -136,6 +158,7 @@ class Vigil:
                 self._still()
             case {"op": "left", "step": int(number)} if self._is_step(number):
                 self.steps[number].left = True
+                self.steps[number].put_away()
             case {"op": "confirm"}:
                 self._still()
             case {"op": "beat"}:
@@ -184,29 +207,41 @@ class Vigil:
                 self.steps[number].left = True
             case {"op": "release" | "death"}:
                 self._gone = True
+            case {"op": "signal"}:
+                self._given_up = True
 
     def _let_go(self) -> None:
         """In reverse, again and again until all is done and the owner can hold nothing more: a freeze that it was in the middle of only
         begins to be one when it is through.
         """
-        pause, told, over = _SOONEST, False, math.inf
+        pause, told, over, rounds = _SOONEST, False, math.inf, 0
         while True:
             settled = self._gone
             for step in reversed(self.steps):
                 if step.due:
                     step.let_go()
+            self._put_away(settled)
             if self._gone and not told:
                 self._senses.say({"op": "released", "report": self.report()})
                 told = True
             now = self._senses.now()
             if settled:
                 over = min(over, now + PATIENCE)
+                rounds += 1
             if (settled and all(s.done for s in self.steps if s.held)) or now >= over:
+                return
+            if self._given_up and rounds >= _HOPELESS:
                 return
             message = self._senses.next(pause)
             self._late(message)
             if message is None:
                 pause = min(2 * pause, _LATEST)
+
+    def _put_away(self, settled: bool) -> None:
+        """`settled` where the owner is gone, and each thing was let go of once since, where that went well."""
+        for step in self.steps:
+            if step.over or (settled and (step.done or not step.held)):
+                step.put_away()
 
 
 def _state(step: Step) -> str:

@@ -84,11 +84,23 @@ class Host:
         raise AssertionError("never filled in")
 
     def close(self) -> None:
-        for attached in (self.home / "run" / "attached").glob("*.json"):
-            place = json.loads(attached.read_text())["mount"]
-            if place:
-                subprocess.run(["umount", place], check=False)
-            self.program.run("volume", "detach", attached.stem, code=None)
+        attached = self.home / "run" / "attached"
+        for record in attached.glob("*.json"):
+            with contextlib.suppress(ValueError):
+                place = json.loads(record.read_text())["mount"]
+                if place:
+                    subprocess.run(["umount", place], check=False)
+        # A test that failed may have left devices that are on no record.
+        for name in {path.stem for path in attached.glob("*.[jd]*")}:
+            found = subprocess.run(
+                ["losetup", "--noheadings", "--output", "NAME", "--associated", attached / f"{name}.disk"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for device in found.stdout.split():
+                subprocess.run(["umount", "--all-targets", device], capture_output=True, check=False)
+            self.program.run("volume", "detach", name, code=None)
         with contextlib.suppress(Exception):
             process = self.pid()
             os.kill(process, signal.SIGTERM)

@@ -539,6 +539,29 @@ def test_a_bracket_that_fails_leaves_no_snapshot_and_no_freeze(host: Host, tmp_p
     host.program.run("volume", "snapshot", "data", "--wait")
 
 
+def test_brackets_that_cannot_be_are_refused_before_anything_is_held(host: Host, tmp_path: Path) -> None:
+    place, seen = tmp_path / "mnt", tmp_path / "seen"
+    place.mkdir()
+    seen.mkdir()
+    formatted(host, "data", place)
+    host.program.run("volume", "attach", "data", "--mount", place)
+    run("mount", "--bind", place, seen)
+    try:
+        run("mount", "-o", "remount,bind,ro", seen)
+        for brackets, told in (
+            ([f"fsfreeze:{place}", f"fsfreeze:{place}"], f"the bracket is given twice: fsfreeze:{place}"),
+            ([f"readonly:{place}", f"readonly:{place}/"], "the bracket is given twice"),
+            ([f"fsfreeze:{seen}", f"unmount:{place}"], f"the same file system as fsfreeze:{seen}: unmount:{place}"),
+            ([f"readonly:{seen}"], "is mounted read-only there alone"),
+        ):
+            words = [word for bracket in brackets for word in ("--bracket", bracket)]
+            assert told in host.program.run("volume", "snapshot", "data", *words, code=2).stderr
+            (place / "written").write_text("at once")
+    finally:
+        run("umount", seen)
+    assert host.show("data")["snapshots"] == []
+
+
 def test_a_bracket_vouches_for_what_it_holds(host: Host, tmp_path: Path) -> None:
     """Two disks at one instant, each with a file system of its own."""
     places = {name: tmp_path / name for name in ("data", "log")}

@@ -87,13 +87,17 @@ class VolumeService:
 
     def stop(self) -> None:
         """End what works behind at the next safe place, and put the volumes away."""
+        self.rest()
+        self.directory.close()
+
+    def rest(self) -> None:
+        """End what works behind at the next safe place. What is missing gives EIO from here on."""
         self._ctx.cancel.cancel()
         for hydrator in list(self._hydrators.values()):
             hydrator.stop()
         self._uploader.stop()
         self._settler.stop()
         self._bin.join()
-        self.directory.close()
 
     # -- making and filling in ---------------------------------------------------------------------------------------
 

@@ -90,15 +90,19 @@ class VolumeDirectory:
                 remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
             )
 
-    def close(self) -> None:
-        """Put all volumes away in order; what is pending goes on the next time."""
+    def put_away(self) -> None:
+        """Put all volumes away in order; what is pending goes on the next time. Nobody else can open them before `close`."""
         with self._lock:
             for held in self._volumes.values():
                 # One that cannot be put away says so itself; its maps count as after a crash.
                 with contextlib.suppress(OSError):
                     close_volume(held.volume, held.epochs)
             self._volumes = {}
-            os.close(self._claim)
+
+    def close(self) -> None:
+        """Put all volumes away, and let others open them."""
+        self.put_away()
+        os.close(self._claim)
 
     # -- for clients -------------------------------------------------------------------------------------------------
 

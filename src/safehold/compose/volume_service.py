@@ -22,8 +22,9 @@ from safehold.compose.absence import BEAT, Absences
 from safehold.compose.paths import Paths
 from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
-from safehold.model.context import Context
+from safehold.model.context import CancelToken, Context
 from safehold.model.errors import FailedError, UsageError
+from safehold.model.halting import HaltingClock
 from safehold.model.quiet import Quieted
 from safehold.model.topology import Topology
 from safehold.ports.blocks import Blocks
@@ -41,8 +42,11 @@ def serve_volumes(
     `credentials` opens vaults, asked anew each time; `ready` is called once clients can connect.
     """
 
+    halt = CancelToken()
+    patience = HaltingClock(ctx.clock, halt)
+
     def vault(address: str) -> Vault:
-        return open_vault(open_stores(address, ctx.clock), credentials(), places(paths), ctx)
+        return open_vault(open_stores(address, patience), credentials(), places(paths), ctx)
 
     try:
         paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -68,8 +72,15 @@ def serve_volumes(
     finally:
         control.close()
         reconnector.stop()
+        # A device gives up half a minute after it was hung up on: whatever may take longer comes before that. Nobody is told of a failure that
+        # is only due to the halt, for clients ask again.
+        exports.hold()
+        halt.cancel()
+        exports.rest()
+        service.rest()
+        directory.put_away()
         exports.stop()
-        service.stop()
+        directory.close()
 
 
 def _log(error: Exception) -> None:

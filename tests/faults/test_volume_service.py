@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from safehold.app import uploader, volumes
+from safehold.app import recycling, uploader
 from safehold.app.host import Host
 from safehold.app.snapshots import next_group
 from safehold.app.uploader import Uploader
@@ -673,7 +673,7 @@ def test_the_recycle_bin_lets_go_of_points(site: Site, monkeypatch: pytest.Monke
     site.service.delete("data")
     site.service.empty_bin()
     assert len(pins(site)) == 1, "it can be taken back"
-    monkeypatch.setattr(volumes, "RECYCLE", -1.0)
+    monkeypatch.setattr(recycling, "RECYCLE", -1.0)
     site.down("delete", "pins/")
     site.service.empty_bin()
     assert [record.name for record in site.service.directory.deleted()] == ["data"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,14 @@ import msgspec
 
 from safehold.app.host import Host
 from safehold.app.points import member_of, parse_selector, pick, select
+from safehold.app.recycling import Recycling
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader, discard
 from safehold.app.volume_origin import BLOCK, data_runs, ids_of, record_of
 from safehold.blocks.directory import VolumeDirectory, check_name
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeRecord
-from safehold.model.background import background_thread
+from safehold.blocks.recycle_bin import Deleted
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, FailedError, SafeholdError, UsageError
@@ -33,10 +33,6 @@ __all__ = ["BLOCK", "SnapshotRequest", "VolumeService"]
 
 LARGEST = 1 << 50
 """Bytes of a volume: its maps take 4 GiB then."""
-RECYCLE = 7 * 86400.0
-"""Seconds that a deleted volume can be taken back."""
-_EMPTYING = 3600.0
-"""Seconds until the recycle bin is looked through again."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +68,14 @@ class VolumeService:
         self._host, self._ctx = host, ctx
         self._hydrators: dict[str, Hydrator] = {}
         self._uploader = Uploader(directory, open_vault, host, describe, ctx)
-        self._emptying = threading.Lock()
-        self._bin = background_thread(self._keep_bin, "recycle bin")
+        self._recycling = Recycling(directory, self._unpin, ctx)
 
     def start(self) -> None:
         """Go on with whatever was under way."""
         for held in self.directory.all():
             self._fill_in(held.name)
         self._uploader.start()
-        self._bin.start()
+        self._recycling.start()
 
     def stop(self) -> None:
         """End what works behind at the next safe place, and put the volumes away."""
@@ -88,7 +83,7 @@ class VolumeService:
         for hydrator in list(self._hydrators.values()):
             hydrator.stop()
         self._uploader.stop()
-        self._bin.join()
+        self._recycling.stop()
         self.directory.close()
 
     # -- making and filling in ---------------------------------------------------------------------------------------
@@ -179,24 +174,15 @@ class VolumeService:
                 return False
         return True
 
-    def delete_for_good(self, name: str) -> None:
+    def delete_for_good(self, name: str) -> list[Deleted]:
         """Delete a volume, or those of that name in the recycle bin where there is none, with nothing to take back; its point is let go of.
-        FailedError where that cannot be now: it lies in the bin then.
+        Gives what went. FailedError where that cannot be now: it lies in the bin then.
         """
-        there = [held.record.uuid for held in self.directory.all() if held.name == name]
-        if there or not any(record.name == name for record in self.directory.deleted()):
-            self.delete(name)
-        with self._emptying:
-            for record in self.directory.deleted():
-                if record.name != name or (there and record.uuid not in there):
-                    continue
-                if not self._unpin(record):
-                    raise FailedError(
-                        "the vault cannot be reached to let go of its point; the volume is in the recycle bin",
-                        on=name,
-                        remedy="run it again when the vault is there",
-                    )
-                self.directory.remove(record)
+        there = any(held.name == name for held in self.directory.all())
+        if not there and any(one.called(name) for one in self.directory.bin.entries()):
+            return self._recycling.discard(name, lambda entry: True)
+        place = self.delete(name)
+        return self._recycling.discard(name, lambda entry: str(entry.place) == place)
 
     def delete(self, name: str) -> str:
         """Put a volume into the recycle bin; returns where it lies. Snapshots that have not reached the vault are none then. UsageError where
@@ -217,31 +203,13 @@ class VolumeService:
 
     def undelete(self, name: str) -> HeldVolume:
         """Take a volume out of the recycle bin."""
-        with self._emptying:
-            held = self.directory.undelete(name)
-        self._fill_in(name)
+        held = self._recycling.take_back(name)
+        self._fill_in(held.name)
         return held
 
     def empty_bin(self) -> None:
-        """Delete for good what was put into the recycle bin long enough ago. A volume whose point cannot be let go of now stays until
-        another time.
-        """
-        with self._emptying:
-            for record in self.directory.deleted():
-                if record.deleted < self._ctx.clock.now() - RECYCLE and self._unpin(record):
-                    self.directory.remove(record)
-                    self._ctx.progress.note(
-                        f"{record.name}: deleted for good after {RECYCLE / 86400:.0f} days in the recycle bin"
-                    )
-
-    def _keep_bin(self) -> None:
-        while True:
-            try:
-                self.empty_bin()
-            except Exception as error:  # the last line of defence: what is in the bin takes room, and pins points
-                self._ctx.progress.warn(f"the recycle bin is not emptied: {error}")
-            if self._ctx.cancel.wait(_EMPTYING):
-                return
+        """See `Recycling.empty`."""
+        self._recycling.empty()
 
     def resize(self, name: str, size: int) -> HeldVolume:
         """Make a volume larger."""

@@ -15,14 +15,9 @@ import msgspec
 
 from safehold.blocks.epochs import seal_together
 from safehold.blocks.held import HeldVolume
-from safehold.blocks.layout import (
-    Snapshot,
-    VolumeFiles,
-    VolumeRecord,
-    read_record,
-    sync_directory,
-)
+from safehold.blocks.layout import Snapshot, VolumeRecord
 from safehold.blocks.opening import close_volume, create_volume, grow_volume
+from safehold.blocks.recycle_bin import RecycleBin
 from safehold.model.clock import Clock
 from safehold.model.errors import FailedError, UsageError
 from safehold.ports.export import Export
@@ -49,6 +44,7 @@ class VolumeDirectory:
     def __init__(self, root: Path, boot: str, clock: Clock) -> None:
         """FailedError where another process has them. Volumes that cannot be opened are in `broken`, with why."""
         self.root = root
+        self.bin = RecycleBin(root)
         self._boot, self._clock = boot, clock
         self._lock = threading.RLock()
         try:
@@ -67,7 +63,7 @@ class VolumeDirectory:
         self._making: set[str] = set()
         self._volumes: dict[str, HeldVolume] = {}
         for directory in sorted(root.iterdir()):
-            if directory.is_dir() and not directory.name.startswith(".") and directory.name != _DELETED:
+            if directory.is_dir() and not directory.name.startswith(".") and directory != self.bin.place:
                 self._open(directory)
 
     def _open(self, directory: Path) -> None:
@@ -180,46 +176,38 @@ class VolumeDirectory:
             held = self._idle(name, "deleted")
             before(name)
             close_volume(held.volume, held.epochs)
-            bin_ = self.root / _DELETED
-            place = self._place(held.record)
             try:
                 held.update(deleted=self._clock.now())
-                bin_.mkdir(exist_ok=True, mode=0o700)
-                os.replace(held.files.directory, place)
+                place = self.bin.put(held.files.directory, held.record.uuid[:8])
             except BaseException:
+                del self._volumes[name]
                 # It was put away: what is written to it from here on has to be after another opening.
-                self._open(held.files.directory)
+                if held.files.directory.exists():
+                    self._open(held.files.directory)
                 raise
             del self._volumes[name]
-            sync_directory(self.root)
-            sync_directory(bin_)
             return place
 
-    def _place(self, record: VolumeRecord) -> Path:
-        return self.root / _DELETED / f"{record.name}.{record.uuid[:8]}"
-
     def deleted(self) -> list[VolumeRecord]:
-        """What lies in the recycle bin."""
-        bin_ = self.root / _DELETED
-        return [read_record(VolumeFiles(one)) for one in sorted(bin_.iterdir())] if bin_.is_dir() else []
+        """What lies in the recycle bin and can be read."""
+        return [one.record for one in self.bin.entries() if one.record is not None]
 
     def undelete(self, name: str) -> HeldVolume:
-        """Take the volume that was deleted last under that name out of the recycle bin."""
+        """Take the volume that was deleted last under that name out of the recycle bin, one that can be read before one that cannot."""
         with self._lock:
-            if name in self._volumes or name in self.broken:
-                raise UsageError("there is a volume of that name", on=name, remedy="delete that one first")
-            mine = sorted((r for r in self.deleted() if r.name == name), key=lambda r: r.deleted)
+            mine = sorted(
+                (one for one in self.bin.entries() if one.called(name)),
+                key=lambda one: (one.record is not None, one.when),
+            )
             if not mine:
                 raise UsageError("no such volume in the recycle bin", on=name, remedy="safehold volume list --deleted")
-            os.replace(self._place(mine[-1]), self.root / name)
-            sync_directory(self.root)
-            held = self._volumes[name] = HeldVolume(self.root / name, self._boot)
+            name = mine[-1].name
+            if name in self._volumes or name in self.broken:
+                raise UsageError("there is a volume of that name", on=name, remedy="delete that one first")
+            directory = self.bin.take(mine[-1])
+            held = self._volumes[name] = HeldVolume(directory, self._boot)
             held.update(deleted=0.0)
             return held
-
-    def remove(self, record: VolumeRecord) -> None:
-        """Delete for good what lies in the recycle bin. OSError."""
-        shutil.rmtree(self._place(record))
 
     def resize(self, name: str, size: int, before: Callable[[str], None]) -> HeldVolume:
         """Make a volume larger; what is added is zeros. UsageError while it is in use or has snapshots on their way; `before` as for

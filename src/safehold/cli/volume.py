@@ -94,8 +94,7 @@ def list_(deleted: bool, as_json: bool) -> None:
         print_json(told)
         return
     if deleted:
-        rows = [[one["name"], format_size(one["size"]), format_time(one["deleted"])] for one in told["deleted"]]
-        print_table(["volume", "size", "deleted"], rows)
+        print_table(["volume", "size", "deleted", "state"], [_gone(one) for one in told["deleted"]])
         return
     rows = []
     for one in told["volumes"]:
@@ -106,6 +105,14 @@ def list_(deleted: bool, as_json: bool) -> None:
         rows.append([one["name"], format_size(one["size"]), where, _last(one), _state(one)])
     rows += [[name, "", "", "", f"cannot be opened: {why}"] for name, why in told["broken"].items()]
     print_table(["volume", "size", "attached", "last snapshot", "state"], rows)
+
+
+def _gone(one: dict[str, Any]) -> list[str]:
+    when = format_time(one["deleted"])
+    if not one.get("problem"):
+        return [one["name"], format_size(one["size"]), when, "ok"]
+    more = f"damaged: {one['problem']} → safehold volume delete {one['entry']} --for-good"
+    return [one["name"], "", when, more]
 
 
 def _add_device_problem(one: dict[str, Any], client: VolumeClient) -> None:

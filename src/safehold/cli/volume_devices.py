@@ -78,7 +78,12 @@ def delete(name: str, undo: bool, for_good: bool, yes: bool, dry_run: bool, as_j
             return
         if not yes:
             confirm(f"delete {text}?", "this deletes a volume", text)
-        client.order("delete-for-good" if for_good else "delete", name=name)
+        gone = client.order("delete-for-good" if for_good else "delete", name=name)
+        for one in gone if for_good else ():
+            if one["problem"]:
+                run.ctx.progress.warn(
+                    f"{one['entry']}: its record cannot be read; had it not been filled in yet, its point stays pinned"
+                )
     if as_json:
         print_json({"volume": name, "deleted": True})
         return
@@ -91,9 +96,10 @@ def delete(name: str, undo: bool, for_good: bool, yes: bool, dry_run: bool, as_j
 def _what_goes(client: VolumeClient, name: str, for_good: bool) -> str:
     """UsageError where it is attached, or there is no such volume."""
     told = client.order("list")
-    gone = [one for one in told["deleted"] if one["name"] == name]
+    gone = [one for one in told["deleted"] if name in (one["name"], one.get("entry"))]
     if for_good and gone and not any(one["name"] == name for one in told["volumes"]):
-        return f"{name} in the recycle bin, {', '.join(format_size(one['size']) for one in gone)}"
+        sizes = ["damaged" if one.get("problem") else format_size(one["size"]) for one in gone]
+        return f"{name} in the recycle bin, {', '.join(sizes)}"
     client.demand_detached(name, "deleted")
     shown = client.order("show", name=name)
     pending = sum(1 for one in shown["snapshots"] if one["state"] == "pending")

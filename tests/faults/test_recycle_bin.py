@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from safehold.app import recycling, uploader
+from safehold.blocks import directory as directory_module
 from safehold.blocks import recycle_bin
 from safehold.compose.paths import Paths
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_service import Orders
 from safehold.model.context import Context
-from safehold.model.errors import UsageError
+from safehold.model.errors import FailedError, UsageError
 from safehold.recovery import hydration
 from safehold.wire.control import ControlServer
 from tests.faults.test_volume_service import SIZE, UNIT, Site, content, dependent, pins, until
@@ -139,3 +140,69 @@ def test_what_cannot_be_removed_keeps_nobody_from_the_others(site: Site, monkeyp
     assert [name[:5] for name in binned(site)] == [".one."]
     site.service.empty_bin()
     assert binned(site) == []
+
+
+def broken(site: Site, name: str, damage: str) -> None:
+    """A volume that could not be opened at start: its log is damaged, or its record."""
+    files = site.service.directory.get(name).files
+    site.service.stop()
+    files.checkpoint.write_bytes(b"rubbish")
+    files.states.unlink()
+    if damage == "vol.json":
+        files.record.write_bytes(b"rubbish")
+    site.service = site.begin()
+    assert list(site.service.directory.broken) == [name]
+
+
+@pytest.mark.parametrize("damage", ["ckpt.log", "vol.json"])
+def test_a_volume_that_cannot_be_opened_can_be_deleted(site: Site, damage: str) -> None:
+    site.service.create("data", SIZE, "vault")
+    broken(site, "data", damage)
+    site.service.delete("data")
+    assert site.service.directory.broken == {}
+    assert [one["name"] for one in told(site)["deleted"]] == ["data"]
+    site.service.empty_bin()
+    assert len(binned(site)) == 1, "it can be taken back for a week"
+    site.service.create("data", SIZE, "vault")
+    with pytest.raises(UsageError, match="there is a volume of that name"):
+        site.service.undelete("data")
+    site.service.delete_for_good("data")
+    with pytest.raises(FailedError, match="is out of the recycle bin, and"):
+        site.service.undelete("data")
+    assert list(told(site)["broken"]) == ["data"]
+    site.service.delete_for_good("data")
+    assert binned(site) == []
+    assert not site.service.directory.has("data")
+
+
+def test_the_point_of_a_volume_that_cannot_be_opened_is_let_go_of(site: Site) -> None:
+    dependent(site, "data")
+    broken(site, "data", "ckpt.log")
+    site.up()
+    (gone,) = site.service.delete_for_good("data")
+    assert gone.record is not None
+    assert pins(site) == binned(site) == []
+
+
+def test_whose_point_may_stay_pinned_is_told(site: Site) -> None:
+    dependent(site, "data")
+    broken(site, "data", "vol.json")
+    site.up()
+    (gone,) = orders(site).answer({"verb": "delete-for-good", "name": "data"})["result"]  # type: ignore[misc,attr-defined]
+    assert "record of a volume cannot be read" in gone["problem"]
+    assert len(pins(site)) == 1
+
+
+def test_a_volume_that_is_broken_for_want_of_room_gives_its_own_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.service.create("data", SIZE, "vault")
+    broken(site, "data", "ckpt.log")
+
+    def full(files: object, record: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(directory_module, "write_record", full)
+    site.service.delete("data")
+    site.service.empty_bin()
+    assert len(binned(site)) == 1

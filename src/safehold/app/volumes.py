@@ -178,8 +178,7 @@ class VolumeService:
         """Delete a volume, or those of that name in the recycle bin where there is none, with nothing to take back; its point is let go of.
         Gives what went. FailedError where that cannot be now: it lies in the bin then.
         """
-        there = any(held.name == name for held in self.directory.all())
-        if not there and any(one.called(name) for one in self.directory.bin.entries()):
+        if not self.directory.has(name) and any(one.called(name) for one in self.directory.bin.entries()):
             return self._recycling.discard(name, lambda entry: True)
         place = self.delete(name)
         return self._recycling.discard(name, lambda entry: str(entry.place) == place)

@@ -15,7 +15,7 @@ import msgspec
 
 from safehold.blocks.epochs import seal_together
 from safehold.blocks.held import HeldVolume
-from safehold.blocks.layout import Snapshot, VolumeRecord
+from safehold.blocks.layout import Snapshot, VolumeFiles, VolumeRecord, read_record, write_record
 from safehold.blocks.opening import close_volume, create_volume, grow_volume
 from safehold.blocks.recycle_bin import RecycleBin
 from safehold.model.clock import Clock
@@ -69,6 +69,7 @@ class VolumeDirectory:
     def _open(self, directory: Path) -> None:
         """Have a volume among those that are open, or among the broken."""
         self._volumes.pop(directory.name, None)
+        self.broken.pop(directory.name, None)
         try:
             self._volumes[directory.name] = HeldVolume(directory, self._boot)
         except FailedError as error:
@@ -132,6 +133,11 @@ class VolumeDirectory:
         with self._lock:
             yield self.all()
 
+    def has(self, name: str) -> bool:
+        """True where there is a volume of that name, also one that cannot be opened."""
+        with self._lock:
+            return name in self._volumes or name in self.broken
+
     def get(self, name: str) -> HeldVolume:
         """UsageError where there is none, FailedError where it could not be opened."""
         with self._lock:
@@ -148,7 +154,7 @@ class VolumeDirectory:
         """Make and open a volume. See `opening.create_volume`."""
         check_name(record.name)
         with self._lock:
-            if record.name in self.broken or record.name in self._volumes or record.name in self._making:
+            if self.has(record.name) or record.name in self._making:
                 raise FailedError(
                     "there is a volume of that name", on=record.name, remedy="choose another name, or delete it"
                 )
@@ -169,10 +175,12 @@ class VolumeDirectory:
                 self._making.discard(record.name)
 
     def delete(self, name: str, before: Callable[[str], None]) -> Path:
-        """Put a volume into the recycle bin; returns where it lies. UsageError while it is in use; `before` is called once it is not, and ends
-        what works on it.
+        """Put a volume into the recycle bin, also one that cannot be opened; returns where it lies. UsageError while it is in use; `before` is
+        called once it is not, and ends what works on it.
         """
         with self._lock:
+            if name in self.broken:
+                return self._delete_broken(name)
             held = self._idle(name, "deleted")
             before(name)
             close_volume(held.volume, held.epochs)
@@ -188,12 +196,30 @@ class VolumeDirectory:
             del self._volumes[name]
             return place
 
+    def _delete_broken(self, name: str) -> Path:
+        """Whatever its files are like. A record that cannot be read stays as it is: a newer program may have written it."""
+        files = VolumeFiles(self.root / name)
+        try:
+            record = read_record(files)
+        except FailedError:
+            token = os.urandom(4).hex()
+        else:
+            token = record.uuid[:8]
+            # It may be broken for want of room, which it is to give back: the bin sees when it came there.
+            with contextlib.suppress(OSError):
+                write_record(files, msgspec.structs.replace(record, deleted=self._clock.now()))
+        place = self.bin.put(files.directory, token)
+        del self.broken[name]
+        return place
+
     def deleted(self) -> list[VolumeRecord]:
         """What lies in the recycle bin and can be read."""
         return [one.record for one in self.bin.entries() if one.record is not None]
 
     def undelete(self, name: str) -> HeldVolume:
-        """Take the volume that was deleted last under that name out of the recycle bin, one that can be read before one that cannot."""
+        """Take the volume that was deleted last under that name out of the recycle bin, one that can be read before one that cannot. FailedError
+        where it cannot be opened: it is among the broken then.
+        """
         with self._lock:
             mine = sorted(
                 (one for one in self.bin.entries() if one.called(name)),
@@ -202,10 +228,16 @@ class VolumeDirectory:
             if not mine:
                 raise UsageError("no such volume in the recycle bin", on=name, remedy="safehold volume list --deleted")
             name = mine[-1].name
-            if name in self._volumes or name in self.broken:
+            if self.has(name):
                 raise UsageError("there is a volume of that name", on=name, remedy="delete that one first")
-            directory = self.bin.take(mine[-1])
-            held = self._volumes[name] = HeldVolume(directory, self._boot)
+            self._open(self.bin.take(mine[-1]))
+            if name in self.broken:
+                raise FailedError(
+                    f"the volume is out of the recycle bin, and {self.broken[name]}",
+                    on=name,
+                    remedy=f"mend that and restart the service, or put it back: safehold volume delete {name}",
+                )
+            held = self.get(name)
             held.update(deleted=0.0)
             return held
 

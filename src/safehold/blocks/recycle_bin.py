@@ -96,4 +96,4 @@ class RecycleBin:
                 except FailedError as error:
                     yield Deleted(place, None, changed, error.what)
                 else:
-                    yield Deleted(place, record, record.deleted)
+                    yield Deleted(place, record, record.deleted or changed)

@@ -97,10 +97,12 @@ def _what_goes(client: VolumeClient, name: str, for_good: bool) -> str:
     """UsageError where it is attached, or there is no such volume."""
     told = client.order("list")
     gone = [one for one in told["deleted"] if name in (one["name"], one.get("entry"))]
-    if for_good and gone and not any(one["name"] == name for one in told["volumes"]):
+    if for_good and gone and name not in told["broken"] and not any(one["name"] == name for one in told["volumes"]):
         sizes = ["damaged" if one.get("problem") else format_size(one["size"]) for one in gone]
         return f"{name} in the recycle bin, {', '.join(sizes)}"
     client.demand_detached(name, "deleted")
+    if name in told["broken"]:
+        return f"{name}, which cannot be opened ({told['broken'][name]})"
     shown = client.order("show", name=name)
     pending = sum(1 for one in shown["snapshots"] if one["state"] == "pending")
     return f"{name}, {format_size(shown['size'])}" + (f", {pending} snapshots not yet in the vault" if pending else "")

@@ -92,7 +92,10 @@ class VolumeClient:
             return [f"volumes cannot be looked at: {error}", *self._dead()]
         found += [f"volume {one['name']}: {one['problem']}" for one in told["volumes"] if one["problem"]]
         found += self._dead()
-        found += [f"volume {name} cannot be opened: {why}" for name, why in told["broken"].items()]
+        found += [
+            f'volume {name} cannot be opened: {why} → see the runbook, "A volume cannot be opened"'
+            for name, why in told["broken"].items()
+        ]
         return found + [
             f"volume {one['name']} in the recycle bin is damaged ({one['problem']}) → "
             f"safehold volume delete {one['entry']} --for-good"

@@ -706,23 +706,6 @@ def test_what_is_deleted_for_good_lets_go_of_its_point_at_once(site: Site) -> No
         site.service.delete_for_good("data")
 
 
-def test_a_pin_is_on_record_before_the_volume_is_made_and_goes_where_none_is(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    origin, _ = site.made()
-    seen = []
-
-    def create(self: VolumeDirectory, record: VolumeRecord, missing: object, ids: object) -> HeldVolume:
-        seen.append((record.pin, pins(site)))
-        raise FailedError("there is no room")
-
-    monkeypatch.setattr(VolumeDirectory, "create", create)
-    with pytest.raises(FailedError, match="no room"):
-        site.service.create("data", 0, "vault", origin)
-    assert [[pin] for pin, _ in seen] == [there for _, there in seen]
-    assert pins(site) == []
-
-
 def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,8 @@ class Recycling:
         self._directory, self._let_go, self._ctx = directory, let_go, ctx
         self._working = threading.Lock()
         self._told: set[str] = set()
+        self.waiting: tuple[str, ...] = ()
+        """Volumes that are gone, and whose point is still kept for them: the vault could not be told."""
         self._thread = background_thread(self._keep, "recycle bin")
 
     def start(self) -> None:
@@ -79,12 +81,21 @@ class Recycling:
                                 f"{entry.name}: deleted for good after {RECYCLE / 86400:.0f} days in the recycle bin"
                             )
 
+    def finish(self) -> None:
+        """Let go for good of what was left on its way out."""
+        with self._working:
+            self._finish()
+
     def _finish(self) -> None:
+        waiting = []
         for entry in self._directory.bin.outgoing():
             with self._telling(entry):
                 # A record goes only after its point was let go of: where there is none, nothing is left to be let go of.
                 if entry.record is None or self._let_go(entry.record):
                     self._directory.bin.destroy(entry)
+                else:
+                    waiting.append(entry.name)
+        self.waiting = tuple(waiting)
 
     def _remove(self, entry: Deleted) -> bool:
         """False where its point cannot be let go of now; it is as it was then. OSError."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from safehold.app.host import Host
+from safehold.app.pins import Pins
 from safehold.app.points import member_of, parse_selector, pick, select
 from safehold.app.recycling import Recycling
 from safehold.app.snapshots import Described
@@ -24,9 +25,7 @@ from safehold.model.errors import ConsistencyError, FailedError, SafeholdError, 
 from safehold.model.quiet import Quieted
 from safehold.model.units import format_size
 from safehold.recovery.hydration import Hydrator
-from safehold.vault.catalogue import Point
 from safehold.vault.disk import StoredDisk
-from safehold.vault.records import NoteBody
 from safehold.vault.vault import Vault
 
 __all__ = ["BLOCK", "SnapshotRequest", "VolumeService"]
@@ -65,10 +64,11 @@ class VolumeService:
         """`open_vault` opens the vault at an address, anew each time."""
         self.directory = directory
         self._open_vault = open_vault
-        self._host, self._ctx = host, ctx
+        self._ctx = ctx
+        self._pins = Pins(open_vault, host, ctx)
         self._hydrators: dict[str, Hydrator] = {}
         self._uploader = Uploader(directory, open_vault, host, describe, ctx)
-        self._recycling = Recycling(directory, self._unpin, ctx)
+        self._recycling = Recycling(directory, self._pins.let_go, ctx)
 
     def start(self) -> None:
         """Go on with whatever was under way."""
@@ -96,7 +96,7 @@ class VolumeService:
         record = VolumeRecord(name, uuid.uuid4().hex, size, BLOCK, vault, self._ctx.clock.now())
         if not origin:
             _check_size(name, size)
-            return self.directory.create(record, (), ())
+            return self._make(record, (), (), lambda: None)
         opened = self._open_vault(vault)
         (point,) = pick(opened, origin)
         member = member_of(point, parse_selector(origin).resource)
@@ -110,13 +110,10 @@ class VolumeService:
             )
         disk = opened.disk(point, member)
         record = record_of(record, opened, point, member, disk)
-        record = msgspec.structs.replace(record, pin=self._pin(opened, point, name))
-        try:
-            ids = ids_of(disk) if record.lineage else ()
-            held = self.directory.create(record, data_runs(disk, record.block), ids)
-        except BaseException:
-            self._unpin(record)
-            raise
+        # On record before it is put: whatever comes between, there is somebody to let go of it.
+        record = msgspec.structs.replace(record, pin=opened.expiry().fresh_pin())
+        ids = ids_of(disk) if record.lineage else ()
+        held = self._make(record, data_runs(disk, record.block), ids, lambda: self._pins.put(opened, point, record))
         self._fill_in(name, disk)
         if size <= record.size:
             return held
@@ -129,9 +126,18 @@ class VolumeService:
                 remedy=f"safehold volume resize {name} --size {size}",
             ) from error
 
-    def _pin(self, vault: Vault, point: Point, name: str) -> str:
-        body = NoteBody("volume", self._ctx.clock.now(), {"volume": name, "host": self._host.name})
-        return vault.expiry().pin(point.wid, point.sid, body)
+    def _make(
+        self,
+        record: VolumeRecord,
+        missing: Iterable[tuple[int, int]],
+        ids: Iterable[tuple[int, bytes]],
+        recorded: Callable[[], None],
+    ) -> HeldVolume:
+        try:
+            return self.directory.create(record, missing, ids, recorded)
+        except BaseException:
+            self._recycling.finish()
+            raise
 
     def _fill_in(self, name: str, disk: StoredDisk | None = None) -> None:
         """Have a volume be filled in that is not yet, or has not let go of its point yet: it ends with that. `disk` is its point's where that is
@@ -153,7 +159,7 @@ class VolumeService:
             return vault.disk(point, member_of(point, parse_selector(selector).resource))
 
         def done() -> bool:
-            if not self._unpin(held.record):
+            if not self._pins.let_go(held.record):
                 return False
             held.update(pin="")
             self._ctx.progress.note(
@@ -163,16 +169,6 @@ class VolumeService:
 
         hydrator = self._hydrators[held.name] = Hydrator(held.volume, disk, open_disk, done, self._ctx)
         hydrator.start()
-
-    def _unpin(self, record: VolumeRecord) -> bool:
-        """Let go of the point that a volume was made of; false where that cannot be now."""
-        if record.pin:
-            try:
-                self._open_vault(record.vault).expiry().unpin(record.pin)
-            except SafeholdError as error:
-                self._ctx.progress.warn(f"{record.name}: its point stays pinned ({error})")
-                return False
-        return True
 
     def delete_for_good(self, name: str) -> list[Deleted]:
         """Delete a volume, or those of that name in the recycle bin where there is none, with nothing to take back; its point is let go of.
@@ -205,6 +201,11 @@ class VolumeService:
         held = self._recycling.take_back(name)
         self._fill_in(held.name)
         return held
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """See `Recycling.waiting`."""
+        return self._recycling.waiting
 
     def empty_bin(self) -> None:
         """See `Recycling.empty`."""

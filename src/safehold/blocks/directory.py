@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import msgspec
 from safehold.blocks.epochs import seal_together
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeFiles, VolumeRecord, read_record, write_record
-from safehold.blocks.opening import close_volume, create_volume, grow_volume
+from safehold.blocks.opening import close_volume, create_volume, grow_volume, unfinished
 from safehold.blocks.recycle_bin import RecycleBin
 from safehold.model.clock import Clock
 from safehold.model.errors import FailedError, UsageError
@@ -62,6 +61,9 @@ class VolumeDirectory:
         self.broken: dict[str, FailedError] = {}
         self._making: set[str] = set()
         self._volumes: dict[str, HeldVolume] = {}
+        for left in root.glob(".*.new"):
+            # A volume that was being made when its service was killed; it may have had a point kept for it already.
+            self.bin.cast_out(left, left.name[1 : -len(".new")])
         for directory in sorted(root.iterdir()):
             if directory.is_dir() and not directory.name.startswith(".") and directory != self.bin.place:
                 self._open(directory)
@@ -149,10 +151,15 @@ class VolumeDirectory:
             return self._volumes[name]
 
     def create(
-        self, record: VolumeRecord, missing: Iterable[tuple[int, int]], ids: Iterable[tuple[int, bytes]]
+        self,
+        record: VolumeRecord,
+        missing: Iterable[tuple[int, int]],
+        ids: Iterable[tuple[int, bytes]],
+        recorded: Callable[[], None] = lambda: None,
     ) -> HeldVolume:
-        """Make and open a volume. See `opening.create_volume`."""
+        """Make and open a volume. See `opening.create_volume`; what is left of one that could not be made is in the bin, on its way out."""
         check_name(record.name)
+        directory = self.root / record.name
         with self._lock:
             if self.has(record.name) or record.name in self._making:
                 raise FailedError(
@@ -160,19 +167,36 @@ class VolumeDirectory:
                 )
             self._making.add(record.name)
         try:
+            if directory.exists():
+                raise FailedError(
+                    "something of that name is there already", on=str(directory), remedy="choose another name"
+                )
             # Reading a point's map may take its time; clients of other volumes come and go meanwhile.
-            create_volume(self.root / record.name, record, missing, ids)
-            try:
-                held = HeldVolume(self.root / record.name, self._boot)
-            except BaseException:
-                shutil.rmtree(self.root / record.name)
-                raise
+            held = self._make(directory, record, missing, ids, recorded)
             with self._lock:
                 self._volumes[record.name] = held
             return held
         finally:
             with self._lock:
                 self._making.discard(record.name)
+
+    def _make(
+        self,
+        directory: Path,
+        record: VolumeRecord,
+        missing: Iterable[tuple[int, int]],
+        ids: Iterable[tuple[int, bytes]],
+        recorded: Callable[[], None],
+    ) -> HeldVolume:
+        try:
+            create_volume(directory, record, missing, ids, recorded)
+            return HeldVolume(directory, self._boot)
+        except BaseException:
+            for left in (unfinished(directory), directory):
+                # Where even that fails, the next start finds it: as what was being made, or as a volume.
+                with contextlib.suppress(OSError):
+                    self.bin.cast_out(left, record.name)
+            raise
 
     def delete(self, name: str, before: Callable[[str], None]) -> Path:
         """Put a volume into the recycle bin, also one that cannot be opened; returns where it lies. UsageError while it is in use; `before` is

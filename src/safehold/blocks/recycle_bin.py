@@ -61,6 +61,10 @@ class RecycleBin:
         """The directory of what is taken back, among the volumes again. OSError."""
         return self._move(entry.place, self._root / entry.name)
 
+    def cast_out(self, directory: Path, name: str) -> None:
+        """Have what was to be a volume of that name go for good: it never was one. OSError."""
+        self._move(directory, self._made() / f".{name}.{os.urandom(4).hex()}")
+
     def expel(self, entry: Deleted) -> Deleted:
         """From here on it cannot be taken back. OSError."""
         place = self._move(entry.place, self.place / f".{entry.place.name}")

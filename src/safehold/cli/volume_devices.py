@@ -82,7 +82,8 @@ def delete(name: str, undo: bool, for_good: bool, yes: bool, dry_run: bool, as_j
         for one in gone if for_good else ():
             if one["problem"]:
                 run.ctx.progress.warn(
-                    f"{one['entry']}: its record cannot be read; had it not been filled in yet, its point stays pinned"
+                    f"{one['entry']}: its record cannot be read; had it not been filled in yet, its point stays pinned → "
+                    "safehold point expire says so, and safehold point unpin ends it"
                 )
     if as_json:
         print_json({"volume": name, "deleted": True})

@@ -96,6 +96,11 @@ class VolumeClient:
             f'volume {name} cannot be opened: {why} → see the runbook, "A volume cannot be opened"'
             for name, why in told["broken"].items()
         ]
+        found += [
+            f"volume {name} is gone, and its point is still kept for it, as the vault could not be told; it will be once that can be reached → "
+            "see volumes.log in the state directory, or the unit's journal"
+            for name in told.get("waiting", ())
+        ]
         return found + [
             f"volume {one['name']} in the recycle bin is damaged ({one['problem']}) → "
             f"safehold volume delete {one['entry']} --for-good"

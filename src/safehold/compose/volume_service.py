@@ -146,6 +146,7 @@ class Orders:
             "volumes": [self._volume(held) | {"snapshots": _last(held)} for held in directory.all()],
             "broken": {name: str(error) for name, error in directory.broken.items()},
             "deleted": [_deleted(entry) for entry in directory.bin.entries()],
+            "waiting": list(self._service.waiting),
         }
 
     def _delete_for_good(self, order: Mapping[str, object]) -> object:

@@ -22,7 +22,7 @@ from safehold.app.uploader import Uploader
 from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks import directory as directory_module
 from safehold.blocks import held as held_module
-from safehold.blocks import opening
+from safehold.blocks import opening, sealing
 from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.epochs import Epochs, LiveHeader
 from safehold.blocks.held import HeldVolume
@@ -569,7 +569,7 @@ def test_whoever_vouches_first_is_believed(site: Site) -> None:
 def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     held = site.service.create("data", SIZE, "vault")
     site.finish(site.snapshot("data"))
-    right = directory_module.seal_together
+    right = sealing.seal_together
 
     def between(*of: Any) -> tuple[float, float]:
         taken = right(*of)
@@ -577,7 +577,7 @@ def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: p
         return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory_module, "seal_together", between)
+        patch.setattr(sealing, "seal_together", between)
         assert not site.finish(site.snapshot("data")).full
     assert held.record.suspect
     assert site.finish(site.snapshot("data")).full

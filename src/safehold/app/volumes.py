@@ -184,17 +184,18 @@ class VolumeService:
         one is being sent at this moment.
         """
 
-        def before(name: str) -> None:
+        def demand() -> None:
             if name in self._uploader.sending:
                 raise UsageError(
                     "a snapshot is being sent to the vault", on=name, remedy="wait for it, then delete the volume"
                 )
-            self._end_hydration(name)
 
         try:
-            return str(self.directory.delete(name, before))
+            return str(self.directory.delete(name, demand, self._end_hydration))
         finally:
             self._fill_in(name)
+            # Snapshots of other volumes waited for what would become of this one.
+            self._uploader.wake()
 
     def undelete(self, name: str) -> HeldVolume:
         """Take a volume out of the recycle bin."""

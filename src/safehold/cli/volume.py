@@ -96,13 +96,17 @@ def list_(deleted: bool, as_json: bool) -> None:
     if deleted:
         print_table(["volume", "size", "deleted", "state"], [_gone(one) for one in told["deleted"]])
         return
-    rows = []
+    rows, busy = [], dict(told.get("busy", {}))
     for one in told["volumes"]:
         made = attached.get(one["name"])
         where = (
             f"{made.device} {made.mount}".strip() if made else f"{one['clients']} clients" if one["clients"] else "–"
         )
-        rows.append([one["name"], format_size(one["size"]), where, _last(one), _state(one)])
+        what = busy.pop(one["name"], None)
+        rows.append(
+            [one["name"], format_size(one["size"]), where, _last(one), f"is being {what}" if what else _state(one)]
+        )
+    rows += [[name, "", "", "", f"is being {what}"] for name, what in busy.items()]
     rows += [[name, "", "", "", f"cannot be opened: {why}"] for name, why in told["broken"].items()]
     print_table(["volume", "size", "attached", "last snapshot", "state"], rows)
 

@@ -144,6 +144,7 @@ class Orders:
         return {
             # All snapshots of many volumes would be longer than an answer may be.
             "volumes": [self._volume(held) | {"snapshots": _last(held)} for held in directory.all()],
+            "busy": directory.busy,
             "broken": {name: str(error) for name, error in directory.broken.items()},
             "deleted": [_deleted(entry) for entry in directory.bin.entries()],
             "waiting": list(self._service.waiting),

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from safehold.app.filling import Filling
 from safehold.app.host import Host
 from safehold.app.pins import Pins
-from safehold.app.points import member_of, parse_selector, pick, select
+from safehold.app.points import member_of, parse_selector, pick
 from safehold.app.recycling import Recycling
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader, discard
@@ -24,8 +25,6 @@ from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, FailedError, SafeholdError, UsageError
 from safehold.model.quiet import Quieted
 from safehold.model.units import format_size
-from safehold.recovery.hydration import Hydrator
-from safehold.vault.disk import StoredDisk
 from safehold.vault.vault import Vault
 
 __all__ = ["BLOCK", "SnapshotRequest", "VolumeService"]
@@ -66,22 +65,21 @@ class VolumeService:
         self._open_vault = open_vault
         self._ctx = ctx
         self._pins = Pins(open_vault, host, ctx)
-        self._hydrators: dict[str, Hydrator] = {}
+        self._filling = Filling(directory, open_vault, self._pins.let_go, ctx)
         self._uploader = Uploader(directory, open_vault, host, describe, ctx)
         self._recycling = Recycling(directory, self._pins.let_go, ctx)
 
     def start(self) -> None:
         """Go on with whatever was under way."""
         for held in self.directory.all():
-            self._fill_in(held.name)
+            self._filling.begin(held)
         self._uploader.start()
         self._recycling.start()
 
     def stop(self) -> None:
         """End what works behind at the next safe place, and put the volumes away."""
         self._ctx.cancel.cancel()
-        for hydrator in list(self._hydrators.values()):
-            hydrator.stop()
+        self._filling.stop()
         self._uploader.stop()
         self._recycling.stop()
         self.directory.close()
@@ -114,7 +112,7 @@ class VolumeService:
         record = msgspec.structs.replace(record, pin=opened.expiry().fresh_pin())
         ids = ids_of(disk) if record.lineage else ()
         held = self._make(record, data_runs(disk, record.block), ids, lambda: self._pins.put(opened, point, record))
-        self._fill_in(name, disk)
+        self._filling.begin(held, disk)
         if size <= record.size:
             return held
         try:
@@ -139,36 +137,10 @@ class VolumeService:
             self._recycling.finish()
             raise
 
-    def _fill_in(self, name: str, disk: StoredDisk | None = None) -> None:
-        """Have a volume be filled in that is not yet, or has not let go of its point yet: it ends with that. `disk` is its point's where that is
-        open.
-        """
+    def _fill_in(self, name: str) -> None:
         for held in self.directory.all():
-            if held.name != name or name in self._hydrators or not held.record.origin:
-                continue
-            if held.record.pin or held.missing:
-                self._hydrate(held, disk)
-
-    def _hydrate(self, held: HeldVolume, disk: StoredDisk | None) -> None:
-        selector = held.record.origin
-
-        def open_disk() -> StoredDisk:
-            vault = self._open_vault(held.record.vault)
-            points, rejected = vault.points()
-            point = select(points, selector, rejected)
-            return vault.disk(point, member_of(point, parse_selector(selector).resource))
-
-        def done() -> bool:
-            if not self._pins.let_go(held.record):
-                return False
-            held.update(pin="")
-            self._ctx.progress.note(
-                f"{held.name}: everything of {selector} is here, and nothing depends on it any more"
-            )
-            return True
-
-        hydrator = self._hydrators[held.name] = Hydrator(held.volume, disk, open_disk, done, self._ctx)
-        hydrator.start()
+            if held.name == name:
+                self._filling.begin(held)
 
     def delete_for_good(self, name: str) -> list[Deleted]:
         """Delete a volume, or those of that name in the recycle bin where there is none, with nothing to take back; its point is let go of.
@@ -191,7 +163,7 @@ class VolumeService:
                 )
 
         try:
-            return str(self.directory.delete(name, demand, self._end_hydration))
+            return str(self.directory.delete(name, demand, self._filling.end))
         finally:
             self._fill_in(name)
             # Snapshots of other volumes waited for what would become of this one.
@@ -200,7 +172,7 @@ class VolumeService:
     def undelete(self, name: str) -> HeldVolume:
         """Take a volume out of the recycle bin."""
         held = self._recycling.take_back(name)
-        self._fill_in(held.name)
+        self._filling.begin(held)
         return held
 
     @property
@@ -216,15 +188,10 @@ class VolumeService:
         """Make a volume larger."""
         _check_size(name, size)
         try:
-            return self.directory.resize(name, size, self._end_hydration)
+            return self.directory.resize(name, size, self._filling.end)
         finally:
             # Also where it failed: it goes on with the size that it had.
             self._fill_in(name)
-
-    def _end_hydration(self, name: str) -> None:
-        hydrator = self._hydrators.pop(name, None)
-        if hydrator is not None:
-            hydrator.stop()
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -293,11 +260,8 @@ class VolumeService:
 
     def problem(self, held: HeldVolume) -> str:
         """What an operator should know of a volume, or nothing."""
-        hydrator = self._hydrators.get(held.name)
         return "; ".join(
-            filter(
-                None, (held.problem, self._uploader.problems.get(held.name, ""), hydrator.problem if hydrator else "")
-            )
+            filter(None, (held.problem, self._uploader.problems.get(held.name, ""), self._filling.problem(held)))
         )
 
 

@@ -158,3 +158,21 @@ def test_a_volume_that_is_being_made_keeps_its_point(site: Site, monkeypatch: py
     origin = killed_in_the_making(site, monkeypatch)
     with pytest.raises(UsageError, match="the volume data of this host, which is being made or was, still needs"):
         kept(site, origin)
+
+
+def test_what_cannot_be_put_away_at_start_keeps_nothing_from_being_served(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = killed_in_the_making(site, monkeypatch)
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory_module.RecycleBin, "cast_out", read_only)
+        site.restart()
+    assert site.service.directory.names() == ["first"]
+    # What lies in the way of another one of its name is put away by the attempt.
+    with pytest.raises(FailedError, match="cannot be made"):
+        site.service.create("data", 0, "vault", origin)
+    site.service.create("data", 0, "vault", origin)

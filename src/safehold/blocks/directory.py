@@ -68,7 +68,9 @@ class VolumeDirectory:
         self._volumes: dict[str, HeldVolume] = {}
         for left in root.glob(".*.new"):
             # A volume that was being made when its service was killed; it may have had a point kept for it already.
-            self.bin.cast_out(left, left.name[1 : -len(".new")])
+            # A disk that does not take that now is no reason to serve nothing.
+            with contextlib.suppress(OSError):
+                self.bin.cast_out(left, left.name[1 : -len(".new")])
         for directory in sorted(root.iterdir()):
             if directory.is_dir() and not directory.name.startswith(".") and directory != self.bin.place:
                 self._open(directory)

@@ -81,7 +81,7 @@ def test_a_restart_does_not_forget_what_the_disk_lost(
         assert not directory.get("good").volume.read_only
         directory.close()
     directory = begin(tmp_path, boot)
-    directory.delete("bad", lambda name: None)
+    directory.delete("bad", lambda: None, lambda name: None)
     directory.close()
 
 

@@ -17,6 +17,7 @@ from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeRecord
+from safehold.blocks.recycle_bin import Deleted
 from safehold.blocks.server import NbdServer
 from safehold.compose.absence import BEAT, Absences
 from safehold.compose.paths import Paths
@@ -114,7 +115,7 @@ class Orders:
             "list": self._list,
             "show": lambda order: self._volume(self._service.directory.get(_text(order, "name"))),
             "delete": lambda order: self._service.delete(_text(order, "name")),
-            "delete-for-good": lambda order: self._service.delete_for_good(_text(order, "name")),
+            "delete-for-good": self._delete_for_good,
             "undelete": lambda order: self._volume(self._service.undelete(_text(order, "name"))),
             "resize": lambda order: self._volume(self._service.resize(_text(order, "name"), _number(order, "size"))),
             "snapshot": self._snapshot,
@@ -154,9 +155,14 @@ class Orders:
         return {
             # All snapshots of many volumes would be longer than an answer may be.
             "volumes": [self._volume(held) | {"snapshots": _last(held)} for held in directory.all()],
+            "busy": directory.busy,
             "broken": {name: str(error) for name, error in directory.broken.items()},
-            "deleted": [_record(record) for record in directory.deleted()],
+            "deleted": [_deleted(entry) for entry in directory.bin.entries()],
+            "waiting": list(self._service.waiting),
         }
+
+    def _delete_for_good(self, order: Mapping[str, object]) -> object:
+        return [_deleted(entry) for entry in self._service.delete_for_good(_text(order, "name"))]
 
     def _snapshot(self, order: Mapping[str, object]) -> object:
         names, tags = order.get("names"), order.get("tags")
@@ -212,6 +218,12 @@ def _record(record: VolumeRecord) -> dict[str, object]:
         "suspect": record.suspect,
         "deleted": record.deleted,
     }
+
+
+def _deleted(entry: Deleted) -> dict[str, object]:
+    """A volume in the recycle bin; of one whose record cannot be read little is known."""
+    known = {"name": entry.name, "deleted": entry.when} if entry.record is None else _record(entry.record)
+    return {**known, "entry": entry.place.name, "problem": entry.problem}
 
 
 def _snapshot(snapshot: Snapshot) -> dict[str, object]:

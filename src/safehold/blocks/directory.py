@@ -86,7 +86,7 @@ class VolumeDirectory:
             problem = FailedError(
                 f"the volume cannot be opened ({error.strerror})",
                 on=str(error.filename or directory),
-                remedy="see that the disk below has room and can be written to, and restart the service",
+                remedy="see that the disk below has room and can be written to, then: safehold volume stop; safehold volume list",
             )
         except Exception as error:  # the last line of defence: one volume's damage is not another's
             problem = FailedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -116,10 +117,14 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
             )
         return _trusting(files, record, header, current, boot, report)
     except OSError as error:
+        # What is lost is to be restored. What is only in the way is not: all that was flushed is there.
+        gone = error.errno in (errno.ENOENT, errno.EIO)
         raise FailedError(
             f"the volume cannot be opened ({error.strerror})",
             on=str(error.filename or directory),
-            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER"
+            if gone
+            else "its content is there: mend that, then restart the service (safehold volume stop; safehold volume list)",
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -87,7 +87,7 @@ class Orders:
     def __init__(
         self,
         service: VolumeService,
-        processes: Callable[[str], set[int]],
+        processes: Callable[[str], Collection[int]],
         device: Callable[[str], str],
         stop: Callable[[], None],
     ) -> None:

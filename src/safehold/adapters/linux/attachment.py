@@ -25,8 +25,8 @@ class Unsuitable(Exception):
 
 class Attachment(msgspec.Struct, frozen=True):
     """A volume and the device it is; `mount` is where Safehold mounted it, `options` how. Of a loop device `file` is what it shows, and `pid` and
-    `started` name the daemon behind that for good; a device of the kernel's own nbd is known by its `backend`. It was `made` at that second of the
-    monotonic clock.
+    `started` name the daemon behind that for good; a device of the kernel's own nbd is known by its `backend`, and `pid` is the process that
+    connected it. It was `made` at that second of the monotonic clock.
     """
 
     volume: str

@@ -616,6 +616,17 @@ def test_the_service_keeps_the_passphrase_to_itself(passphrase_host: Host, tmp_p
     assert len(host.program.json("points")["points"]) == 2
 
 
+def test_what_an_attached_disk_rests_on_knows_no_secret(passphrase_host: Host, tmp_path: Path) -> None:
+    """The storage daemon lives as long as the disk is attached, and its environment can be looked at for as long."""
+    host = passphrase_host
+    host.program.run("volume", "create", "data", "--size", "1M")
+    host.program.run("volume", "attach", "data", AWS_SECRET_ACCESS_KEY="of the bucket")
+    attached = json.loads((host.home / "run/attached/data.json").read_text())
+    names = {line.partition("=")[0] for line in Path(f"/proc/{attached['pid']}/environ").read_text().split("\0")}
+    assert "PATH" in names
+    assert names <= {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", ""}
+
+
 def test_a_service_killed_again_and_again_while_it_fills_a_volume_in(host: Host, tmp_path: Path) -> None:
     """Every acknowledged write is there, around it what the point holds; in the end nothing depends on the point."""
     rng = random.Random(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from safehold.model.environment import plain_environment
 from safehold.model.errors import FailedError
 
 __all__ = ["RECONNECT", "Attachment", "Backing", "Unsuitable", "run_tool"]
@@ -62,7 +64,15 @@ class Backing(Protocol):
 
 def run_tool(command: Sequence[str], on: str, *keep: int) -> str:
     """Its output. FailedError. `keep` are descriptors that it holds for as long as it lives."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, pass_fds=keep)
+    done = subprocess.run(
+        command,
+        env=plain_environment(os.environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        pass_fds=keep,
+    )
     if done.returncode:
         # The first line is the reason; what follows, with mount(8), is where to read on.
         said = (done.stderr or done.stdout).strip().splitlines()

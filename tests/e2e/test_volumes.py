@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from safehold.wire.control import ask
 from tests.contents import equal
 from tests.e2e.hosts import Host, run
@@ -614,6 +616,50 @@ def test_the_service_keeps_the_passphrase_to_itself(passphrase_host: Host, tmp_p
     for _ in range(2):
         host.program.run("volume", "snapshot", "data", "--wait")
     assert len(host.program.json("points")["points"]) == 2
+
+
+def test_a_service_that_is_started_on_a_volume_keeps_nobody_from_unmounting_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that was given relative to where it was started is found all the same, and nothing that lies there is run."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    host.program.run("volume", "create", "data", "--size", "64M")
+    run("mkfs.ext4", "-q", device(host, "data"))
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "attach", "data", "--mount", place)
+    (place / "safehold.py").write_text("raise SystemExit('not the program')")
+    host.program.run("volume", "stop")
+    monkeypatch.chdir(place)
+    given = {
+        "SAFEHOLD_HOME": os.path.relpath(host.home),
+        "SAFEHOLD_IDENTITY": os.path.relpath(host.home / "identity.pem"),
+        "SAFEHOLD_VAULT": os.path.relpath(host.home / "vault"),
+    }
+    host.program.run("volume", "snapshot", "data", "--wait", **given)
+    host.program.run("volume", "create", "other", "--size", "1M", **given)
+    host.program.run("volume", "attach", "other", **given)
+    assert host.show("other")["vault"] == str(host.home / "vault")
+    monkeypatch.chdir("/")
+    host.program.run("volume", "snapshot", "other", "--wait")
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "stop")
+    # As somebody starts it by hand, with a passphrase from a command.
+    host.program.run("volume", "attach", "data", "--mount", place)
+    host.program.run("volume", "stop")
+    monkeypatch.chdir(place)
+    command = f"cat {os.path.relpath(tmp_path / 'secret')}"
+    (tmp_path / "secret").write_text((host.home / "kit.txt").read_text())
+    host.program.environment |= {"SAFEHOLD_IDENTITY": "", "SAFEHOLD_PASSPHRASE_COMMAND": command}
+    with host.program.start("volume", "serve") as served:
+        for _ in range(200):
+            if host.control.exists():
+                break
+            time.sleep(0.05)
+        host.program.run("volume", "snapshot", "data", "--wait")
+        monkeypatch.chdir("/")
+        host.program.run("volume", "detach", "data")
+        served.terminate()
 
 
 def test_what_an_attached_disk_rests_on_knows_no_secret(passphrase_host: Host, tmp_path: Path) -> None:

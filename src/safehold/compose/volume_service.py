@@ -20,12 +20,14 @@ from safehold.blocks.layout import Snapshot, VolumeRecord
 from safehold.blocks.server import NbdServer
 from safehold.compose.absence import BEAT, Absences
 from safehold.compose.paths import Paths
+from safehold.compose.rooted import work_in_root
 from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, UsageError
 from safehold.model.quiet import Quieted
 from safehold.model.topology import Topology
+from safehold.objects.location import rooted
 from safehold.ports.blocks import Blocks
 from safehold.vault.vault import Vault
 from safehold.wire.control import ControlServer
@@ -36,13 +38,16 @@ __all__ = ["serve_volumes"]
 def serve_volumes(
     paths: Paths, credentials: Callable[[], Credentials], ready: Callable[[], None], ctx: Context
 ) -> None:
-    """Serve this machine's volumes until the run is cancelled. FailedError where another process does.
+    """Serve this machine's volumes until the run is cancelled, in the root directory. FailedError where another process does.
 
     `credentials` opens vaults, asked anew each time; `ready` is called once clients can connect.
     """
 
+    before = work_in_root(os.environ)
+
     def vault(address: str) -> Vault:
-        return open_vault(open_stores(address, ctx.clock), credentials(), places(paths), ctx)
+        # On record may be one that was relative to where an earlier program was started.
+        return open_vault(open_stores(rooted(address, before), ctx.clock), credentials(), places(paths), ctx)
 
     try:
         paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)

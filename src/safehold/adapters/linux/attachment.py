@@ -63,10 +63,12 @@ class Backing(Protocol):
 
 
 def run_tool(command: Sequence[str], on: str, *keep: int) -> str:
-    """Its output. FailedError. `keep` are descriptors that it holds for as long as it lives."""
+    """Its output; paths among its words are absolute. FailedError. `keep` are descriptors that it holds for as long as it lives."""
     done = subprocess.run(
         command,
         env=plain_environment(os.environ),
+        # What goes on running keeps no file system from being unmounted.
+        cwd="/",
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

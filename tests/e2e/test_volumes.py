@@ -119,6 +119,31 @@ def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
     assert (place / "which").read_text() == "newer"
 
 
+def test_a_switch_that_goes_on_and_fails_leaves_nothing_behind(host: Host, tmp_path: Path) -> None:
+    """The new volume was attached when the first one was killed, and cannot be mounted."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    for name in ("data", "data2"):
+        host.program.run("volume", "create", name, "--size", "16M")
+    run("mkfs.ext4", "-q", device(host, "data"))
+    other = device(host, "data2")
+    underway = {"old": "data", "new": "data2", "mount": str(place), "options": "noatime"}
+    (host.home / "run/switch").write_text(json.dumps(underway))
+    switch = ["volume", "switch", "data", "--to", "data2", "--yes"]
+    with open(other, "r+b"):
+        said = host.program.run(*switch, code=1).stderr
+    assert f"data2 stays attached: the device is in use: process {os.getpid()} (" in said
+    assert "data is in its place again" in said
+    assert place.is_mount()
+    assert "is under way" in host.program.run("status", code=1).stdout
+    said = host.program.run(*switch, code=1).stderr
+    assert "the switch did not come about" in said
+    assert "data is in its place again" in said
+    assert place.is_mount()
+    assert [path.stem for path in (host.home / "run/attached").glob("*.json")] == ["data"]
+    assert "is under way" not in host.program.run("status", code=None).stdout
+
+
 def test_what_shows_no_device_of_its_own_is_unmounted_too(host: Host, tmp_path: Path) -> None:
     host.program.run("volume", "create", "data", "--size", "128M")
     host.program.run("volume", "attach", "data", "--mount", tmp_path, code=1)

@@ -110,6 +110,8 @@ def test_devices_are_found_without_a_record(driver: Driver, tmp_path: Path) -> N
     made, other = make(tmp_path), make(tmp_path, "other")
     (tmp_path / "attached").mkdir()
     (tmp_path / "attached" / ".lock").touch()
+    for one in (made, other):
+        (driver.block / Path(one.device).name / "pid").write_text(f"{os.getpid()}\n")
     assert attach.unrecorded(tmp_path / "attached", ["data", "more"]) == [made]
     # An unreadable record tells of a volume, too.
     (tmp_path / "attached" / "other.json").write_text("")

@@ -83,7 +83,7 @@ class KernelDevice:
                 timeout=_FOR_EVER,
                 dead_after=RECONNECT,
             )
-        return Attachment(volume, f"/dev/nbd{number}", backend=backend)
+        return Attachment(volume, f"/dev/nbd{number}", pid=os.getpid(), backend=backend)
 
     def _end_left(self, backend: str, volume: str, turn: int) -> None:
         """Take devices away that are on no record: whoever made them was killed before they were."""
@@ -96,7 +96,7 @@ class KernelDevice:
 
     def there(self, attached: Attachment) -> bool:
         """See `attachment.Backing`."""
-        return _told(_BLOCK / Path(attached.device).name) == attached.backend
+        return _told(_BLOCK / Path(attached.device).name, "backend") == attached.backend
 
     def dead(self, attached: Attachment) -> bool:
         """See `attachment.Backing`: a service that is back later brings it back, too."""
@@ -149,14 +149,19 @@ def _backend(directory: Path, volume: str) -> str:
 
 def _left(backends: Mapping[str, str]) -> list[Attachment]:
     """Devices by their backends; those are of the volumes that are given for them."""
-    found = [(place, _told(place)) for place in sorted(_BLOCK.glob("nbd*"))]
-    return [Attachment(backends[told], f"/dev/{place.name}", backend=told) for place, told in found if told in backends]
+    found = [(place, _told(place, "backend")) for place in sorted(_BLOCK.glob("nbd*"))]
+    return [
+        # The driver tells who connected it, too.
+        Attachment(backends[told], f"/dev/{place.name}", pid=int(_told(place, "pid") or 0), backend=told)
+        for place, told in found
+        if told in backends
+    ]
 
 
-def _told(place: Path) -> str:
-    """The backend of the device that /sys shows there, or nothing."""
+def _told(place: Path, what: str) -> str:
+    """What /sys tells of the device that it shows there, or nothing."""
     try:
-        return (place / "backend").read_text().strip()
+        return (place / what).read_text().strip()
     except OSError:
         return ""
 

@@ -326,6 +326,7 @@ def test_rubbish_orders(host: Host) -> None:
     program.run("volume", "create", "x", "--size", "1M")
     program.run("volume", "create", "x", "--size", "1M", code=1)
     program.run("volume", "snapshot", "x", "--require", "application", code=7)
+    assert program.run("volume", "snapshot", "x", "--group", "x", "--group", "x").stdout.startswith("x: snapshot")
     program.run("volume", "detach", "x", code=2)
     program.run("volume", "resize", "x", "--size", "1K", code=2)
     program.run("volume", "delete", "x", code=2)
@@ -334,7 +335,7 @@ def test_rubbish_orders(host: Host) -> None:
         rubbish.connect(str(host.control))
         rubbish.sendall(b"\xff\x00{[" * 100 + b"\n")
         rubbish.settimeout(5)
-        assert rubbish.recv(10) == b""
+        assert b"not a question" in rubbish.recv(1000)
     assert program.json("volume", "show", "x")["size"] == MIB
     program.run("volume", "stop")
     assert "no volume service" in program.run("volume", "stop").stdout

@@ -666,6 +666,59 @@ def test_a_list_has_the_last_snapshot_of_each_volume(site: Site) -> None:
     assert [one["id"] for one in told["snapshots"]] == [one.id for one in taken]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"names": []},
+        {"names": "s1"},
+        {"names": ["s1", "s1"]},
+        {"names": [""]},
+        {"names": [1]},
+        {"names": [["s1"]]},
+        {"names": None},
+        {"tags": {"a": [1]}},
+        {"tags": {"a": None}},
+        {"tags": {"": "x"}},
+        {"tags": {"a": "\ud800"}},
+        {"tags": [1]},
+        {"tags": None},
+        {"asked": {"s1": "somehow"}},
+        {"asked": {"s1": 1}},
+        {"asked": {"other": "crash"}},
+        {"vouching": "no"},
+        {"verb": ["snapshot"]},
+    ],
+    ids=str,
+)
+def test_an_order_that_makes_no_sense_is_refused_and_leaves_no_trace(site: Site, wrong: dict[str, object]) -> None:
+    site.service.create("s1", SIZE, "vault")
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
+    right: dict[str, object] = {"verb": "snapshot", "names": ["s1"], "tags": {"a": "b"}, "asked": {"s1": "crash"}}
+    with pytest.raises(UsageError) as refused:
+        orders.answer(right | wrong)
+    assert refused.value.remedy
+    assert site.service.directory.get("s1").record.snapshots == ()
+    site.restart()
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
+    told: Any = orders.answer(right)["result"]
+    assert site.finish(site.service.find(told["id"])[0][1]).tags == {"a": "b"}
+
+
+@pytest.mark.parametrize("wrong", [{"achieved": "somehow"}, {"expected": float("nan")}, {"leaving": (0, float("inf"))}])
+def test_what_is_vouched_for_can_be_read_again(site: Site, wrong: dict[str, object]) -> None:
+    held = site.service.create("s1", SIZE, "vault")
+    taken = site.service.snapshot(SnapshotRequest(["s1"], vouching=True))
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
+    quiet = {"bracket": "fsfreeze:/x", "achieved": "filesystem", "expected": 0.1, "entering": (0, 1), "leaving": (2, 3)}
+    with pytest.raises(UsageError):
+        orders.answer({"verb": "vouch", "id": taken.id, "achieved": {"s1": "crash"}, "quiet": {"s1": [quiet | wrong]}})
+    assert held.record.snapshots[0].quiet == ()
+    site.restart()
+    assert site.service.directory.broken == {}
+    site.service.vouch(taken.id, {}, {})
+    assert site.finish(taken).state is SnapshotState.COMPLETED
+
+
 def pins(site: Site) -> list[str]:
     return [stamp.name for stamp in site.world.store.list("pins/")]
 

@@ -157,10 +157,14 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_record(files: VolumeFiles, record: VolumeRecord) -> None:
-    """Replace the record, durably and at once."""
+    """Replace the record, durably and at once. msgspec.MsgspecError where it could not be read again, and the old one stays: with a record
+    that cannot be read the volume would be lost.
+    """
+    encoded = msgspec.json.encode(record)
+    msgspec.json.decode(encoded, type=VolumeRecord)
     fresh = files.record.with_suffix(".new")
     with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
-        out.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        out.write(msgspec.json.format(encoded, indent=1))
         out.flush()
         os.fsync(out.fileno())
     os.replace(fresh, files.record)

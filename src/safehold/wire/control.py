@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safehold.model import errors
-from safehold.model.errors import FailedError, SafeholdError
+from safehold.model.errors import FailedError, SafeholdError, UsageError
 from safehold.model.shown import in_words
 
 __all__ = ["ControlServer", "ServiceAbsent", "ServiceLost", "ask"]
@@ -83,6 +83,21 @@ def _line(connection: socket.socket) -> bytes:
     return data
 
 
+def _question(line: bytes) -> dict[str, object]:
+    """UsageError where a line is none."""
+    try:
+        question = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _rubbish() from error
+    if not isinstance(question, dict):
+        raise _rubbish()
+    return question
+
+
+def _rubbish() -> UsageError:
+    return UsageError("not a question that can be understood", remedy="send one JSON object on one line")
+
+
 class ControlServer:
     """Listens on a socket and answers each question in a thread of its own."""
 
@@ -139,13 +154,11 @@ class ControlServer:
         with connection:
             try:
                 connection.settimeout(60)
-                question = json.loads(_line(connection))
-                if not isinstance(question, dict):
-                    return
+                line = _line(connection)
                 with self._on_its_way():
-                    connection.sendall(json.dumps(self._told(question)).encode() + b"\n")
+                    connection.sendall(json.dumps(self._told(line)).encode() + b"\n")
             except (OSError, ValueError):
-                # Rubbish, or somebody who went away: nobody is left to tell.
+                # Somebody who went away, or who never comes to an end: nobody is left to tell.
                 return
 
     @contextlib.contextmanager
@@ -159,9 +172,9 @@ class ControlServer:
                 self.answering -= 1
                 self._answered.notify_all()
 
-    def _told(self, question: Mapping[str, object]) -> Mapping[str, object]:
+    def _told(self, line: bytes) -> Mapping[str, object]:
         try:
-            return self._answer(question)
+            return self._answer(_question(line))
         except SafeholdError as error:
             kind = next(one.__name__ for one in type(error).__mro__ if hasattr(errors, one.__name__))
             return {"error": {"kind": kind, "what": error.what, "on": error.on, "remedy": error.remedy}}

@@ -829,6 +829,53 @@ def test_what_a_power_loss_leaves_is_told_until_everything_was_compared(site: Si
     assert site.service.problem(site.service.directory.get("data")) == ""
 
 
+@pytest.mark.parametrize("power", ["stays", "fails"])
+@pytest.mark.parametrize("left", [0, UNIT])
+@pytest.mark.parametrize("kind", ["data", "overlay"])
+def test_content_that_was_cut_short_is_never_given_out_as_zeros(site: Site, kind: str, left: int, power: str) -> None:
+    """The volume is not opened, whatever is known of it; the other one is. With its content whole again nothing is lost."""
+    held, other = site.service.create("data", SIZE, "vault"), site.service.create("other", SIZE, "vault")
+    site.write(held), site.write(other)
+    site.down("put", "packs/")
+    pending = site.snapshot("data")
+    site.write(held)
+    held.volume.flush()
+    until(lambda: site.state(pending).durable)
+    was, others, files = content(held), content(other), held.files
+    path = files.data if kind == "data" else files.overlay(held.volume.gate.phase.epoch)
+    del held, other
+    site.service.stop()
+    if power == "fails":
+        LiveHeader(files.live).write(clean=False, epoch=1, boot="another")
+    whole = path.read_bytes()
+    os.truncate(path, left)
+    for _ in range(2):
+        site.service = site.begin()
+        with pytest.raises(FailedError, match=f"{path.name} has {left} of {SIZE} bytes") as refused:
+            site.service.directory.get("data")
+        assert "restore" in refused.value.remedy
+        equal(content(site.service.directory.get("other")), others)
+        site.service.stop()
+    path.write_bytes(whole)
+    site.service = site.begin()
+    equal(content(site.service.directory.get("data")), was)
+
+
+def test_an_overlay_that_never_counted_may_be_short(site: Site) -> None:
+    """The power failed after it was made, and before anything in it was flushed."""
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    held.volume.flush()
+    was, files = content(held), held.files
+    del held
+    site.service.stop()
+    for path in (files.overlay(2), files.overlay_sectors(2), files.dirty(2)):
+        path.touch()
+    LiveHeader(files.live).write(clean=False, epoch=2, boot="another")
+    site.service = site.begin()
+    equal(content(site.service.directory.get("data")), was)
+
+
 @pytest.mark.parametrize("cut", [1, None])
 @pytest.mark.parametrize("kind", ["dirty", "states", "sectors", "ov.map"])
 def test_a_short_map_costs_a_comparison_and_no_other_volume(site: Site, kind: str, cut: int | None) -> None:

@@ -144,6 +144,8 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
     try:
         for path, length in sparse:
             os.truncate(path, length)
+            # Before the record says so: what is shorter than that is damaged.
+            DataFile(path).sync()
         for path in (files.states, *(files.dirty(one) for one in files.epochs("dirty"))):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, grown.blocks)
@@ -166,6 +168,7 @@ def _trusting(
     boot: str,
     report: Callable[[str], None],
 ) -> Opened:
+    _demand_whole(files, record, lambda: (one for one in files.epochs("ov") if one <= current))
     maps = _maps(files, record)
     for epoch in {*files.epochs("dirty"), *files.epochs("ov")}:
         if epoch > current:
@@ -200,6 +203,11 @@ def _rebuilding(
 ) -> Opened:
     # First: where the log is damaged, the maps that it would replace stay as they are.
     changes = CheckpointLog.read(files.checkpoint)
+    _demand_whole(
+        files,
+        record,
+        lambda: (one.epoch for one in CheckpointLog.read(files.checkpoint) if one.kind is ChangeKind.OVERLAY),
+    )
     states = BlockMap.create(files.states, record.blocks)
     sectors = SectorMap.create(files.sectors, record.sectors)
     masks: dict[int, SectorMap] = {}
@@ -309,6 +317,24 @@ def _lost_states(files: VolumeFiles, record: VolumeRecord) -> str:
     maps = [(files.states, record.blocks), (files.sectors, record.sectors)]
     maps += [(files.overlay_sectors(epoch), record.sectors) for epoch in files.epochs("ov")]
     return next((path.name for path, length in maps if not _whole(path, length)), "")
+
+
+def _demand_whole(files: VolumeFiles, record: VolumeRecord, counted: Callable[[], Iterable[int]]) -> None:
+    """FailedError where the content, or what is beside it in an overlay of an epoch that is `counted`, is shorter than it was made: what is gone
+    would read as zeros. OSError.
+    """
+    whole = record.blocks * record.block
+    short = {epoch for epoch in files.epochs("ov") if files.overlay(epoch).stat().st_size < whole}
+    # An overlay that nothing was flushed to need not have got its length before the power failed.
+    gone = [files.overlay(epoch) for epoch in sorted(short.intersection(counted() if short else ()))]
+    if files.data.stat().st_size < whole:
+        gone.insert(0, files.data)
+    for path in gone:
+        raise FailedError(
+            f"the volume cannot be opened, its content is damaged: {path.name} has {path.stat().st_size} of {whole} bytes",
+            on=str(path),
+            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+        )
 
 
 def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:

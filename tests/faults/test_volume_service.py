@@ -637,6 +637,29 @@ def test_an_order_that_fails_leaves_a_volume_that_is_filled_in(
     assert held.record.size == SIZE
 
 
+@pytest.mark.parametrize(
+    ("order", "holder"),
+    [
+        ({"verb": "snapshot", "names": ["data"], "tags": {}}, held_module),
+        ({"verb": "resize", "name": "data", "size": SIZE + UNIT}, opening),
+        ({"verb": "delete", "name": "data"}, held_module),
+        ({"verb": "create", "name": "more", "size": SIZE, "vault": "vault"}, opening),
+    ],
+    ids=lambda value: value["verb"] if isinstance(value, dict) else "",
+)
+def test_an_order_that_finds_no_room_says_where_and_what_to_do(
+    site: Site, disk: FullDisk, order: dict[str, object], holder: object
+) -> None:
+    site.service.create("data", SIZE, "vault")
+    disk.needed_by(holder, "write_record")
+    disk.full = True
+    with pytest.raises(FailedError, match="No space left") as failed:
+        Orders(site.service, lambda name: set(), lambda name: "", lambda: None).answer(order)
+    disk.full = False
+    assert str(site.root / "volumes") in failed.value.on
+    assert "room" in failed.value.remedy
+
+
 def test_a_volume_that_could_not_be_made_larger_keeps_its_point(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     origin, was = site.made()
     site.down("read", "packs/")

@@ -157,7 +157,11 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
         dirty.sync()
         write_record(files, grown)
     except OSError as error:
-        raise FailedError(f"the volume cannot be resized ({error.strerror})", on=record.name) from error
+        raise FailedError(
+            f"the volume cannot be resized ({error.strerror})",
+            on=f"{record.name}, in {files.directory}",
+            remedy=f"see that its disk has room for files of that size: df -h {files.directory}; the volume is as it was",
+        ) from error
 
 
 def _trusting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import traceback
@@ -26,6 +27,7 @@ from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, UsageError
 from safehold.model.quiet import Quieted
+from safehold.model.shown import in_words
 from safehold.model.topology import Topology
 from safehold.ports.blocks import Blocks
 from safehold.vault.vault import Vault
@@ -53,7 +55,9 @@ def serve_volumes(
     try:
         paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise FailedError(f"cannot be made ({error.strerror})", on=str(paths.run)) from error
+        raise FailedError(
+            f"cannot be made ({error.strerror})", on=str(paths.run), remedy="check the directory that it is to be in"
+        ) from error
     host = this_host(paths.state)
     directory = VolumeDirectory(paths.volumes, host.boot, ctx.clock)
     for name, problem in directory.broken.items():
@@ -128,10 +132,10 @@ class Orders:
         try:
             return {"result": verb(order)}
         except OSError as error:
+            # What fails on a file that is open does not say on which.
+            where = error.filename or self._service.directory.root
             raise FailedError(
-                f"the volume service could not do this ({error.strerror or error})",
-                on=str(error.filename or _text(order, "name")),
-                remedy="see that the disk below has room and can be written to; nothing was lost",
+                f"the volume service could not do this ({in_words(error)})", on=str(where), remedy=_mended(error, where)
             ) from error
         except (ValueError, KeyError, msgspec.MsgspecError) as error:
             raise UsageError(
@@ -189,6 +193,12 @@ class Orders:
             "directory": str(held.files.directory),
             "snapshots": [_snapshot(snapshot) for snapshot in record.snapshots],
         }
+
+
+def _mended(error: OSError, where: object) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"make room there, which df -h {where} shows, and try again; nothing was lost"
+    return "see that the disk below can be written to, and what the kernel says of it (dmesg); nothing was lost"
 
 
 def _last(held: HeldVolume) -> list[dict[str, object]]:

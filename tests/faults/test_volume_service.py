@@ -325,6 +325,18 @@ def test_too_many_snapshots_on_their_way_are_refused(site: Site) -> None:
     equal(site.point(site.state(taken[-1]).point, "data"), content(held))
 
 
+def test_no_volume_is_called_like_what_its_directory_has_of_its_own(site: Site) -> None:
+    """All that lies there beside volumes, once one was made and one was deleted."""
+    for name in ("data", "gone"):
+        site.service.create(name, SIZE, "vault")
+    site.service.delete("gone")
+    own = {path.name for path in site.service.directory.root.iterdir()} - {"data"}
+    assert own == {"deleted", "lock"}
+    for name in own:
+        with pytest.raises(UsageError, match="cannot be called that"):
+            site.service.create(name, SIZE, "vault")
+
+
 def test_a_volume_in_use_is_not_deleted(site: Site) -> None:
     site.service.create("data", SIZE, "vault")
     assert site.service.directory.open("data") is not None

@@ -31,11 +31,16 @@ __all__ = ["VolumeDirectory", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DELETED = "deleted"
+_LOCK = "lock"
 
 
 def check_name(name: str) -> None:
     """UsageError where a volume cannot be called that."""
-    if not _NAME.fullmatch(name) or name == _DELETED:
+    if name in (_DELETED, _LOCK):
+        raise UsageError(
+            "a volume cannot be called that: what keeps the volumes is", on=name, remedy="choose another name"
+        )
+    if not _NAME.fullmatch(name):
         raise UsageError(
             "a volume cannot be called that",
             on=name,
@@ -53,7 +58,7 @@ class VolumeDirectory:
         self._lock = threading.RLock()
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._claim = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._claim = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FailedError(

@@ -81,7 +81,7 @@ def test_a_restart_does_not_forget_what_the_disk_lost(
         assert not directory.get("good").volume.read_only
         directory.close()
     directory = begin(tmp_path, boot)
-    directory.delete("bad", lambda name: None)
+    directory.delete("bad", lambda: None, lambda name: None)
     directory.close()
 
 
@@ -189,4 +189,20 @@ def test_a_record_that_cannot_be_written_is_not_believed(
             held.update(suspect="something")
     assert held.record.suspect == ""
     write_record(held.files, held.record)
+    directory.close()
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, "its content is there"), (errno.EIO, "can be restored")])
+def test_what_is_only_in_the_way_of_an_opening_is_told_as_that(
+    tmp_path: Path, directory: VolumeDirectory, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    directory.close()
+
+    def refuse(self: LiveHeader, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveHeader, "__init__", refuse)
+        directory = begin(tmp_path)
+    assert told in directory.broken["bad"].remedy
     directory.close()

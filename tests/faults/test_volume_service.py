@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from safehold.app import settling, uploader, volumes
+from safehold.app import recycling, settling, uploader
 from safehold.app.host import Host
 from safehold.app.snapshots import next_group
 from safehold.app.uploader import Uploader
 from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks import directory as directory_module
 from safehold.blocks import held as held_module
-from safehold.blocks import opening
+from safehold.blocks import opening, sealing
 from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.epochs import Epochs, LiveHeader, PutAway
 from safehold.blocks.held import HeldVolume
@@ -583,7 +583,7 @@ def test_whoever_vouches_first_is_believed(site: Site) -> None:
 def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     held = site.service.create("data", SIZE, "vault")
     site.finish(site.snapshot("data"))
-    right = directory_module.seal_together
+    right = sealing.seal_together
 
     def between(*of: Any) -> tuple[float, float]:
         taken = right(*of)
@@ -591,7 +591,7 @@ def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: p
         return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory_module, "seal_together", between)
+        patch.setattr(sealing, "seal_together", between)
         assert not site.finish(site.snapshot("data")).full
     assert held.record.suspect
     assert site.finish(site.snapshot("data")).full
@@ -763,7 +763,7 @@ def test_the_recycle_bin_lets_go_of_points(site: Site, monkeypatch: pytest.Monke
     site.service.delete("data")
     site.service.empty_bin()
     assert len(pins(site)) == 1, "it can be taken back"
-    monkeypatch.setattr(volumes, "RECYCLE", -1.0)
+    monkeypatch.setattr(recycling, "RECYCLE", -1.0)
     site.down("delete", "pins/")
     site.service.empty_bin()
     assert [record.name for record in site.service.directory.deleted()] == ["data"]
@@ -794,23 +794,6 @@ def test_what_is_deleted_for_good_lets_go_of_its_point_at_once(site: Site) -> No
     assert os.listdir(site.service.directory.root / "deleted") == []
     with pytest.raises(UsageError, match="no such volume"):
         site.service.delete_for_good("data")
-
-
-def test_a_pin_is_on_record_before_the_volume_is_made_and_goes_where_none_is(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    origin, _ = site.made()
-    seen = []
-
-    def create(self: VolumeDirectory, record: VolumeRecord, missing: object, ids: object) -> HeldVolume:
-        seen.append((record.pin, pins(site)))
-        raise FailedError("there is no room")
-
-    monkeypatch.setattr(VolumeDirectory, "create", create)
-    with pytest.raises(FailedError, match="no room"):
-        site.service.create("data", 0, "vault", origin)
-    assert [[pin] for pin, _ in seen] == [there for _, there in seen]
-    assert pins(site) == []
 
 
 def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(

@@ -93,7 +93,11 @@ class Uploader:
         self._fold(volumes)
         unfinished = {name for committed in self._unfinished for name in committed.members}
         with self._directory.standing() as volumes:
-            group, torn = next_group(volumes, waiting, unfinished)
+            # What is being put away is not sent; whether it is lost to its group is seen after that.
+            busy = self._directory.busy.keys()
+            group, torn = next_group(volumes, waiting, unfinished | busy)
+            if any(busy & set(snapshot.group) for _, snapshot, _ in torn):
+                torn = []
             # Nobody deletes a volume from here on.
             self.sending = frozenset(held.name for held, _ in group)
         if torn:

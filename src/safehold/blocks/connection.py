@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -38,12 +39,13 @@ _LONG = 0.05
 _UNDERWAY = 2 * 1024 * 1024
 """Bytes of replies that the kernel is asked to hold (socket(7): SO_SNDBUF, up to wmem_max), so that reading for the next
 request goes on while the client takes the last."""
+_SOON = 0.002
 _HEADER = nbd.REQUEST.size
 _unpack = nbd.REQUEST.unpack_from
 
 
 class Connection:
-    """Serves one client on the thread that calls `serve`. `stop` and `cut` may be called from any thread.
+    """Serves one client on the thread that calls `serve`. `hold`, `rest`, `stop` and `cut` may be called from any thread.
 
     Requests are carried out in the order in which they come, except for those that have to wait (flushes, FUA, reads that are not `ready`, changes
     of parts of blocks that are not): a few threads do those, so replies come in any order, as the protocol allows.
@@ -71,7 +73,10 @@ class Connection:
         self._outlast = outlast
         self.refusal = refusal
         """Why it gets nothing, or nothing."""
-        self._stopping = self._parting = self._parted = False
+        self._stopping = self._parting = self._parted = self._busy = False
+        self._end = threading.Event()
+        self._lanes: tuple[SlowLane, ...] = ()
+        self._flush: Callable[[], object] = lambda: None
         self._changing = Changing()
         self.export = ""
         """The name of what it uses, or nothing before that is settled."""
@@ -94,11 +99,30 @@ class Connection:
         finally:
             self._socket.close()
 
-    def stop(self) -> None:
-        """Take no more requests: what is under way ends, what has been received besides is not answered. A client that reconnects sends again
-        what has no answer; one with an error it would pass on.
+    def hold(self) -> None:
+        """Carry out no more requests: what is under way ends, what comes besides is not answered, and neither is what cannot wait for a vault any
+        more. A client that reconnects sends again what has no answer; one with an error it would pass on.
+
+        It is not hung up on before `stop`: until then it waits for as long as it takes.
         """
         self._stopping = True
+
+    def rest(self, deadline: float) -> None:
+        """Return when nothing is under way and what was answered is durable, after `hold`. A client that has not taken its replies by then
+        (time.monotonic) is cut off.
+        """
+        while self._busy:
+            if time.monotonic() > deadline:
+                self.cut()
+            time.sleep(_SOON)
+        for lane in self._lanes:
+            lane.drain()
+        self._flush()
+
+    def stop(self) -> None:
+        """Hang up once nothing is under way."""
+        self._stopping = True
+        self._end.set()
         self._shut(socket.SHUT_RD)
 
     def gone(self) -> bool:
@@ -168,6 +192,9 @@ class Connection:
         outlet = Outlet(self._socket)
         replies = Replies(outlet, agreed.structured)
         durable, far = (SlowLane(threads, outlet, agreed.structured, self.cut) for threads in (_DURABLE, _FAR))
+        self._lanes = durable, far
+        if not agreed.export.read_only:
+            self._flush = execution.flush
         try:
             self._await_request()
             self._outlast(self)
@@ -175,14 +202,13 @@ class Connection:
                 if allowed:
                     self._loop(agreed, execution, replies, durable, far)
         finally:
+            self._busy = False
             self._parted = True
             if not self._heard():
                 self._changing.end()
             far.close()
             self._changing.end()
             durable.close()
-            if self._stopping and not agreed.export.read_only:
-                execution.flush()
 
     def _await_request(self) -> None:
         line = select.poll()
@@ -219,7 +245,7 @@ class Connection:
                         replies.flush()
                         return
                 if self._stopping:
-                    replies.flush()
+                    self._park(replies)
                     return
                 error = refusal(flags, command, offset, length)
                 if error:
@@ -246,6 +272,9 @@ class Connection:
                             continue
                         replies.flush()
                         error = execution.prepare(offset, length)
+                        if self._stopping:
+                            self._park(replies)
+                            return
                     if now() - looked > _LONG:
                         if self.gone():
                             return
@@ -261,14 +290,22 @@ class Connection:
                     self._changed(execution, flags, cookie, error, replies, durable)
             replies.flush()
             buffer, at, end = _make_room(usual, buffer, at, end, needed)
+            self._busy = False
             if needed > end - at + _GLANCE:
                 got = self._socket.recv_into(buffer[end:], at + needed - end, socket.MSG_WAITALL)
             else:
                 got = self._socket.recv_into(buffer[end:], _GLANCE)
             if not got:
                 return
+            self._busy = True
             end += got
             looked = now()
+
+    def _park(self, replies: Replies) -> None:
+        """Leave the client waiting until it is hung up on: what it sends stays in the socket."""
+        replies.flush()
+        self._busy = False
+        self._end.wait()
 
     def _changed(
         self, execution: Execution, flags: int, cookie: int, error: int, replies: Replies, durable: SlowLane
@@ -285,6 +322,8 @@ class Connection:
         def read(late: Replies) -> None:
             if not self._parted and not self._stopping:
                 execution.read(flags, cookie, offset, length, late)
+            if self._stopping and late.failure:
+                late.drop()
 
         return read
 
@@ -292,6 +331,8 @@ class Connection:
         def fetch(late: Replies) -> None:
             if not self._parted and not self._stopping:
                 execution.fetch(cookie, offset, length, late)
+            if self._stopping:
+                late.drop()
 
         return fetch
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from safehold.blocks.summary import block_states, everything
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
 
-__all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume"]
+__all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume", "unfinished"]
 
 
 _LOST = "the disk below failed to write, so what the volume has may not be what was written: it is read-only"
@@ -39,22 +39,33 @@ class Opened:
     lost: frozenset[int]
 
 
+def unfinished(directory: Path) -> Path:
+    """Where a volume is made that is to be that directory."""
+    return directory.with_name(f".{directory.name}.new")
+
+
 def create_volume(
     directory: Path,
     record: VolumeRecord,
     missing: Iterable[tuple[int, int]],
     ids: Iterable[tuple[int, bytes]],
+    recorded: Callable[[], None] = lambda: None,
 ) -> None:
     """Make the files of a volume: zeros, but for the `missing` runs of blocks (start, end), which are to be filled in; `ids` as for
     `ids.write_ids`. It is there whole or not at all. FailedError where the name is taken or there is no room.
+
+    `recorded` is called when its record is durable in `unfinished(directory)`, before anything else is made. What lies there after a failure, or a
+    kill, is for the caller to put away.
     """
-    fresh = directory.with_name(f".{directory.name}.new")
+    fresh = unfinished(directory)
     if directory.exists():
         raise FailedError("there is a volume of that name", on=record.name, remedy="choose another name, or delete it")
-    shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True, mode=0o700)
         files = VolumeFiles(fresh)
+        write_record(files, record)
+        sync_directory(fresh.parent)
+        recorded()
         DataFile(files.data, size=record.blocks * record.block).sync()
         states = BlockMap.create(files.states, record.blocks)
         states.fill(0, record.blocks, PRESENT)
@@ -67,11 +78,10 @@ def create_volume(
         CheckpointLog.write_new(files.checkpoint, block_states(states))
         write_ids(files.ids, ids)
         LiveHeader(files.live).write(clean=True, epoch=1, boot="")
-        write_record(files, record)
+        sync_directory(fresh)
         os.replace(fresh, directory)
         sync_directory(directory.parent)
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise FailedError(
             f"the volume cannot be made ({error.strerror})", on=str(directory), remedy="see that there is room"
         ) from error
@@ -107,10 +117,14 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
             )
         return _trusting(files, record, header, current, boot, report)
     except OSError as error:
+        # What is lost is to be restored. What is only in the way is not: all that was flushed is there.
+        gone = error.errno in (errno.ENOENT, errno.EIO)
         raise FailedError(
             f"the volume cannot be opened ({error.strerror})",
             on=str(error.filename or directory),
-            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER"
+            if gone
+            else "its content is there: mend that, then restart the service (safehold volume stop; safehold volume list)",
         ) from error
 
 

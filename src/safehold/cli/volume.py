@@ -30,6 +30,7 @@ from safehold.compose.volume_snapshot import take_snapshot, wait_for_snapshot
 from safehold.model.consistency import Consistency
 from safehold.model.errors import UsageError, VaultKeyError
 from safehold.model.units import format_duration, format_size, format_time
+from safehold.objects.location import rooted
 
 __all__ = ["restore_to_volume", "volume"]
 
@@ -58,7 +59,7 @@ def create(name: str, size: str | None, origin: str | None, access: Access, as_j
             "create",
             name=name,
             size=size_of(size, "--size") if size else 0,
-            vault=run.address(access),
+            vault=rooted(run.address(access)),
             origin=origin or "",
         )
         print_json(made) if as_json else print(_made(made, client))
@@ -67,7 +68,7 @@ def create(name: str, size: str | None, origin: str | None, access: Access, as_j
 def restore_to_volume(run: Run, access: Access, selector: str, name: str, as_json: bool) -> None:
     """`restore POINT --to volume:NAME`: a volume of that point, usable at once."""
     with volume_client(run, access) as client:
-        made = client.order("create", name=name, size=0, vault=run.address(access), origin=selector)
+        made = client.order("create", name=name, size=0, vault=rooted(run.address(access)), origin=selector)
         print_json(made) if as_json else print(_made(made, client))
 
 
@@ -94,18 +95,29 @@ def list_(deleted: bool, as_json: bool) -> None:
         print_json(told)
         return
     if deleted:
-        rows = [[one["name"], format_size(one["size"]), format_time(one["deleted"])] for one in told["deleted"]]
-        print_table(["volume", "size", "deleted"], rows)
+        print_table(["volume", "size", "deleted", "state"], [_gone(one) for one in told["deleted"]])
         return
-    rows = []
+    rows, busy = [], dict(told.get("busy", {}))
     for one in told["volumes"]:
         made = attached.get(one["name"])
         where = (
             f"{made.device} {made.mount}".strip() if made else f"{one['clients']} clients" if one["clients"] else "–"
         )
-        rows.append([one["name"], format_size(one["size"]), where, _last(one), _state(one)])
+        what = busy.pop(one["name"], None)
+        rows.append(
+            [one["name"], format_size(one["size"]), where, _last(one), f"is being {what}" if what else _state(one)]
+        )
+    rows += [[name, "", "", "", f"is being {what}"] for name, what in busy.items()]
     rows += [[name, "", "", "", f"cannot be opened: {why}"] for name, why in told["broken"].items()]
     print_table(["volume", "size", "attached", "last snapshot", "state"], rows)
+
+
+def _gone(one: dict[str, Any]) -> list[str]:
+    when = format_time(one["deleted"])
+    if not one.get("problem"):
+        return [one["name"], format_size(one["size"]), when, "ok"]
+    more = f"damaged: {one['problem']} → safehold volume delete {one['entry']} --for-good"
+    return [one["name"], "", when, more]
 
 
 def _add_device_problem(one: dict[str, Any], client: VolumeClient) -> None:
@@ -269,9 +281,11 @@ def serve(access: Access) -> None:
         def ready() -> None:
             run.ctx.progress.note(f"serving volumes on {run.paths.volume_exports}")
 
+        # The service leaves the directory that these are relative to.
+        kit, identity, writer = (path and path.absolute() for path in (access.kit, access.identity, access.writer))
         serve_volumes(
             run.paths,
-            lambda: find_credentials(os.environ, access.kit, access.identity, access.writer, nobody),
+            lambda: find_credentials(os.environ, kit, identity, writer, nobody),
             ready,
             run.ctx,
         )

@@ -92,7 +92,21 @@ class VolumeClient:
             return [f"volumes cannot be looked at: {error}", *self._dead()]
         found += [f"volume {one['name']}: {one['problem']}" for one in told["volumes"] if one["problem"]]
         found += self._dead()
-        return found + [f"volume {name} cannot be opened: {why}" for name, why in told["broken"].items()]
+        found += [
+            f'volume {name} cannot be opened: {why} → see the runbook, "A volume cannot be opened"'
+            for name, why in told["broken"].items()
+        ]
+        found += [
+            f"volume {name} is gone, and its point is still kept for it, as the vault could not be told; it will be once that can be reached → "
+            "see volumes.log in the state directory, or the unit's journal"
+            for name in told.get("waiting", ())
+        ]
+        return found + [
+            f"volume {one['name']} in the recycle bin is damaged ({one['problem']}) → "
+            f"safehold volume delete {one['entry']} --for-good"
+            for one in told["deleted"]
+            if one.get("problem")
+        ]
 
     def stop(self) -> None:
         """Return when the service has ended. ServiceAbsent where it does not run, FailedError where it does not end."""
@@ -125,7 +139,8 @@ class VolumeClient:
             # Not a child that anybody waits for: it outlives this run.
             process = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-m", "safehold", "volume", "serve"],
+                # Whatever lies in the directory in which this run was started (-P) is no part of the program.
+                [sys.executable, "-P", "-m", "safehold", "volume", "serve"],
                 environment,
                 file_actions=actions,
                 setsid=True,

@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -19,16 +19,20 @@ from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeRecord
+from safehold.blocks.recycle_bin import Deleted
 from safehold.blocks.server import NbdServer
 from safehold.compose.absence import BEAT, Absences
 from safehold.compose.paths import Paths
+from safehold.compose.rooted import work_in_root
 from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
-from safehold.model.context import Context
+from safehold.model.context import CancelToken, Context
 from safehold.model.errors import FailedError, UsageError
+from safehold.model.halting import HaltingClock
 from safehold.model.quiet import Quieted
 from safehold.model.shown import in_words
 from safehold.model.topology import Topology
+from safehold.objects.location import rooted
 from safehold.ports.blocks import Blocks
 from safehold.vault.vault import Vault
 from safehold.wire.control import ControlServer
@@ -44,13 +48,18 @@ _OTHER_VERSION = (
 def serve_volumes(
     paths: Paths, credentials: Callable[[], Credentials], ready: Callable[[], None], ctx: Context
 ) -> None:
-    """Serve this machine's volumes until the run is cancelled. FailedError where another process does.
+    """Serve this machine's volumes until the run is cancelled, in the root directory. FailedError where another process does.
 
     `credentials` opens vaults, asked anew each time; `ready` is called once clients can connect.
     """
 
+    halt = CancelToken()
+    patience = HaltingClock(ctx.clock, halt)
+    before = work_in_root(os.environ)
+
     def vault(address: str) -> Vault:
-        return open_vault(open_stores(address, ctx.clock), credentials(), places(paths), ctx)
+        # On record may be one that was relative to where an earlier program was started.
+        return open_vault(open_stores(rooted(address, before), patience), credentials(), places(paths), ctx)
 
     try:
         paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -78,8 +87,15 @@ def serve_volumes(
     finally:
         control.close()
         reconnector.stop()
+        # A device gives up half a minute after it was hung up on: whatever may take longer comes before that. Nobody is told of a failure that
+        # is only due to the halt, for clients ask again.
+        exports.hold()
+        halt.cancel()
+        exports.rest()
+        service.rest()
+        directory.put_away()
         exports.stop()
-        service.stop()
+        directory.close()
 
 
 def _log(error: Exception) -> None:
@@ -97,7 +113,7 @@ class Orders:
     def __init__(
         self,
         service: VolumeService,
-        processes: Callable[[str], set[int]],
+        processes: Callable[[str], Collection[int]],
         device: Callable[[str], str],
         stop: Callable[[], None],
     ) -> None:
@@ -113,7 +129,7 @@ class Orders:
             "list": self._list,
             "show": lambda order: self._volume(self._service.directory.get(_text(order, "name"))),
             "delete": lambda order: self._service.delete(_text(order, "name")),
-            "delete-for-good": lambda order: self._service.delete_for_good(_text(order, "name")),
+            "delete-for-good": self._delete_for_good,
             "undelete": lambda order: self._volume(self._service.undelete(_text(order, "name"))),
             "resize": lambda order: self._volume(self._service.resize(_text(order, "name"), _number(order, "size"))),
             "snapshot": self._snapshot,
@@ -153,9 +169,14 @@ class Orders:
         return {
             # All snapshots of many volumes would be longer than an answer may be.
             "volumes": [self._volume(held) | {"snapshots": _last(held)} for held in directory.all()],
+            "busy": directory.busy,
             "broken": {name: str(error) for name, error in directory.broken.items()},
-            "deleted": [_record(record) for record in directory.deleted()],
+            "deleted": [_deleted(entry) for entry in directory.bin.entries()],
+            "waiting": list(self._service.waiting),
         }
+
+    def _delete_for_good(self, order: Mapping[str, object]) -> object:
+        return [_deleted(entry) for entry in self._service.delete_for_good(_text(order, "name"))]
 
     def _snapshot(self, order: Mapping[str, object]) -> object:
         names = _names(order, "names")
@@ -218,6 +239,12 @@ def _record(record: VolumeRecord) -> dict[str, object]:
         "suspect": record.suspect,
         "deleted": record.deleted,
     }
+
+
+def _deleted(entry: Deleted) -> dict[str, object]:
+    """A volume in the recycle bin; of one whose record cannot be read little is known."""
+    known = {"name": entry.name, "deleted": entry.when} if entry.record is None else _record(entry.record)
+    return {**known, "entry": entry.place.name, "problem": entry.problem}
 
 
 def _snapshot(snapshot: Snapshot) -> dict[str, object]:

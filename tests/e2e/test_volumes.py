@@ -9,9 +9,7 @@ import random
 import shutil
 import signal
 import socket
-import struct
 import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 from safehold.wire.control import ask
 from tests.contents import equal
 from tests.e2e.hosts import Host, run
+from tests.nbd import Writer
 
 MIB = 1 << 20
 
@@ -237,33 +236,6 @@ def test_a_service_stopped_in_order_is_not_noticed_by_a_busy_client(host: Host) 
             bench.kill()
 
 
-class Writer:
-    """A client that writes over NBD and counts what was acknowledged."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.connection = socket.socket(socket.AF_UNIX)
-        self.connection.settimeout(30)
-        self.connection.connect(str(path))
-        self._take(18)
-        self.connection.sendall(struct.pack(">I", 3))
-        self.connection.sendall(struct.pack(">QII", 0x49484156454F5054, 1, len(name)) + name.encode())
-        self._take(10)
-
-    def _take(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            part = self.connection.recv(length - len(data))
-            if not part:
-                raise ConnectionError
-            data += part
-        return data
-
-    def write(self, offset: int, data: bytes, flags: int = 0) -> None:
-        self.connection.sendall(struct.pack(">IHHQQI", 0x25609513, flags, 1, 7, offset, len(data)) + data)
-        _, error, _ = struct.unpack(">IIQ", self._take(16))
-        assert error == 0
-
-
 def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_path: Path) -> None:
     """SIGKILL during writes, seals, uploads, folds and hydration; each time everything acknowledged is there, and every
     snapshot completes as what it was.
@@ -436,44 +408,6 @@ def test_a_freeze_never_stops_the_vault_of_the_volumes_or_the_state(passphrase_h
     elsewhere = {"SAFEHOLD_HOME": str(home), "SAFEHOLD_VAULT": str(host.home / "vault")}
     assert "the state directory" in host.program.run("volume", "snapshot", "data", *freeze, code=2, **elsewhere).stderr
     host.program.run("volume", "snapshot", "data", *freeze, "--wait")
-
-
-def test_a_full_disk_costs_writes_and_nothing_else(tmp_path: Path) -> None:
-    """No room below: the client is told, orders say why, what was acknowledged stays; with room again all goes on."""
-    with tempfile.TemporaryDirectory(prefix="sh", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        home = Path(folder) / "home"
-        home.mkdir()
-        run("mount", "-t", "tmpfs", "-o", "size=24M", "tmpfs", home)
-        try:
-            host = Host(home)
-            host.program.run("volume", "create", "data", "--size", "64M")
-            writer = Writer(host.socket, "data")
-            written = bytearray()
-            rng = random.Random(3)
-            with writer.connection:
-                for at in range(0, 64 * MIB, MIB):
-                    data = rng.randbytes(MIB)
-                    try:
-                        writer.write(at, data)
-                    except AssertionError:
-                        break
-                    written += data
-            assert len(written) < 40 * MIB
-            failed = host.program.run("volume", "create", "other", "--size", "1G", code=1).stderr
-            assert "No space left" in failed
-            host.program.run("volume", "show", "data")
-            image = tmp_path / "now.img"
-            run("qemu-img", "convert", "-f", "raw", "-O", "raw", host.nbd("data"), image)
-            equal(image.read_bytes()[: len(written)], written)
-            run("mount", "-o", "remount,size=300M", home)
-            host.program.run("volume", "list")
-            host.program.run("volume", "stop")
-            host.program.run("volume", "snapshot", "data", "--wait")
-            host.program.run("restore", "data@latest", "--to", tmp_path / "restored.img")
-            equal((tmp_path / "restored.img").read_bytes()[: len(written)], written)
-            host.close()
-        finally:
-            run("umount", "--lazy", home)
 
 
 def test_past_the_limit_requests_fail_and_status_says_why(host: Host) -> None:

@@ -216,13 +216,11 @@ class LiveVolume:
         first, last = offset // self.block, (offset + length - 1) // self.block
         with gate.lock:
             phase = gate.phase
-            phase.writers += 1
             # Under the lock: whoever comes in after a seal has to see what those before it will change. And before the data:
             # the map may say too much, never too little.
-            if first == last:
-                phase.dirty.cells[first] = 1
-            else:
-                phase.dirty.cells[first : last + 1] = b"\1" * (last + 1 - first)
+            if first != last or not phase.dirty.cells[first]:
+                phase.dirty.mark(first, last + 1)
+            phase.writers += 1
         try:
             if phase.plain and self.here(first, last):
                 if data is None:
@@ -280,14 +278,14 @@ class LiveVolume:
         if self.maps.sectors.get(first, end).count(1) == end - first:
             self._present(block)
             return
-        self.maps.states.cells[block] = PARTIAL
+        self.maps.states.fill(block, block + 1, PARTIAL)
         self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PARTIAL))
         self._changes.append(Change(ChangeKind.SECTOR, 0, low, high - low, 1))
 
     def _present(self, block: int) -> None:
         # Whoever sees the state finds the change, and has no need of the sectors.
         self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PRESENT))
-        self.maps.states.cells[block] = PRESENT
+        self.maps.states.fill(block, block + 1, PRESENT)
 
     def _lock(self, block: int) -> threading.Lock:
         return self._locks[block % _LOCKS]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -515,6 +516,19 @@ def test_a_device_whose_daemon_was_killed_is_told_and_let_go_of(host: Host, tmp_
     host.program.run("volume", "detach", "data")
     devices = run("losetup", "--noheadings", "--output", "NAME,BACK-FILE")
     assert str(host.home) not in devices
+
+
+def test_the_service_has_as_many_files_open_as_it_may(host: Host) -> None:
+    """It is started where few may be, as by a login shell, and serves more volumes than that has room for."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+    try:
+        host.program.run("volume", "list")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for number in range(24):
+        host.program.run("volume", "create", f"data{number}", "--size", "1M")
+    assert len(os.listdir(f"/proc/{host.pid()}/fd")) > 128
 
 
 def test_sizes_that_cannot_be(host: Host) -> None:

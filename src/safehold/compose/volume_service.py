@@ -10,6 +10,7 @@ import msgspec
 
 from safehold.adapters.image.topology import detect
 from safehold.adapters.linux.attach import attachments
+from safehold.adapters.linux.descriptors import many_descriptors
 from safehold.adapters.linux.reconnector import Reconnector
 from safehold.app.host import this_host
 from safehold.app.opening import Credentials, open_vault
@@ -33,6 +34,7 @@ from safehold.wire.control import ControlServer
 __all__ = ["serve_volumes"]
 
 
+@many_descriptors()
 def serve_volumes(
     paths: Paths, credentials: Callable[[], Credentials], ready: Callable[[], None], ctx: Context
 ) -> None:

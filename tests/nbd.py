@@ -150,6 +150,9 @@ class MemoryExport:
     def lies(self, offset: int, length: int) -> tuple[OpenFile, int] | None:
         return None
 
+    def unreadable(self, error: OSError) -> None:
+        self._called("unreadable")
+
     def prepare(self, offset: int, length: int) -> None:
         self._called("prepare")
         if offset + length > self.far:

@@ -108,6 +108,8 @@ def test_a_full_file_system_that_never_overwrites(copying: tuple[Host, Path], tm
         for at in (at for at, error in refused.items() if not error):
             content[at : at + 4096] = bytes(4096)
         assert host.pid() == pid
+        for verb, code in ((["volume", "show", "data"], 0), (["volume", "list"], 0), (["status"], 1)):
+            assert "writes fail in " in host.program.run(*verb, code=code).stdout
         assert "No space left" in host.program.run("volume", "snapshot", "data", code=1).stderr
         now = tmp_path / "now.img"
         run("qemu-img", "convert", "-f", "raw", "-O", "raw", host.nbd("data"), now)

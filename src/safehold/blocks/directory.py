@@ -46,10 +46,10 @@ def check_name(name: str) -> None:
 class VolumeDirectory:
     """The volumes below one directory; one process at a time has it. Offers them as `ports.export.ExportDirectory`."""
 
-    def __init__(self, root: Path, boot: str, clock: Clock) -> None:
-        """FailedError where another process has them. Volumes that cannot be opened are in `broken`, with why."""
+    def __init__(self, root: Path, boot: str, clock: Clock, log: Callable[[str], None] = lambda text: None) -> None:
+        """FailedError where another process has them. Volumes that cannot be opened are in `broken`, with why. `log` as for `HeldVolume`."""
         self.root = root
-        self._boot, self._clock = boot, clock
+        self._boot, self._clock, self._log = boot, clock, log
         self._lock = threading.RLock()
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -74,7 +74,7 @@ class VolumeDirectory:
         """Have a volume among those that are open, or among the broken."""
         self._volumes.pop(directory.name, None)
         try:
-            self._volumes[directory.name] = HeldVolume(directory, self._boot)
+            self._volumes[directory.name] = HeldVolume(directory, self._boot, self._log)
         except FailedError as error:
             self.broken[directory.name] = error
         except OSError as error:
@@ -161,7 +161,7 @@ class VolumeDirectory:
             # Reading a point's map may take its time; clients of other volumes come and go meanwhile.
             create_volume(self.root / record.name, record, missing, ids)
             try:
-                held = HeldVolume(self.root / record.name, self._boot)
+                held = HeldVolume(self.root / record.name, self._boot, self._log)
             except BaseException:
                 shutil.rmtree(self.root / record.name)
                 raise
@@ -213,7 +213,7 @@ class VolumeDirectory:
                 raise UsageError("no such volume in the recycle bin", on=name, remedy="safehold volume list --deleted")
             os.replace(self._place(mine[-1]), self.root / name)
             sync_directory(self.root)
-            held = self._volumes[name] = HeldVolume(self.root / name, self._boot)
+            held = self._volumes[name] = HeldVolume(self.root / name, self._boot, self._log)
             held.update(deleted=0.0)
             return held
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 
 from safehold.model.progress import Progress
@@ -125,6 +126,7 @@ class Execution:
             return True
         problem = replies.file(cookie, offset, length, *lies)
         if problem:
+            self._export.unreadable(OSError(problem, os.strerror(problem)))
             replies.failed(cookie, error_on_the_wire(problem))
         elif last:
             replies.nothing(cookie)

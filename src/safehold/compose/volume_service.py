@@ -51,7 +51,7 @@ def serve_volumes(
     except OSError as error:
         raise FailedError(f"cannot be made ({error.strerror})", on=str(paths.run)) from error
     host = this_host(paths.state)
-    directory = VolumeDirectory(paths.volumes, host.boot, ctx.clock)
+    directory = VolumeDirectory(paths.volumes, host.boot, ctx.clock, ctx.progress.warn)
     for name, problem in directory.broken.items():
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)

@@ -56,6 +56,10 @@ class Export(Protocol):
         """
         ...
 
+    def unreadable(self, error: OSError) -> None:
+        """What `lies` told of could not be read: to be told to the operator."""
+        ...
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data`; once this returns, every later read sees it. Not durable until `flush`."""
         ...

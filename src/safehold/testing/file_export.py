@@ -52,6 +52,9 @@ class FileExport:
         """In this file."""
         return self, offset
 
+    def unreadable(self, error: OSError) -> None:
+        """Nobody is told."""
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data`."""
         put = os.pwrite(self._file, data, offset)

@@ -143,10 +143,11 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
         sparse += [(files.overlay(one), grown.blocks * grown.block), (files.overlay_sectors(one), grown.sectors)]
     try:
         for path, length in sparse:
-            os.truncate(path, length)
+            _lengthen(path, length)
         for path in (files.states, *(files.dirty(one) for one in files.epochs("dirty"))):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, grown.blocks)
+                os.fsync(file.fileno())
         # The block that was last may have been short: what lies behind its old end is part of the volume from here on.
         states, dirty = BlockMap(files.states, grown.blocks), BlockMap(files.dirty(epoch), grown.blocks)
         states.fill(record.blocks, grown.blocks, PRESENT)
@@ -156,6 +157,13 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
         write_record(files, grown)
     except OSError as error:
         raise FailedError(f"the volume cannot be resized ({error.strerror})", on=record.name) from error
+
+
+def _lengthen(path: Path, length: int) -> None:
+    """Durably: the record that asks for the length is durable too, and a map that is short of it is taken for damaged."""
+    with open(path, "r+b") as file:
+        os.truncate(file.fileno(), length)
+        os.fsync(file.fileno())
 
 
 def _trusting(

@@ -126,6 +126,7 @@ class MemoryExport:
         self.content = bytearray(size)
         self.size = size
         self.read_only = False
+        self.zeroes_fast = True
         self.far = size if far is None else far
         self.arrived = threading.Event()
         self.asked = threading.Event()

@@ -25,13 +25,16 @@ _GLANCE = 64 * 1024
 of which the rest is received in one piece to where it stays."""
 _USUAL = 1024 * 1024 + _GLANCE
 """Size in bytes of the buffer that a connection keeps; longer payloads get one of their own while they are carried out."""
-_DURABLE, _FAR = 2, 4
-"""Threads of one connection for requests that wait for durability, and for those that wait for a vault: who flushes does not wait for a vault that
-is away.
+_DURABLE, _FAR, _WIDE = 2, 4, 1
+"""Threads of one connection for requests that wait for durability, for those that wait for a vault, and for long zeroing: who flushes does not wait
+for a vault that is away, nor does who zeroes.
 """
 _LATE_PAYLOAD = 256 * 1024
 """Bytes of a write that are kept while it waits for the vault beside the loop, small as writes of parts of a sector are; the loop waits for longer
 ones, and with it what comes behind them.
+"""
+_STEP = 32 * 1024 * 1024
+"""Bytes that are trimmed or zeroed at once, as many as a write may have; more is done in such steps beside the loop, as it may come to writing zeros.
 """
 _LONG = 0.05
 """Seconds after which the loop sees whether its client is still there before it changes anything more."""
@@ -46,7 +49,7 @@ class Connection:
     """Serves one client on the thread that calls `serve`. `stop` and `cut` may be called from any thread.
 
     Requests are carried out in the order in which they come, except for those that have to wait (flushes, FUA, reads that are not `ready`, changes
-    of parts of blocks that are not): a few threads do those, so replies come in any order, as the protocol allows.
+    of parts of blocks that are not, long zeroing): a few threads do those, so replies come in any order, as the protocol allows.
 
     Nothing is changed any more for a client that has hung up, once that was seen: it may have sent the same request again by another connection,
     and others after it.
@@ -167,18 +170,21 @@ class Connection:
         execution = Execution(agreed.export, agreed.name, agreed.context, self._progress)
         outlet = Outlet(self._socket)
         replies = Replies(outlet, agreed.structured)
-        durable, far = (SlowLane(threads, outlet, agreed.structured, self.cut) for threads in (_DURABLE, _FAR))
+        durable, far, wide = (
+            SlowLane(threads, outlet, agreed.structured, self.cut) for threads in (_DURABLE, _FAR, _WIDE)
+        )
         try:
             self._await_request()
             self._outlast(self)
             with self._changing.begun() as allowed:
                 if allowed:
-                    self._loop(agreed, execution, replies, durable, far)
+                    self._loop(agreed, execution, replies, durable, far, wide)
         finally:
             self._parted = True
             if not self._heard():
                 self._changing.end()
             far.close()
+            wide.close()
             self._changing.end()
             durable.close()
             if self._stopping and not agreed.export.read_only:
@@ -189,7 +195,15 @@ class Connection:
         line.register(self._socket, select.POLLIN)
         line.poll()
 
-    def _loop(self, agreed: Agreed, execution: Execution, replies: Replies, durable: SlowLane, far: SlowLane) -> None:
+    def _loop(
+        self,
+        agreed: Agreed,
+        execution: Execution,
+        replies: Replies,
+        durable: SlowLane,
+        far: SlowLane,
+        wide: SlowLane,
+    ) -> None:
         """Receive, carry out all that has come whole, send the replies together, and only then wait for more."""
         ready, refusal, read, write = agreed.export.ready, execution.refusal, execution.read, execution.write
         part = agreed.export.block_size - 1
@@ -246,6 +260,9 @@ class Connection:
                             continue
                         replies.flush()
                         error = execution.prepare(offset, length)
+                    elif length > _STEP and command != nbd.CMD_WRITE:
+                        wide.add(replies, self._late_change(execution, flags, command, cookie, offset, length, b""))
+                        continue
                     if now() - looked > _LONG:
                         if self.gone():
                             return
@@ -309,12 +326,23 @@ class Connection:
                 if not error and command == nbd.CMD_WRITE:
                     error = execution.write(offset, memoryview(data))
                 elif not error:
-                    error = execution.clear(flags, command, offset, length)
+                    error = self._clear(execution, flags, command, offset, length)
+                    if self._changing.ended:
+                        return
             if not error and flags & nbd.CMD_FLAG_FUA:
                 error = execution.flush()
             late.done(cookie, error)
 
         return change
+
+    def _clear(self, execution: Execution, flags: int, command: int, offset: int, length: int) -> int:
+        """In steps that begin where a block does, as far as nobody has ended it; the error number of the one that failed."""
+        end, error = offset + length, 0
+        while offset < end and not error and not self._changing.ended:
+            stop = min((offset // _STEP + 1) * _STEP, end)
+            error = execution.clear(flags, command, offset, stop - offset)
+            offset = stop
+        return error
 
     def _heard(self) -> bool:
         """True where what was asked for counts: the client is there, or took its leave, which does not take back what it had asked for before."""

@@ -39,6 +39,11 @@ class Export(Protocol):
         """The request size and alignment in bytes that is cheapest."""
         ...
 
+    @property
+    def zeroes_fast(self) -> bool:
+        """True where `write_zeroes` and `discard` write no zeros, so that a range of any length takes no time to speak of."""
+        ...
+
     def ready(self, offset: int, length: int) -> bool:
         """True where reading the range waits for nothing but local disks. A hint, asked before every read: cheap and never
         blocking. A server answers other requests of the same client meanwhile where it is false.

@@ -64,6 +64,9 @@ class FileExport:
     def prepare(self, offset: int, length: int) -> None:
         """Nothing."""
 
+    zeroes_fast = True
+    """As file systems are that tests run on."""
+
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zeros that keep their space."""
         self._fallocate(_ZERO_RANGE | _KEEP_SIZE, offset, length)

@@ -51,3 +51,56 @@ def test_a_larger_volume_has_its_length_before_its_record(directory: Path, monke
     grown = {name: length for name, length in lengths[0].items() if length != before[name]}
     assert {"data", "sectors", "states", "ov.2", "ov.2.map", "dirty.1", "dirty.2"} <= set(grown)
     assert {name: durable.get(name) for name in grown} == grown
+
+
+@pytest.mark.parametrize("boot", ["boot", "later boot"])
+def test_a_kill_while_an_overlay_is_deleted_leaves_nothing_behind(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, boot: str
+) -> None:
+    """Killed between the deletion of an overlay and that of its map."""
+    opened = open_volume(directory, RECORD, "boot", lambda text: None)
+    seal_together([opened.epochs], [opened.epochs.prepare()])
+    opened.volume.write(0, memoryview(b"\7" * 4096))
+    right = Path.unlink
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if self.name == "ov.2.map":
+            raise OSError("killed here")
+        right(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(OSError, match="killed here"):
+            opened.epochs.drop(1)
+    assert [path.name for path in directory.glob("ov.*")] == ["ov.2.map"]
+    again = open_volume(directory, RECORD, boot, lambda text: None)
+    assert bool(again.suspect) == (boot != "boot")
+    assert "ov.2.map" not in {path.name for path in directory.glob("ov.*")}
+    content = bytearray(4096)
+    again.volume.read_into(0, memoryview(content))
+    assert content == b"\7" * 4096
+
+
+def test_names_are_durable_before_the_maps_are_to_be_believed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overlay that came back with a power loss would lie over what was written since it was folded."""
+    opened = open_volume(directory, RECORD, "boot", lambda text: None)
+    seal_together([opened.epochs], [opened.epochs.prepare()])
+    opened.volume.write(0, memoryview(b"\7" * 4096))
+    opened.epochs.drop(1)
+    there: list[set[str]] = []
+    right = opening.sync_directory
+
+    def sync_directory(path: Path) -> None:
+        right(path)
+        there.append({one.name for one in path.iterdir()})
+
+    monkeypatch.setattr(opening, "sync_directory", sync_directory)
+    put_away = opened.epochs.header.put_away
+
+    def checked() -> None:
+        assert there == [{path.name for path in directory.iterdir()}]
+        put_away()
+
+    monkeypatch.setattr(opened.epochs.header, "put_away", checked)
+    close_volume(opened.volume, opened.epochs)
+    assert there

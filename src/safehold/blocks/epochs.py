@@ -217,6 +217,7 @@ class Epochs:
                 gate.switch(Phase(phase.epoch, phase.dirty, phase.held, phase.overlays[:-1]))
             gate.drain()
             volume.flush()
+            # In this order: an overlay without its map is damage, a map without its overlay is collected when the volume is opened.
             oldest.file.path.unlink(missing_ok=True)
             oldest.sectors.path.unlink(missing_ok=True)
 

@@ -87,6 +87,8 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
     """
     files = VolumeFiles(directory)
     try:
+        for path in files.lone_maps():
+            path.unlink()
         header = LiveHeader(files.live)
         if record.failed:
             header.fail()
@@ -127,6 +129,8 @@ def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
             blocks.sync()
         for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
             sectors.sync()
+    # An overlay that was folded away must not be back after a power loss: it would lie over what was written since.
+    sync_directory(epochs.files.directory)
     epochs.header.put_away()
 
 

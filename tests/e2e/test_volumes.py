@@ -636,3 +636,40 @@ plans:
     assert host.program.json("volume", "list", "--deleted")["deleted"] == []
     host.program.run("volume", "delete", "db-data", "--for-good", "--yes", code=2)
     assert host.program.json("volume", "stop") == {"running": False, "attached": []}
+
+
+def test_what_is_damaged_is_told_of_and_got_rid_of(host: Host) -> None:
+    """A volume whose record is rubbish, in use and in the recycle bin, and the point that stays pinned by it."""
+    host.program.run("volume", "create", "data", "--size", "64M")
+    run("qemu-io", "-f", "raw", "-c", "write 0 64M", host.nbd("data"))
+    host.program.run("volume", "snapshot", "data", "--wait")
+    # It is never filled in whole, and keeps its point.
+    largest = max((host.home / "vault/packs").rglob("*"), key=lambda one: one.stat().st_size if one.is_file() else 0)
+    with open(largest, "r+b") as pack:
+        pack.seek(largest.stat().st_size // 2)
+        pack.write(bytes(4096))
+    host.program.run("restore", "data@latest", "--to", "volume:copy")
+    record = host.home / "state/volumes/copy/vol.json"
+    os.kill(host.pid(), signal.SIGKILL)
+    assert json.loads(record.read_text())["pin"]
+    record.write_text("rubbish")
+    told = host.program.json("volume", "list")
+    assert list(told["broken"]) == ["copy"]
+    status = host.program.run("status", code=1).stdout
+    assert "volume copy cannot be opened" in status
+    assert 'see the runbook, "A volume cannot be opened"' in status
+    refused = host.program.run("point", "unpin", "data@latest", "--yes", code=2).stderr
+    assert "the volume copy of this host cannot be read, and may still need this point" in refused
+    assert "which cannot be opened" in host.program.run("volume", "delete", "copy", "--dry-run").stdout
+    host.program.run("volume", "delete", "copy", "--yes")
+    (gone,) = host.program.json("volume", "list", "--deleted")["deleted"]
+    assert f"safehold volume delete {gone['entry']} --for-good" in host.program.run("status", code=1).stdout
+    assert "damaged" in host.program.run("volume", "list", "--deleted").stdout
+    assert "its point stays pinned" in host.program.run("volume", "delete", gone["entry"], "--for-good", "--yes").stderr
+    host.program.run("status")
+    refused = host.program.run("point", "expire", "data@latest", "--even-last", "--dry-run", code=2).stderr
+    assert "safehold point unpin @" in refused
+    assert "the volume copy on" in host.program.run("point", "unpin", "data@latest", "--dry-run").stdout
+    host.program.run("point", "unpin", "data@latest", code=2)
+    assert host.program.json("point", "unpin", "data@latest", "--yes")["unpinned"][0]["volume"] == "copy"
+    host.program.run("point", "expire", "data@latest", "--even-last", "--dry-run")

@@ -81,7 +81,7 @@ def test_a_restart_does_not_forget_what_the_disk_lost(
         assert not directory.get("good").volume.read_only
         directory.close()
     directory = begin(tmp_path, boot)
-    directory.delete("bad", lambda name: None)
+    directory.delete("bad", lambda: None, lambda name: None)
     directory.close()
 
 
@@ -94,14 +94,16 @@ def test_one_that_cannot_be_put_away_keeps_no_other(
     assert begin(tmp_path).get("bad").volume.read_only
 
 
-def test_what_the_kernel_says_at_the_opening_it_says_once(
+def test_what_the_kernel_says_at_the_first_flush_it_says_once(
     tmp_path: Path, directory: VolumeDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The service was killed before it had flushed.
     os.close(directory._claim)
     fail_once(monkeypatch, DataFile, "bad")
     directory = begin(tmp_path)
-    assert list(directory.broken) == ["bad"]
+    with pytest.raises(OSError, match="Input/output"):
+        directory.get("bad").volume.flush()
+    assert directory.get("bad").volume.read_only
     directory.close()
     directory = begin(tmp_path)
     assert directory.get("bad").volume.read_only
@@ -212,4 +214,20 @@ def test_a_group_that_cannot_be_sealed_whole_is_not_sealed(
     assert [held.epochs.open for held in directory.all()] == [[], []]
     seal_both()
     assert [held.epochs.open for held in directory.all()] == [[1], [1]]
+    directory.close()
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, "its content is there"), (errno.EIO, "can be restored")])
+def test_what_is_only_in_the_way_of_an_opening_is_told_as_that(
+    tmp_path: Path, directory: VolumeDirectory, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    directory.close()
+
+    def refuse(self: LiveHeader, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveHeader, "__init__", refuse)
+        directory = begin(tmp_path)
+    assert told in directory.broken["bad"].remedy
     directory.close()

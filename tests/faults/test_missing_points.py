@@ -219,6 +219,7 @@ def test_what_a_lost_point_is_pinned_by_is_named(unpruned: World) -> None:
     with pytest.raises(UsageError, match="the volume data on db1 is filled in from this point") as refused:
         plan_single(world.open(), [f"@{newest.id[:8]}"])
     assert "safehold volume delete data --for-good" in refused.value.remedy
+    assert f"safehold point unpin @{newest.id[:8]}" in refused.value.remedy
     world.open().expiry().unpin(pin)
     vault = world.open()
     apply_expiry(vault, plan_single(vault, [f"@{newest.id[:8]}"]), world.ctx)

@@ -15,20 +15,21 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from safehold.app import uploader, volumes
+from safehold.app import recycling, settling, uploader
 from safehold.app.host import Host
 from safehold.app.snapshots import next_group
 from safehold.app.uploader import Uploader
 from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks import directory as directory_module
 from safehold.blocks import held as held_module
-from safehold.blocks import opening
+from safehold.blocks import opening, sealing
 from safehold.blocks.directory import VolumeDirectory
-from safehold.blocks.epochs import Epochs, LiveHeader
+from safehold.blocks.epochs import Epochs, LiveHeader, PutAway
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.ids import BlockIds
-from safehold.blocks.layers import PRESENT
+from safehold.blocks.layers import PRESENT, Overlay
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeFiles, VolumeRecord
+from safehold.blocks.volume import LiveVolume
 from safehold.compose.volume_service import Orders
 from safehold.model.clock import SystemClock
 from safehold.model.consistency import Consistency
@@ -136,6 +137,7 @@ def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture(params=[4096, UNIT])
 def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(uploader, "_PATIENCE", (0.05,))
+    monkeypatch.setattr(settling, "_AGAIN", 0.05)
     monkeypatch.setattr(hydration, "_PATIENCE", (0.05,))
     made = Site(tmp_path, request.param)
     yield made
@@ -412,7 +414,7 @@ def test_what_cannot_be_discarded_keeps_no_other_waiting(
     site: Site, disk: FullDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that brings snapshots to the vault outlives whatever it meets."""
-    monkeypatch.setattr(uploader, "_VOUCHING", 0.05)
+    monkeypatch.setattr(settling, "_VOUCHING", 0.05)
     held = site.service.create("data", SIZE, "vault")
     site.write(held)
     disk.needed_by(HeldVolume, "discard_snapshot")
@@ -569,7 +571,7 @@ def test_whoever_vouches_first_is_believed(site: Site) -> None:
 def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     held = site.service.create("data", SIZE, "vault")
     site.finish(site.snapshot("data"))
-    right = directory_module.seal_together
+    right = sealing.seal_together
 
     def between(*of: Any) -> tuple[float, float]:
         taken = right(*of)
@@ -577,7 +579,7 @@ def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: p
         return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory_module, "seal_together", between)
+        patch.setattr(sealing, "seal_together", between)
         assert not site.finish(site.snapshot("data")).full
     assert held.record.suspect
     assert site.finish(site.snapshot("data")).full
@@ -587,7 +589,7 @@ def test_a_reason_to_compare_that_comes_between_stays(site: Site, monkeypatch: p
 def test_a_group_half_on_record_has_lost_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         site.service.create(name, SIZE, "vault")
-    right, settle = HeldVolume.put_on_record, Uploader._settle_all
+    right, fold = HeldVolume.put_on_record, Uploader._fold
     looking, reached = threading.Event(), threading.Event()
 
     def slow(self: HeldVolume, snapshot: Snapshot, compared: str) -> None:
@@ -597,12 +599,12 @@ def test_a_group_half_on_record_has_lost_nothing(site: Site, monkeypatch: pytest
         right(self, snapshot, compared)
 
     def looks(self: Uploader, volumes: Any) -> None:
-        settle(self, volumes)
+        fold(self, volumes)
         looking.set()
         assert reached.wait(20)
 
     monkeypatch.setattr(HeldVolume, "put_on_record", slow)
-    monkeypatch.setattr(Uploader, "_settle_all", looks)
+    monkeypatch.setattr(Uploader, "_fold", looks)
     site.service._uploader.wake()
     assert looking.wait(20)
     assert site.finish(site.snapshot("one", "two")).state is SnapshotState.COMPLETED
@@ -673,7 +675,7 @@ def test_the_recycle_bin_lets_go_of_points(site: Site, monkeypatch: pytest.Monke
     site.service.delete("data")
     site.service.empty_bin()
     assert len(pins(site)) == 1, "it can be taken back"
-    monkeypatch.setattr(volumes, "RECYCLE", -1.0)
+    monkeypatch.setattr(recycling, "RECYCLE", -1.0)
     site.down("delete", "pins/")
     site.service.empty_bin()
     assert [record.name for record in site.service.directory.deleted()] == ["data"]
@@ -706,23 +708,6 @@ def test_what_is_deleted_for_good_lets_go_of_its_point_at_once(site: Site) -> No
         site.service.delete_for_good("data")
 
 
-def test_a_pin_is_on_record_before_the_volume_is_made_and_goes_where_none_is(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    origin, _ = site.made()
-    seen = []
-
-    def create(self: VolumeDirectory, record: VolumeRecord, missing: object, ids: object) -> HeldVolume:
-        seen.append((record.pin, pins(site)))
-        raise FailedError("there is no room")
-
-    monkeypatch.setattr(VolumeDirectory, "create", create)
-    with pytest.raises(FailedError, match="no room"):
-        site.service.create("data", 0, "vault", origin)
-    assert [[pin] for pin, _ in seen] == [there for _, there in seen]
-    assert pins(site) == []
-
-
 def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -743,7 +728,7 @@ def test_a_group_that_cannot_be_put_on_record_leaves_nothing_sealed(
             with pytest.raises(OSError, match="No space left"):
                 site.snapshot("one", "two")
     assert one.epochs.open == two.epochs.open == []
-    assert not list(two.files.directory.glob("ov.*"))
+    until(lambda: not list(two.files.directory.glob("ov.*")))
     was = content(one), content(two)
     done = site.finish(site.snapshot("one", "two"))
     equal(site.point(done.point, "one"), was[0])
@@ -853,3 +838,66 @@ def test_damage_that_nobody_thought_of_is_one_volumes(site: Site) -> None:
     with pytest.raises(FailedError):
         site.service.directory.get("data")
     assert site.service.directory.names() == ["other"]
+
+
+@pytest.mark.parametrize("order", ["resize", "delete"])
+def test_nothing_goes_on_with_a_volume_that_is_put_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """What was redirected beside the data is still being folded away when somebody else opens the volume."""
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held, 100)
+    with monkeypatch.context() as patch:
+        site.down("put", "packs/")
+        snapshot = site.snapshot("data")
+        site.write(held, 100)
+        folded: list[LiveVolume] = []
+        right = LiveVolume.fold_block
+
+        def slow(self: LiveVolume, overlay: Overlay, block: int, buffer: memoryview) -> int:
+            folded.append(self)
+            time.sleep(0.05)
+            return right(self, overlay, block, buffer)
+
+        patch.setattr(LiveVolume, "fold_block", slow)
+        site.up()
+        assert site.finish(snapshot).state is SnapshotState.COMPLETED
+        until(lambda: len(folded) > 0)
+        if order == "resize":
+            again = site.service.resize("data", 2 * SIZE)
+        else:
+            site.service.delete("data")
+            again = site.service.undelete("data")
+        assert again is not held
+        gone = folded.count(held.volume)
+        for step in (held.epochs.fold, lambda: held.epochs.drop(1), lambda: held.epochs.settle(1), held.epochs.prepare):
+            with pytest.raises(PutAway):
+                step()
+        site.write(again, 100)
+        now = content(again)
+        assert folded.count(held.volume) == gone
+    until(lambda: not again.volume.gate.phase.overlays)
+    equal(content(again), now)
+    done = site.finish(site.snapshot("data"))
+    equal(site.point(done.point, "data"), now)
+
+
+def test_a_snapshot_survives_a_power_loss_while_another_is_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (site.service.create(name, SIZE, "vault") for name in ("one", "other"))
+    site.write(one)
+    site.write(other)
+    sending, go, right = threading.Event(), threading.Event(), uploader.commit
+
+    def slow(*of: Any) -> Any:
+        sending.set()
+        assert go.wait(20)
+        return right(*of)
+
+    monkeypatch.setattr(uploader, "commit", slow)
+    site.snapshot("one")
+    assert sending.wait(20)
+    second = site.snapshot("other")
+    until(lambda: site.state(second).durable)
+    assert site.state(second).state is SnapshotState.PENDING
+    go.set()
+    assert site.finish(second).state is SnapshotState.COMPLETED

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from safehold.blocks import checkpoint, durability, summary
-from safehold.blocks.epochs import seal_together
+from safehold.blocks.epochs import LiveHeader, seal_together
 from safehold.blocks.layers import Phase
-from safehold.blocks.layout import SECTOR, VolumeRecord
+from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, read_record
 from safehold.blocks.maps import Maps
-from safehold.blocks.opening import create_volume, open_volume
+from safehold.blocks.opening import close_volume, create_volume, grow_volume, open_volume
 from safehold.blocks.volume import LiveVolume
 from tests.contents import equal
 
@@ -33,7 +33,7 @@ def fetching(volume: LiveVolume) -> None:
 
 
 def content(volume: LiveVolume) -> bytes:
-    data = bytearray(SIZE)
+    data = bytearray(volume.size)
     volume.read_into(0, memoryview(data))
     return bytes(data)
 
@@ -128,6 +128,7 @@ def test_a_disk_without_room_for_another_log_keeps_the_one(tmp_path: Path, monke
     record = VolumeRecord("v", "v", SIZE, BLOCK, "vault", 0.0)
     create_volume(tmp_path / "v", record, [(0, BLOCKS)], ())
     opened = open_volume(tmp_path / "v", record, "boot", lambda text: None)
+    opened.volume.flush()
     right = checkpoint.CheckpointLog._write
 
     def write(self: checkpoint.CheckpointLog, data: bytes) -> int:
@@ -145,6 +146,47 @@ def test_a_disk_without_room_for_another_log_keeps_the_one(tmp_path: Path, monke
     again = open_volume(tmp_path / "v", record, "another boot", lambda text: None)
     fetching(again.volume)
     assert content(again.volume)[5 * BLOCK :][:SECTOR] == b"\x77" * SECTOR
+
+
+def test_a_log_of_an_earlier_process_is_not_appended_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end may be torn, and the maps may say more: without room for another one no flush is promised."""
+    record = VolumeRecord("v", "v", SIZE, BLOCK, "vault", 0.0)
+    create_volume(tmp_path / "v", record, [(0, BLOCKS)], ())
+    opened = open_volume(tmp_path / "v", record, "boot", lambda text: None)
+    opened.volume.write(5 * BLOCK, memoryview(b"\x77" * SECTOR))
+    opened = open_volume(tmp_path / "v", record, "boot", lambda text: None)
+    was = (tmp_path / "v" / "ckpt.log").read_bytes()
+
+    def full(self: checkpoint.CheckpointLog, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.CheckpointLog, "_write", full)
+        opened.volume.write(7 * BLOCK, memoryview(b"\x78" * SECTOR))
+        for _ in range(2):
+            with pytest.raises(checkpoint.NoRoom):
+                opened.volume.flush()
+    assert not opened.volume.read_only
+    assert (tmp_path / "v" / "ckpt.log").read_bytes() == was
+    opened.volume.flush()
+    again = open_volume(tmp_path / "v", record, "another boot", lambda text: None)
+    fetching(again.volume)
+    assert content(again.volume)[5 * BLOCK :][:SECTOR] == b"\x77" * SECTOR
+    assert content(again.volume)[7 * BLOCK :][:SECTOR] == b"\x78" * SECTOR
+
+
+def test_blocks_that_were_added_and_not_logged_are_zeros(tmp_path: Path) -> None:
+    """Power is lost when a volume has just grown."""
+    record = VolumeRecord("v", "v", SIZE, BLOCK, "vault", 0.0)
+    create_volume(tmp_path / "v", record, (), ())
+    opened = open_volume(tmp_path / "v", record, "boot", lambda text: None)
+    opened.volume.write(0, memoryview(b"\x77" * SECTOR))
+    close_volume(opened.volume, opened.epochs)
+    files = VolumeFiles(tmp_path / "v")
+    grow_volume(files, record, 3 * SIZE)
+    LiveHeader(files.live).write(clean=False, epoch=1, boot="boot")
+    again = open_volume(tmp_path / "v", read_record(files), "another boot", lambda text: None)
+    assert content(again.volume) == (b"\x77" * SECTOR).ljust(3 * SIZE, b"\0")
 
 
 def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from safehold.blocks import checkpoint, durability, epochs, layers, layout, maps, summary, volume
@@ -19,7 +20,7 @@ from safehold.blocks.durability import Durability
 from safehold.blocks.epochs import Epochs, LiveHeader, Prepared, seal_together
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layers import Phase
-from safehold.blocks.layout import SECTOR, Lineage, VolumeFiles, VolumeRecord
+from safehold.blocks.layout import SECTOR, Lineage, Snapshot, VolumeFiles, VolumeRecord
 from safehold.blocks.opening import create_volume, open_volume
 from safehold.blocks.sealed import SealedDisk
 from safehold.blocks.volume import LiveVolume
@@ -159,7 +160,12 @@ class History:
 
     def open(self) -> None:
         self.files = VolumeFiles(self.disk.live)
-        opened = open_volume(self.disk.live, self.record, f"boot-{self.boot}", self.story.append)
+        snapshots = tuple(
+            Snapshot(str(epoch), epoch, (0.0, 0.0), "crash", "crash", durable=settled)
+            for epoch, (_, settled) in self.sealed.items()
+        )
+        record = msgspec.structs.replace(self.record, snapshots=snapshots)
+        opened = open_volume(self.disk.live, record, f"boot-{self.boot}", self.story.append)
         self.volume, self.epochs, self.lost = opened.volume, opened.epochs, opened.lost
         self.volume.fetch = self.fetch
         self.suspect = opened.suspect
@@ -323,8 +329,6 @@ class History:
     def crash(self) -> None:
         """The service is killed: what was acknowledged is there."""
         self.open()
-        # Opening puts all of it on the disk.
-        self.flushed, self.since = bytearray(self.now), []
         assert set(self.epochs.open) == set(self.sealed)
         self.read_all()
 

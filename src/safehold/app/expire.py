@@ -26,6 +26,7 @@ __all__ = [
     "plan_expiry",
     "plan_single",
     "release",
+    "select_any",
     "tag",
 ]
 
@@ -195,6 +196,12 @@ def _rejected(rejected: Sequence[Rejected], selector: str) -> Rejected | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def select_any(vault: Vault, selector: str) -> Point | Rejected:
+    """The point that a selector names; `@ID` also names an object among the points that is none, or is gone. UsageError where there is none."""
+    points, rejected = read_points(vault)
+    return _rejected(rejected, selector) or select(points, selector, rejected)
+
+
 def check_left(vault: Vault, expiring: Sequence[Point]) -> None:
     """UsageError where a resource would be left without a point, or without a verified one although it has one."""
     facts = vault.notes().facts()
@@ -258,8 +265,7 @@ def hold(vault: Vault, selector: str, reason: str) -> Point:
 
 def release(vault: Vault, selector: str) -> Point | Rejected:
     """End a hold; `@ID` also names an object among the points that is none, or is gone. UsageError where there is none."""
-    points, rejected = read_points(vault)
-    point = _rejected(rejected, selector) or select(points, selector, rejected)
+    point = select_any(vault, selector)
     notes = vault.notes()
     if not notes.facts().get(point.subject, Facts()).held:
         raise UsageError("point is not held", on=point.id)

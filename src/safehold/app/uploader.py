@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
 from safehold.app.host import Host
 from safehold.app.snapshots import Committed, Described, commit, complete, next_group
 from safehold.blocks.directory import VolumeDirectory
+from safehold.blocks.epochs import PutAway
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot
 from safehold.model.background import background_thread
 from safehold.model.context import Context
 from safehold.vault.vault import Vault
 
-__all__ = ["Uploader", "discard"]
+__all__ = ["Uploader"]
+
+_AT_LEAST = 120.0
+"""Seconds after which it looks again whether there is anything to do."""
 
 _PATIENCE = (1.0, 5.0, 15.0, 60.0)
 """Seconds until a snapshot that could not be brought to its vault is tried again, the last one for ever."""
 
-_VOUCHING = 120.0
-"""Seconds in which somebody has to vouch for a snapshot: letting go of brackets takes less."""
-
-
-def discard(volumes: Sequence[HeldVolume], identity: str, why: str) -> None:
-    """A pending snapshot has failed in every volume that has it, unless somebody has vouched for it: then it may be on its way."""
-    for held in volumes:
-        for snapshot in held.record.pending:
-            if snapshot.id == identity:
-                held.discard_snapshot(snapshot, why)
-
 
 class Uploader:
-    """One thread. `problems` says why a volume's snapshots do not reach the vault at the moment, `sending` which volumes' one is on its way."""
+    """One thread, which also folds away what was redirected for the sake of snapshots, so that no more are sent than can be folded. `problems`
+    says why a volume's snapshots do not reach the vault at the moment, `sending` which volumes' one is on its way.
+    """
 
     def __init__(
         self,
@@ -91,14 +87,17 @@ class Uploader:
         # One moment for the whole turn: what waits at its beginning is waited for at its end.
         now = self._ctx.clock.monotonic()
         waiting = {identity for identity, (when, _) in self._postponed.items() if when > now}
-        self._discard_unvouched(volumes)
-        self._settle_all(volumes)
         for committed in list(self._unfinished):
             if committed.snapshot not in waiting:
                 self._finish(committed)
+        self._fold(volumes)
         unfinished = {name for committed in self._unfinished for name in committed.members}
         with self._directory.standing() as volumes:
-            group, torn = next_group(volumes, waiting, unfinished)
+            # What is being put away is not sent; whether it is lost to its group is seen after that.
+            busy = self._directory.busy.keys()
+            group, torn = next_group(volumes, waiting, unfinished | busy)
+            if any(busy & set(snapshot.group) for _, snapshot, _ in torn):
+                torn = []
             # Nobody deletes a volume from here on.
             self.sending = frozenset(held.name for held, _ in group)
         if torn:
@@ -111,7 +110,7 @@ class Uploader:
         for name in list(self.problems):
             if name not in unfinished and not any(held.name == name and held.record.pending for held in volumes):
                 self.problems.pop(name, None)
-        return min((when - now for when, _ in self._postponed.values() if when > now), default=_VOUCHING)
+        return min((when - now for when, _ in self._postponed.values() if when > now), default=_AT_LEAST)
 
     def _postpone(self, identity: str) -> None:
         """Try again later, and go on with other volumes meanwhile."""
@@ -132,25 +131,24 @@ class Uploader:
                 self._changed.wait(seconds)
             self._woken = False
 
-    def _discard_unvouched(self, volumes: Sequence[HeldVolume]) -> None:
+    def _fold(self, volumes: Sequence[HeldVolume]) -> None:
         for held in volumes:
-            for snapshot in held.record.pending:
-                if not snapshot.vouched and self._ctx.clock.now() - snapshot.taken[1] > _VOUCHING:
-                    discard(volumes, snapshot.id, "whoever took it died before saying how still it was held")
-
-    def _settle_all(self, volumes: Sequence[HeldVolume]) -> None:
-        """Have every sealed epoch survive a power loss, whether or not it can be sent."""
-        for held in volumes:
-            for snapshot in held.record.pending:
-                if not snapshot.durable:
-                    try:
-                        held.settle(snapshot)
-                    except OSError as error:
-                        self.problems[held.name] = f"its snapshot does not survive a power loss: {error.strerror}"
+            try:
+                if not held.volume.read_only:
+                    held.epochs.fold()
+            except PutAway:
+                pass
+            except OSError as error:
+                self._ctx.progress.warn(f"{held.name}: what was written beside its data stays there ({error.strerror})")
 
     def _upload(self, group: list[tuple[HeldVolume, Snapshot]]) -> None:
         names, identity = [held.name for held, _ in group], group[0][1].id
         try:
+            for held, snapshot in group:
+                if not snapshot.durable:
+                    # Before it is a point: of one that the vault has, the volume knows.
+                    with contextlib.suppress(OSError):
+                        held.settle(snapshot)
             vault = self._open_vault(group[0][0].record.vault)
             committed = commit(vault, group, self._host, self._describe, self._ctx)
         except Exception as error:

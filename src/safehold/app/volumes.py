@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from safehold.app.filling import Filling
 from safehold.app.host import Host
-from safehold.app.points import member_of, parse_selector, pick, select
+from safehold.app.pins import Pins
+from safehold.app.points import member_of, parse_selector, pick
+from safehold.app.recycling import Recycling
+from safehold.app.settling import Settler, discard
 from safehold.app.snapshots import Described
-from safehold.app.uploader import Uploader, discard
+from safehold.app.uploader import Uploader
 from safehold.app.volume_origin import BLOCK, data_runs, ids_of, record_of
 from safehold.blocks.directory import VolumeDirectory, check_name
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeRecord
-from safehold.model.background import background_thread
+from safehold.blocks.recycle_bin import Deleted
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, FailedError, SafeholdError, UsageError
 from safehold.model.quiet import Quieted
 from safehold.model.units import format_size
-from safehold.recovery.hydration import Hydrator
-from safehold.vault.catalogue import Point
-from safehold.vault.disk import StoredDisk
-from safehold.vault.records import NoteBody
 from safehold.vault.vault import Vault
 
 __all__ = ["BLOCK", "SnapshotRequest", "VolumeService"]
 
 LARGEST = 1 << 50
 """Bytes of a volume: its maps take 4 GiB then."""
-RECYCLE = 7 * 86400.0
-"""Seconds that a deleted volume can be taken back."""
-_EMPTYING = 3600.0
-"""Seconds until the recycle bin is looked through again."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +64,33 @@ class VolumeService:
         """`open_vault` opens the vault at an address, anew each time."""
         self.directory = directory
         self._open_vault = open_vault
-        self._host, self._ctx = host, ctx
-        self._hydrators: dict[str, Hydrator] = {}
+        self._ctx = ctx
+        self._pins = Pins(open_vault, host, ctx)
+        self._filling = Filling(directory, open_vault, self._pins.let_go, ctx)
         self._uploader = Uploader(directory, open_vault, host, describe, ctx)
-        self._emptying = threading.Lock()
-        self._bin = background_thread(self._keep_bin, "recycle bin")
+        self._settler = Settler(directory, self._uploader.wake, ctx)
+        self._recycling = Recycling(directory, self._pins.let_go, ctx)
 
     def start(self) -> None:
         """Go on with whatever was under way."""
         for held in self.directory.all():
-            self._fill_in(held.name)
+            self._filling.begin(held)
+        self._settler.start()
         self._uploader.start()
-        self._bin.start()
+        self._recycling.start()
 
     def stop(self) -> None:
         """End what works behind at the next safe place, and put the volumes away."""
-        self._ctx.cancel.cancel()
-        for hydrator in list(self._hydrators.values()):
-            hydrator.stop()
-        self._uploader.stop()
-        self._bin.join()
+        self.rest()
         self.directory.close()
+
+    def rest(self) -> None:
+        """End what works behind at the next safe place. What is missing gives EIO from here on."""
+        self._ctx.cancel.cancel()
+        self._filling.stop()
+        self._uploader.stop()
+        self._settler.stop()
+        self._recycling.stop()
 
     # -- making and filling in ---------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class VolumeService:
         record = VolumeRecord(name, uuid.uuid4().hex, size, BLOCK, vault, self._ctx.clock.now())
         if not origin:
             _check_size(name, size)
-            return self.directory.create(record, (), ())
+            return self._make(record, (), (), lambda: None)
         opened = self._open_vault(vault)
         (point,) = pick(opened, origin)
         member = member_of(point, parse_selector(origin).resource)
@@ -115,14 +116,11 @@ class VolumeService:
             )
         disk = opened.disk(point, member)
         record = record_of(record, opened, point, member, disk)
-        record = msgspec.structs.replace(record, pin=self._pin(opened, point, name))
-        try:
-            ids = ids_of(disk) if record.lineage else ()
-            held = self.directory.create(record, data_runs(disk, record.block), ids)
-        except BaseException:
-            self._unpin(record)
-            raise
-        self._fill_in(name, disk)
+        # On record before it is put: whatever comes between, there is somebody to let go of it.
+        record = msgspec.structs.replace(record, pin=opened.expiry().fresh_pin())
+        ids = ids_of(disk) if record.lineage else ()
+        held = self._make(record, data_runs(disk, record.block), ids, lambda: self._pins.put(opened, point, record))
+        self._filling.begin(held, disk)
         if size <= record.size:
             return held
         try:
@@ -134,128 +132,76 @@ class VolumeService:
                 remedy=f"safehold volume resize {name} --size {size}",
             ) from error
 
-    def _pin(self, vault: Vault, point: Point, name: str) -> str:
-        body = NoteBody("volume", self._ctx.clock.now(), {"volume": name, "host": self._host.name})
-        return vault.expiry().pin(point.wid, point.sid, body)
+    def _make(
+        self,
+        record: VolumeRecord,
+        missing: Iterable[tuple[int, int]],
+        ids: Iterable[tuple[int, bytes]],
+        recorded: Callable[[], None],
+    ) -> HeldVolume:
+        try:
+            return self.directory.create(record, missing, ids, recorded)
+        except BaseException:
+            self._recycling.finish()
+            raise
 
-    def _fill_in(self, name: str, disk: StoredDisk | None = None) -> None:
-        """Have a volume be filled in that is not yet, or has not let go of its point yet: it ends with that. `disk` is its point's where that is
-        open.
-        """
+    def _fill_in(self, name: str) -> None:
         for held in self.directory.all():
-            if held.name != name or name in self._hydrators or not held.record.origin:
-                continue
-            if held.record.pin or held.missing:
-                self._hydrate(held, disk)
+            if held.name == name:
+                self._filling.begin(held)
 
-    def _hydrate(self, held: HeldVolume, disk: StoredDisk | None) -> None:
-        selector = held.record.origin
-
-        def open_disk() -> StoredDisk:
-            vault = self._open_vault(held.record.vault)
-            points, rejected = vault.points()
-            point = select(points, selector, rejected)
-            return vault.disk(point, member_of(point, parse_selector(selector).resource))
-
-        def done() -> bool:
-            if not self._unpin(held.record):
-                return False
-            held.update(pin="")
-            self._ctx.progress.note(
-                f"{held.name}: everything of {selector} is here, and nothing depends on it any more"
-            )
-            return True
-
-        hydrator = self._hydrators[held.name] = Hydrator(held.volume, disk, open_disk, done, self._ctx)
-        hydrator.start()
-
-    def _unpin(self, record: VolumeRecord) -> bool:
-        """Let go of the point that a volume was made of; false where that cannot be now."""
-        if record.pin:
-            try:
-                self._open_vault(record.vault).expiry().unpin(record.pin)
-            except SafeholdError as error:
-                self._ctx.progress.warn(f"{record.name}: its point stays pinned ({error})")
-                return False
-        return True
-
-    def delete_for_good(self, name: str) -> None:
+    def delete_for_good(self, name: str) -> list[Deleted]:
         """Delete a volume, or those of that name in the recycle bin where there is none, with nothing to take back; its point is let go of.
-        FailedError where that cannot be now: it lies in the bin then.
+        Gives what went. FailedError where that cannot be now: it lies in the bin then.
         """
-        there = [held.record.uuid for held in self.directory.all() if held.name == name]
-        if there or not any(record.name == name for record in self.directory.deleted()):
-            self.delete(name)
-        with self._emptying:
-            for record in self.directory.deleted():
-                if record.name != name or (there and record.uuid not in there):
-                    continue
-                if not self._unpin(record):
-                    raise FailedError(
-                        "the vault cannot be reached to let go of its point; the volume is in the recycle bin",
-                        on=name,
-                        remedy="run it again when the vault is there",
-                    )
-                self.directory.remove(record)
+        if not self.directory.has(name) and any(one.called(name) for one in self.directory.bin.entries()):
+            return self._recycling.discard(name, lambda entry: True)
+        place = self.delete(name)
+        return self._recycling.discard(name, lambda entry: str(entry.place) == place)
 
     def delete(self, name: str) -> str:
         """Put a volume into the recycle bin; returns where it lies. Snapshots that have not reached the vault are none then. UsageError where
         one is being sent at this moment.
         """
 
-        def before(name: str) -> None:
+        def demand() -> None:
             if name in self._uploader.sending:
                 raise UsageError(
                     "a snapshot is being sent to the vault", on=name, remedy="wait for it, then delete the volume"
                 )
-            self._end_hydration(name)
 
         try:
-            return str(self.directory.delete(name, before))
+            return str(self.directory.delete(name, demand, self._filling.end))
         finally:
             self._fill_in(name)
+            # Snapshots of other volumes waited for what would become of this one.
+            self._wake()
 
     def undelete(self, name: str) -> HeldVolume:
         """Take a volume out of the recycle bin."""
-        with self._emptying:
-            held = self.directory.undelete(name)
-        self._fill_in(name)
+        held = self._recycling.take_back(name)
+        self._filling.begin(held)
+        self._wake()
         return held
 
-    def empty_bin(self) -> None:
-        """Delete for good what was put into the recycle bin long enough ago. A volume whose point cannot be let go of now stays until
-        another time.
-        """
-        with self._emptying:
-            for record in self.directory.deleted():
-                if record.deleted < self._ctx.clock.now() - RECYCLE and self._unpin(record):
-                    self.directory.remove(record)
-                    self._ctx.progress.note(
-                        f"{record.name}: deleted for good after {RECYCLE / 86400:.0f} days in the recycle bin"
-                    )
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """See `Recycling.waiting`."""
+        return self._recycling.waiting
 
-    def _keep_bin(self) -> None:
-        while True:
-            try:
-                self.empty_bin()
-            except Exception as error:  # the last line of defence: what is in the bin takes room, and pins points
-                self._ctx.progress.warn(f"the recycle bin is not emptied: {error}")
-            if self._ctx.cancel.wait(_EMPTYING):
-                return
+    def empty_bin(self) -> None:
+        """See `Recycling.empty`."""
+        self._recycling.empty()
 
     def resize(self, name: str, size: int) -> HeldVolume:
         """Make a volume larger."""
         _check_size(name, size)
         try:
-            return self.directory.resize(name, size, self._end_hydration)
+            return self.directory.resize(name, size, self._filling.end)
         finally:
             # Also where it failed: it goes on with the size that it had.
             self._fill_in(name)
-
-    def _end_hydration(self, name: str) -> None:
-        hydrator = self._hydrators.pop(name, None)
-        if hydrator is not None:
-            hydrator.stop()
+            self._wake()
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -282,9 +228,16 @@ class VolumeService:
                 vouched=not request.vouching,
             )
 
-        snapshots = self.directory.seal(names, describe)
+        try:
+            return self.directory.seal(names, describe)[0]
+        finally:
+            # Also where it failed: then there is something to fold away.
+            self._wake()
+
+    def _wake(self) -> None:
+        """There is something new for what works behind."""
+        self._settler.wake()
         self._uploader.wake()
-        return snapshots[0]
 
     def vouch(
         self, identity: str, achieved: Mapping[str, Consistency], quiet: Mapping[str, tuple[Quieted, ...]]
@@ -324,10 +277,15 @@ class VolumeService:
 
     def problem(self, held: HeldVolume) -> str:
         """What an operator should know of a volume, or nothing."""
-        hydrator = self._hydrators.get(held.name)
         return "; ".join(
             filter(
-                None, (held.problem, self._uploader.problems.get(held.name, ""), hydrator.problem if hydrator else "")
+                None,
+                (
+                    held.problem,
+                    self._settler.problems.get(held.name, ""),
+                    self._uploader.problems.get(held.name, ""),
+                    self._filling.problem(held),
+                ),
             )
         )
 

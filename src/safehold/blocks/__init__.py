@@ -14,6 +14,7 @@ phase     one arrangement of epochs and overlays; writers pass the gate into the
 checkpoint  the durable form of the map; a block is durable as present only after its data
 hydration filling in missing blocks from the recovery point that a volume was made of
 
-From the bottom up: `layout` and `maps`; `checkpoint`; `layers`; `volume` serves one disk; `sealed` is a snapshot's content;
-`fold` and `hydration` work behind; `opening` recovers; `directory` has all volumes of a machine; `server` speaks NBD.
+From the bottom up: `layout` and `maps`; `checkpoint` and `summary`; `layers`; `volume` serves one disk; `epochs` seals and folds; `sealed` is a
+snapshot's content, `ids` what its blocks are in the vault; `opening` recovers; `held` is a volume with its record; `directory` has all volumes of a
+machine. `execution`, `slow_lane` and `connection` serve one client, `server` all.
 """

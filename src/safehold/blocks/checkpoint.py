@@ -54,6 +54,7 @@ _LARGEST = 1 << 22
 """Entries of a batch; a larger number is rubbish."""
 _BATCH = 1 << 16
 """Entries that are encoded at once where a log is begun: one of everything may have very many."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GROWTH = 16 * 1024 * 1024
 """Bytes by which a log may grow beyond twice what it began with: about 350,000 redirected writes, read again in a second."""
 
@@ -68,9 +69,13 @@ class CheckpointLog:
     A log grows with every batch. One that has grown long is written `anew` beside itself, from what the maps say, and the fresh one takes over.
     """
 
+    behind = False
+    """True where the maps say more than the log and what is to be appended: it cannot be appended to, only another can take over."""
+
     def __init__(self, path: Path) -> None:
-        """The log that is in force."""
+        """The log that is in force, of an earlier process: it is behind, and its end may be torn."""
         self.path = path
+        self.behind = True
         self._begin(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
 
     def _begin(self, descriptor: int) -> None:
@@ -85,12 +90,14 @@ class CheckpointLog:
     @property
     def long(self) -> bool:
         """True where it is time to write it anew."""
-        return self.size > self._limit
+        return self.behind or self.size > self._limit
 
     def append(self, changes: Iterable[Change]) -> None:
-        """NoRoom where the disk is full; another OSError where the batch cannot be made durable: nothing that comes after can be believed
-        then.
+        """NoRoom where the disk is full, or had no room for a log that was to take over from one that is behind; another OSError where the batch
+        cannot be made durable: nothing that comes after can be believed then.
         """
+        if self.behind:
+            raise NoRoom(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         written = 0
         for batch in _encode(changes, _LARGEST):
             try:
@@ -98,7 +105,7 @@ class CheckpointLog:
             except OSError as error:
                 # Behind half a batch nothing would be found.
                 os.ftruncate(self._descriptor, self.size)
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno in _FULL:
                     raise NoRoom(error.errno, error.strerror, str(self.path)) from error
                 raise
             os.fdatasync(self._descriptor)
@@ -118,13 +125,19 @@ class CheckpointLog:
         return fresh
 
     def anew(self, changes: Iterable[Change]) -> CheckpointLog | None:
-        """A log of those changes beside this one, which stays in force; None where it cannot be written now."""
+        """A log of those changes beside this one, which stays in force; None where it cannot be written now. Where this one is behind that is an
+        error: NoRoom, or another OSError.
+        """
         # Whatever comes of it: not with the next batch again.
         self._limit = self.size + _GROWTH
         try:
             return self._beside(self.path, changes)
-        except OSError:
-            return None
+        except OSError as error:
+            if not self.behind:
+                return None
+            if error.errno in _FULL:
+                raise NoRoom(error.errno, error.strerror, str(self.path)) from error
+            raise
 
     def take_over(self, path: Path, changes: Iterable[Change]) -> bool:
         """Take the place of the log at `path`, which this was written beside of, with changes that came meanwhile; false where that cannot be

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -41,12 +42,13 @@ _LONG = 0.05
 _UNDERWAY = 2 * 1024 * 1024
 """Bytes of replies that the kernel is asked to hold (socket(7): SO_SNDBUF, up to wmem_max), so that reading for the next
 request goes on while the client takes the last."""
+_SOON = 0.002
 _HEADER = nbd.REQUEST.size
 _unpack = nbd.REQUEST.unpack_from
 
 
 class Connection:
-    """Serves one client on the thread that calls `serve`. `stop` and `cut` may be called from any thread.
+    """Serves one client on the thread that calls `serve`. `hold`, `rest`, `stop` and `cut` may be called from any thread.
 
     Requests are carried out in the order in which they come, except for those that have to wait (flushes, FUA, reads that are not `ready`, changes
     of parts of blocks that are not, long zeroing): a few threads do those, so replies come in any order, as the protocol allows.
@@ -74,7 +76,10 @@ class Connection:
         self._outlast = outlast
         self.refusal = refusal
         """Why it gets nothing, or nothing."""
-        self._stopping = self._parting = self._parted = False
+        self._stopping = self._parting = self._parted = self._busy = False
+        self._end = threading.Event()
+        self._lanes: tuple[SlowLane, ...] = ()
+        self._flush: Callable[[], object] = lambda: None
         self._changing = Changing()
         self.export = ""
         """The name of what it uses, or nothing before that is settled."""
@@ -97,11 +102,30 @@ class Connection:
         finally:
             self._socket.close()
 
-    def stop(self) -> None:
-        """Take no more requests: what is under way ends, what has been received besides is not answered. A client that reconnects sends again
-        what has no answer; one with an error it would pass on.
+    def hold(self) -> None:
+        """Carry out no more requests: what is under way ends, what comes besides is not answered, and neither is what cannot wait for a vault any
+        more. A client that reconnects sends again what has no answer; one with an error it would pass on.
+
+        It is not hung up on before `stop`: until then it waits for as long as it takes.
         """
         self._stopping = True
+
+    def rest(self, deadline: float) -> None:
+        """Return when nothing is under way and what was answered is durable, after `hold`. A client that has not taken its replies by then
+        (time.monotonic) is cut off.
+        """
+        while self._busy:
+            if time.monotonic() > deadline:
+                self.cut()
+            time.sleep(_SOON)
+        for lane in self._lanes:
+            lane.drain()
+        self._flush()
+
+    def stop(self) -> None:
+        """Hang up once nothing is under way."""
+        self._stopping = True
+        self._end.set()
         self._shut(socket.SHUT_RD)
 
     def gone(self) -> bool:
@@ -173,13 +197,17 @@ class Connection:
         durable, far, wide = (
             SlowLane(threads, outlet, agreed.structured, self.cut) for threads in (_DURABLE, _FAR, _WIDE)
         )
+        self._lanes = durable, far, wide
+        if not agreed.export.read_only:
+            self._flush = execution.flush
         try:
             self._await_request()
             self._outlast(self)
             with self._changing.begun() as allowed:
                 if allowed:
-                    self._loop(agreed, execution, replies, durable, far, wide)
+                    self._loop(agreed, execution, replies)
         finally:
+            self._busy = False
             self._parted = True
             if not self._heard():
                 self._changing.end()
@@ -187,26 +215,17 @@ class Connection:
             wide.close()
             self._changing.end()
             durable.close()
-            if self._stopping and not agreed.export.read_only:
-                execution.flush()
 
     def _await_request(self) -> None:
         line = select.poll()
         line.register(self._socket, select.POLLIN)
         line.poll()
 
-    def _loop(
-        self,
-        agreed: Agreed,
-        execution: Execution,
-        replies: Replies,
-        durable: SlowLane,
-        far: SlowLane,
-        wide: SlowLane,
-    ) -> None:
+    def _loop(self, agreed: Agreed, execution: Execution, replies: Replies) -> None:
         """Receive, carry out all that has come whole, send the replies together, and only then wait for more."""
         ready, refusal, read, write = agreed.export.ready, execution.refusal, execution.read, execution.write
         part = agreed.export.block_size - 1
+        durable, far, wide = self._lanes
         changing, now = self._changing, time.monotonic
         usual = room_for(_USUAL)
         buffer, at, end = usual, 0, 0
@@ -233,7 +252,7 @@ class Connection:
                         replies.flush()
                         return
                 if self._stopping:
-                    replies.flush()
+                    self._park(replies)
                     return
                 error = refusal(flags, command, offset, length)
                 if error:
@@ -260,6 +279,9 @@ class Connection:
                             continue
                         replies.flush()
                         error = execution.prepare(offset, length)
+                        if self._stopping:
+                            self._park(replies)
+                            return
                     elif length > _STEP and command != nbd.CMD_WRITE:
                         wide.add(replies, self._late_change(execution, flags, command, cookie, offset, length, b""))
                         continue
@@ -278,14 +300,22 @@ class Connection:
                     self._changed(execution, flags, cookie, error, replies, durable)
             replies.flush()
             buffer, at, end = _make_room(usual, buffer, at, end, needed)
+            self._busy = False
             if needed > end - at + _GLANCE:
                 got = self._socket.recv_into(buffer[end:], at + needed - end, socket.MSG_WAITALL)
             else:
                 got = self._socket.recv_into(buffer[end:], _GLANCE)
             if not got:
                 return
+            self._busy = True
             end += got
             looked = now()
+
+    def _park(self, replies: Replies) -> None:
+        """Leave the client waiting until it is hung up on: what it sends stays in the socket."""
+        replies.flush()
+        self._busy = False
+        self._end.wait()
 
     def _changed(
         self, execution: Execution, flags: int, cookie: int, error: int, replies: Replies, durable: SlowLane
@@ -302,6 +332,8 @@ class Connection:
         def read(late: Replies) -> None:
             if not self._parted and not self._stopping:
                 execution.read(flags, cookie, offset, length, late)
+            if self._stopping and late.failure:
+                late.drop()
 
         return read
 
@@ -309,6 +341,8 @@ class Connection:
         def fetch(late: Replies) -> None:
             if not self._parted and not self._stopping:
                 execution.fetch(cookie, offset, length, late)
+            if self._stopping:
+                late.drop()
 
         return fetch
 
@@ -326,19 +360,22 @@ class Connection:
                 if not error and command == nbd.CMD_WRITE:
                     error = execution.write(offset, memoryview(data))
                 elif not error:
-                    error = self._clear(execution, flags, command, offset, length)
-                    if self._changing.ended:
+                    cleared = self._clear(execution, flags, command, offset, length)
+                    if cleared is None:
                         return
+                    error = cleared
             if not error and flags & nbd.CMD_FLAG_FUA:
                 error = execution.flush()
             late.done(cookie, error)
 
         return change
 
-    def _clear(self, execution: Execution, flags: int, command: int, offset: int, length: int) -> int:
-        """In steps that begin where a block does, as far as nobody has ended it; the error number of the one that failed."""
+    def _clear(self, execution: Execution, flags: int, command: int, offset: int, length: int) -> int | None:
+        """In steps that begin where a block does; the error number of the one that failed, None where somebody ended it before it was done."""
         end, error = offset + length, 0
-        while offset < end and not error and not self._changing.ended:
+        while offset < end and not error:
+            if self._changing.ended or self._stopping:
+                return None
             stop = min((offset // _STEP + 1) * _STEP, end)
             error = execution.clear(flags, command, offset, stop - offset)
             offset = stop

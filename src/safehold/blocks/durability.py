@@ -60,8 +60,14 @@ class Durability:
                 return
             with self._gate.lock:
                 goal = self._asked
-            self._make_durable()
+            try:
+                self._make_durable()
+            except OSError as error:
+                self._troubles.met(Doing.FLUSHING, error)
+                raise
             self._flushed = goal
+        if self._troubles.now:
+            self._troubles.passed(Doing.FLUSHING)
 
     def _make_durable(self) -> None:
         if self._lost:
@@ -77,15 +83,12 @@ class Durability:
                 overlay.file.sync()
             if fresh is not None and fresh.take_over(self._log.path, changes):
                 self._log = fresh
-            elif changes:
+            else:
                 try:
                     self._log.append(changes)
-                except NoRoom as error:
+                except NoRoom:
                     self.changes.extendleft(reversed(changes))
-                    self._troubles.met(Doing.FLUSHING, error)
                     raise
-        if self._troubles.now:
-            self._troubles.passed(Doing.FLUSHING)
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:

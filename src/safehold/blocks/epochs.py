@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safehold.blocks.checkpoint import Change, ChangeKind
@@ -17,7 +18,7 @@ from safehold.blocks.maps import BlockMap, SectorMap
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
 
-__all__ = ["MOST_EPOCHS", "Epochs", "LiveHeader", "Prepared", "seal_together"]
+__all__ = ["MOST_EPOCHS", "Epochs", "LiveHeader", "Prepared", "PutAway", "seal_together"]
 
 MOST_EPOCHS = 8
 """Sealed epochs that may wait for the vault: each one more makes writes look at one map more."""
@@ -92,8 +93,18 @@ class Prepared:
         sync_directory(files.directory)
 
 
+class PutAway(OSError):
+    """The volume was put away: its files belong to whoever opens it next, and nothing was done."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.ESHUTDOWN, "the volume was put away", str(path))
+
+
 class Epochs:
-    """The sealed epochs of one volume, oldest first. Thread-safe; whoever reads an epoch has to see that nobody ends it."""
+    """The sealed epochs of one volume, oldest first. Thread-safe; whoever reads an epoch has to see that nobody ends it.
+
+    Once it is put away, whatever would change its files raises `PutAway`: other threads may still be about to.
+    """
 
     def __init__(
         self,
@@ -108,19 +119,25 @@ class Epochs:
         self.header = header
         self._record = record
         self._sealed = dict(sorted(sealed.items()))
-        self._working = threading.Lock()
+        # For what may take minutes, and for what may not wait for that.
+        self._folding = threading.Lock()
+        self._ending = threading.Lock()
+        self._put_away = False
 
     @property
     def open(self) -> list[int]:
         """Numbers of the sealed epochs that are not drained."""
-        return list(self._sealed)
+        with self.volume.gate.lock:
+            return list(self._sealed)
 
     def dirty(self, epoch: int) -> BlockMap:
         """The blocks that a sealed epoch changed."""
         return self._sealed[epoch]
 
     def prepare(self) -> Prepared:
-        """FailedError where too many epochs are open already, and for a volume that its disk has failed."""
+        """FailedError where too many epochs are open already, and for a volume that its disk has failed. OSError."""
+        if self._put_away:
+            raise PutAway(self.files.directory)
         if self.volume.read_only:
             raise FailedError(
                 "the disk below failed to write, and what the volume has now may not be what was written",
@@ -143,24 +160,49 @@ class Epochs:
         self.volume.gate.switch(Phase(prepared.epoch, prepared.dirty, held, (prepared.overlay, *phase.overlays)))
 
     def settle(self, epoch: int) -> None:
-        """Have a sealed epoch survive a power loss: its writers out, its data and maps on the disk. OSError."""
+        """Have a sealed epoch survive a power loss: its writers out, its data and maps on the disk; harmless where it is dropped already. OSError."""
+        with self._at_work(self._ending):
+            if epoch in self._sealed:
+                self._settle(epoch)
+
+    def _settle(self, epoch: int) -> None:
         self.volume.gate.drain()
         self._sync(self._sealed[epoch])
         self.volume.note([Change(ChangeKind.SEALED, epoch, 0, 0, 1)])
         self.volume.flush()
 
-    def settle_all(self) -> None:
-        """Have the volume as it is survive a power loss."""
-        for epoch in self.open:
-            self.settle(epoch)
-        self.volume.flush()
+    @contextlib.contextmanager
+    def _at_work(self, lock: threading.Lock) -> Iterator[None]:
+        with lock:
+            if self._put_away:
+                raise PutAway(self.files.directory)
+            yield
+
+    @contextlib.contextmanager
+    def put_away(self) -> Iterator[None]:
+        """Inside, everything that was sealed survives a power loss, nothing is under way, and nothing is begun any more, ever. OSError, and then
+        work goes on.
+        """
+        # A fold looks at it between blocks, and is as good half done.
+        self._put_away = True
+        try:
+            with self._folding, self._ending:
+                for epoch in self.open:
+                    self._settle(epoch)
+                self.volume.flush()
+                yield
+        except BaseException:
+            self._put_away = False
+            raise
 
     def drop(self, epoch: int) -> None:
-        """Nothing is held for a sealed epoch any more, which has reached the vault, or never will; harmless where it is dropped already. OSError."""
-        with self._working:
+        """Nothing is held for a sealed epoch any more, which has reached the vault, or never will; harmless where it is dropped already. OSError.
+
+        What was redirected because of it is for `fold`.
+        """
+        with self._at_work(self._ending):
             if epoch in self._sealed:
                 self._drop(epoch)
-            self._fold()
 
     def _drop(self, epoch: int) -> None:
         gate = self.volume.gate
@@ -175,7 +217,7 @@ class Epochs:
 
     def pass_on(self, epoch: int) -> None:
         """What a sealed epoch changed counts as changed in the next one too, durably: it will never reach the vault by itself. OSError."""
-        with self._working:
+        with self._at_work(self._ending):
             if epoch not in self._sealed:
                 return
             with self.volume.gate.lock:
@@ -195,20 +237,25 @@ class Epochs:
             dirty.fill(0, dirty.length, 1)
 
     def fold(self) -> None:
-        """Move into the data what no open epoch keeps apart any more; done after each `drop`, and when a volume is opened."""
-        with self._working:
-            self._fold()
+        """Move into the data what no open epoch keeps apart any more: after each `drop`, and when a volume was opened. It may take minutes, and
+        ends early where the volume is put away meanwhile. OSError.
+        """
+        if self.volume.gate.phase.overlays:
+            with self._at_work(self._folding):
+                self._fold()
 
     def _fold(self) -> None:
         volume, gate = self.volume, self.volume.gate
         buffer = memoryview(bytearray(volume.block))
         while gate.phase.overlays:
             oldest = gate.phase.overlays[-1]
-            if any(epoch < oldest.epoch for epoch in self._sealed):
+            if any(epoch < oldest.epoch for epoch in self.open):
                 return
             # Writers of earlier phases may still redirect to it.
             gate.drain()
             for block in oldest.blocks(volume.maps.per_block):
+                if self._put_away:
+                    return
                 volume.fold_block(oldest, block, buffer)
             volume.flush()
             with gate.lock:

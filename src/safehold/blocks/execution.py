@@ -82,8 +82,10 @@ class Execution:
                 # The reply begins with the error number, so all of the data come before any of it is sent.
                 replies.flush()
                 whole = replies.resized(length)
-                self._read_piece(cookie, offset, length, _DONE, whole)
-                whole.flush()
+                if self._read_piece(cookie, offset, length, _DONE, whole):
+                    whole.flush()
+                else:
+                    replies.failed(cookie, whole.failure)
         else:
             self._read_runs(cookie, offset, length, replies)
 

@@ -151,7 +151,6 @@ class HeldVolume:
                 if not done:
                     self.epochs.pass_on(epoch)
                 self.epochs.drop(epoch)
-        self.epochs.fold()
 
     def settle(self, snapshot: Snapshot) -> None:
         """Have a pending snapshot survive a power loss. OSError where it does not; on a volume that its disk has failed it is none then."""
@@ -161,7 +160,9 @@ class HeldVolume:
             if self.volume.read_only:
                 self.fail_snapshot(snapshot, _NOT_WRITTEN, compare=False)
             raise
-        self.change_snapshot(snapshot.id, durable=True)
+        with self._changing:
+            if any(one.id == snapshot.id for one in self.record.pending):
+                self._change_snapshot(snapshot.id, None, {"durable": True})
 
     def fail_snapshot(self, snapshot: Snapshot, problem: str, *, compare: bool) -> None:
         """A pending snapshot will never be a point; with `compare` the next one reads everything. Harmless where it is not pending any more.

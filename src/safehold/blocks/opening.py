@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from safehold.blocks.summary import block_states, everything
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
 
-__all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume"]
+__all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume", "unfinished"]
 
 
 _LOST = "the disk below failed to write, so what the volume has may not be what was written: it is read-only"
@@ -39,22 +39,33 @@ class Opened:
     lost: frozenset[int]
 
 
+def unfinished(directory: Path) -> Path:
+    """Where a volume is made that is to be that directory."""
+    return directory.with_name(f".{directory.name}.new")
+
+
 def create_volume(
     directory: Path,
     record: VolumeRecord,
     missing: Iterable[tuple[int, int]],
     ids: Iterable[tuple[int, bytes]],
+    recorded: Callable[[], None] = lambda: None,
 ) -> None:
     """Make the files of a volume: zeros, but for the `missing` runs of blocks (start, end), which are to be filled in; `ids` as for
     `ids.write_ids`. It is there whole or not at all. FailedError where the name is taken or there is no room.
+
+    `recorded` is called when its record is durable in `unfinished(directory)`, before anything else is made. What lies there after a failure, or a
+    kill, is for the caller to put away.
     """
-    fresh = directory.with_name(f".{directory.name}.new")
+    fresh = unfinished(directory)
     if directory.exists():
         raise FailedError("there is a volume of that name", on=record.name, remedy="choose another name, or delete it")
-    shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True, mode=0o700)
         files = VolumeFiles(fresh)
+        write_record(files, record)
+        sync_directory(fresh.parent)
+        recorded()
         DataFile(files.data, size=record.blocks * record.block).sync()
         states = BlockMap.create(files.states, record.blocks)
         states.fill(0, record.blocks, PRESENT)
@@ -67,11 +78,10 @@ def create_volume(
         CheckpointLog.write_new(files.checkpoint, block_states(states))
         write_ids(files.ids, ids)
         LiveHeader(files.live).write(clean=True, epoch=1, boot="")
-        write_record(files, record)
+        sync_directory(fresh)
         os.replace(fresh, directory)
         sync_directory(directory.parent)
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise FailedError(
             f"the volume cannot be made ({error.strerror})", on=str(directory), remedy="see that there is room"
         ) from error
@@ -109,10 +119,14 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
             )
         return _trusting(files, record, header, current, boot, report)
     except OSError as error:
+        # What is lost is to be restored. What is only in the way is not: all that was flushed is there.
+        gone = error.errno in (errno.ENOENT, errno.EIO)
         raise FailedError(
             f"the volume cannot be opened ({error.strerror})",
             on=str(error.filename or directory),
-            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER"
+            if gone
+            else "its content is there: mend that, then restart the service (safehold volume stop; safehold volume list)",
         ) from error
 
 
@@ -122,16 +136,16 @@ def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
     """
     if volume.read_only:
         return
-    epochs.settle_all()
-    maps, phase = volume.maps, volume.gate.phase
-    with volume.failing():
-        for blocks in (maps.states, phase.dirty, *phase.held):
-            blocks.sync()
-        for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
-            sectors.sync()
-    # An overlay that was folded away must not be back after a power loss: it would lie over what was written since.
-    sync_directory(epochs.files.directory)
-    epochs.header.put_away()
+    with epochs.put_away():
+        maps, phase = volume.maps, volume.gate.phase
+        with volume.failing():
+            for blocks in (maps.states, phase.dirty, *phase.held):
+                blocks.sync()
+            for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
+                sectors.sync()
+        # An overlay that was folded away must not be back after a power loss: it would lie over what was written since.
+        sync_directory(epochs.files.directory)
+        epochs.header.put_away()
 
 
 def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
@@ -192,7 +206,16 @@ def _trusting(
     # A snapshot whose map is missing is none: an opening after a power loss that was cut short may have dropped it already.
     sealed = {epoch: _dirty(files, record, epoch) for epoch in files.epochs("dirty") if epoch < current}
     phase = Phase(current, _dirty(files, record, current), tuple(sealed.values()), overlays)
-    opened = _assemble(files, record, header, maps, phase, sealed, report)
+    data = DataFile(files.data)
+    if header.failed or files.checkpoint.exists():
+        # It says what was flushed, which is as much as is promised, and the first flush begins another. To wait for the disk here would keep
+        # the clients of all volumes waiting, who give up after a while.
+        log = CheckpointLog(files.checkpoint)
+        settled = {one.epoch for one in record.pending if one.durable} & set(sealed)
+    else:
+        log = _fresh_log(files, header, data, maps, phase, sealed)
+        settled = set(sealed)
+    opened = _assemble(files, record, header, data, maps, phase, sealed, log, settled, report)
     header.write(clean=False, epoch=current, boot=boot)
     suspect = f"the map of changes was damaged ({files.dirty(lost[0]).name}): {_COMPARES}" if lost else ""
     return Opened(*opened, _LOST if header.failed else suspect, frozenset())
@@ -209,10 +232,12 @@ def _rebuilding(
     settled: set[int] = set()
     drained: set[int] = set()
     there = set(files.epochs("ov"))
+    told = 0
     for change in changes:
         end = change.start + change.cells
         if change.kind is ChangeKind.STATE:
             states.fill(change.start, end, change.value)
+            told = max(told, end)
         elif change.kind is ChangeKind.SECTOR:
             sectors.fill(change.start, end, change.value)
         elif change.kind is ChangeKind.SEALED:
@@ -223,6 +248,8 @@ def _rebuilding(
             if change.epoch not in masks:
                 masks[change.epoch] = SectorMap.create(files.overlay_sectors(change.epoch), record.sectors)
             masks[change.epoch].fill(change.start, end, change.value)
+    # It begins with every block that there was: what lies behind was added since, as zeros.
+    states.fill(told, record.blocks, PRESENT)
     # A partial block that filled up says so in its state; its sectors do not matter then.
     maps = Maps(states, sectors, record.block // SECTOR, -(-record.size // SECTOR))
     every = {*files.epochs("dirty"), *there}
@@ -241,40 +268,51 @@ def _rebuilding(
     fresh.dirty.fill(0, record.blocks, 1)
     fresh.dirty.sync()
     phase = Phase(fresh.epoch, fresh.dirty, tuple(sealed.values()), (fresh.overlay, *overlays))
-    opened = _assemble(files, record, header, maps, phase, sealed, report)
+    data = DataFile(files.data)
+    # What the disk lost counts as written to the kernel; what the log says is still true.
+    log = CheckpointLog(files.checkpoint) if header.failed else _fresh_log(files, header, data, maps, phase, sealed)
+    opened = _assemble(files, record, header, data, maps, phase, sealed, log, sealed, report)
     header.write(clean=False, epoch=fresh.epoch, boot=boot)
     return Opened(*opened, _LOST if header.failed else f"{why}: {_COMPARES}", frozenset(every - set(sealed)))
+
+
+def _fresh_log(
+    files: VolumeFiles,
+    header: LiveHeader,
+    data: DataFile,
+    maps: Maps,
+    phase: Phase,
+    sealed: dict[int, BlockMap],
+) -> CheckpointLog:
+    """A log of the maps as they are, so what they say has to be on the disk before."""
+    try:
+        data.sync()
+        for overlay in phase.overlays:
+            overlay.file.sync()
+        for dirty in sealed.values():
+            dirty.sync()
+    except OSError:
+        # The kernel says so once.
+        header.fail()
+        raise
+    return CheckpointLog.write_new(files.checkpoint, everything(maps, phase, sealed))
 
 
 def _assemble(
     files: VolumeFiles,
     record: VolumeRecord,
     header: LiveHeader,
+    data: DataFile,
     maps: Maps,
     phase: Phase,
     sealed: dict[int, BlockMap],
+    log: CheckpointLog,
+    settled: Iterable[int],
     report: Callable[[str], None],
 ) -> tuple[LiveVolume, Epochs]:
-    data = DataFile(files.data)
-    if header.failed:
-        # What the disk lost counts as written to the kernel; what the log says is still true.
-        log = CheckpointLog(files.checkpoint)
-    else:
-        try:
-            # The log starts anew from the maps as they are, so what they say has to be on the disk before.
-            data.sync()
-            for overlay in phase.overlays:
-                overlay.file.sync()
-            for dirty in sealed.values():
-                dirty.sync()
-        except OSError:
-            # The kernel says so once.
-            header.fail()
-            raise
-        log = CheckpointLog.write_new(files.checkpoint, everything(maps, phase, sealed))
     volume = LiveVolume(record.size, record.block, data, maps, phase, log, report, header.fail)
     volume.read_only = header.failed
-    volume.settled.update(sealed)
+    volume.settled.update(settled)
     return volume, Epochs(volume, files, record, header, sealed)
 
 
@@ -305,6 +343,7 @@ def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:
         return BlockMap(files.dirty(epoch), record.blocks)
     dirty = BlockMap.create(files.dirty(epoch), record.blocks)
     dirty.fill(0, record.blocks, 1)
+    dirty.sync()
     return dirty
 
 

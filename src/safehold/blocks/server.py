@@ -51,7 +51,7 @@ class NbdServer:
         self._lock = threading.Lock()
         self._serving: dict[Connection, threading.Thread] = {}
         self._told_full = False
-        self._stopped = False
+        self._stopped = self._ended = False
         self._guard = _take(path)
         try:
             self._listener = _listen(path)
@@ -131,27 +131,41 @@ class NbdServer:
         with self._lock:
             return {one.process for one in self._serving if one.export == name} - {0}
 
-    def stop(self, grace: float = 10.0) -> None:
-        """Let nobody in, let requests under way end, flush, hang up; returns when that is done. A client that has not taken
-        its replies after `grace` seconds is cut off. May be called twice.
-        """
+    def hold(self) -> None:
+        """Let nobody in and carry out no more requests; clients wait, however long that takes. May be called twice."""
         with self._lock:
             if self._stopped:
                 return
             self._stopped = True
-            serving = dict(self._serving)
+            serving = list(self._serving)
+        for connection in serving:
+            connection.hold()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         self._listener.close()
-        for connection in serving:
-            connection.stop()
+
+    def rest(self, grace: float = 10.0) -> None:
+        """Return when nothing is under way and what was answered is durable, after `hold`. A client that has not taken its replies after `grace`
+        seconds is cut off.
+        """
         deadline = time.monotonic() + grace
-        for thread in serving.values():
-            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            serving = list(self._serving)
+        for connection in serving:
+            connection.rest(deadline)
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Hold, rest, and hang up; returns when that is done. May be called twice."""
+        self.hold()
+        self.rest(grace)
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            serving = dict(self._serving)
         for connection, thread in serving.items():
-            if thread.is_alive():
-                connection.cut()
-                thread.join()
+            connection.stop()
+            thread.join()
         os.unlink(self.path)
         os.close(self._guard)
 

@@ -46,8 +46,15 @@ class SlowLane:
         finally:
             self._places.release()
 
+    def drain(self) -> None:
+        """Return when nothing is under way. The caller sees that nothing is added meanwhile."""
+        for _ in range(_WAITING):
+            self._places.acquire()
+        for _ in range(_WAITING):
+            self._places.release()
+
     def close(self) -> None:
-        """Return when nothing is under way."""
+        """Return when nothing is under way; nothing is taken any more."""
         self._threads.shutdown(wait=True)
 
 

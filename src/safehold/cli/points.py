@@ -17,6 +17,7 @@ from safehold.app.keys import writer_labels
 from safehold.app.points import made_by as of_writer
 from safehold.app.points import of_pattern, pick, read_points
 from safehold.app.sharing import warn_of_shared_names
+from safehold.cli.point_pins import unpin
 from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, confirm, json_option, print_json, print_table, vault_options
 from safehold.cli.tags import parse_tags
@@ -187,6 +188,7 @@ def point() -> None:
 
 
 point.add_command(points, "list")
+point.add_command(unpin)
 
 
 @point.command()

@@ -94,18 +94,29 @@ def list_(deleted: bool, as_json: bool) -> None:
         print_json(told)
         return
     if deleted:
-        rows = [[one["name"], format_size(one["size"]), format_time(one["deleted"])] for one in told["deleted"]]
-        print_table(["volume", "size", "deleted"], rows)
+        print_table(["volume", "size", "deleted", "state"], [_gone(one) for one in told["deleted"]])
         return
-    rows = []
+    rows, busy = [], dict(told.get("busy", {}))
     for one in told["volumes"]:
         made = attached.get(one["name"])
         where = (
             f"{made.device} {made.mount}".strip() if made else f"{one['clients']} clients" if one["clients"] else "–"
         )
-        rows.append([one["name"], format_size(one["size"]), where, _last(one), _state(one)])
+        what = busy.pop(one["name"], None)
+        rows.append(
+            [one["name"], format_size(one["size"]), where, _last(one), f"is being {what}" if what else _state(one)]
+        )
+    rows += [[name, "", "", "", f"is being {what}"] for name, what in busy.items()]
     rows += [[name, "", "", "", f"cannot be opened: {why}"] for name, why in told["broken"].items()]
     print_table(["volume", "size", "attached", "last snapshot", "state"], rows)
+
+
+def _gone(one: dict[str, Any]) -> list[str]:
+    when = format_time(one["deleted"])
+    if not one.get("problem"):
+        return [one["name"], format_size(one["size"]), when, "ok"]
+    more = f"damaged: {one['problem']} → safehold volume delete {one['entry']} --for-good"
+    return [one["name"], "", when, more]
 
 
 def _add_device_problem(one: dict[str, Any], client: VolumeClient) -> None:
@@ -152,7 +163,8 @@ def show(name: str, as_json: bool) -> None:
         print(f"  note      {told['suspect']}")
     for one in told["snapshots"]:
         more = f"point {one['point'][:8]}, {format_size(one['read'])} read, {format_size(one['stored'])} stored"
-        note = one["snapshot_problem"] or (more if one["point"] else "on its way")
+        waits = "on its way" if one["durable"] else "on its way; a power loss would lose it still"
+        note = one["snapshot_problem"] or (more if one["point"] else waits)
         whole = "; compared everything" if one["compared_everything"] else ""
         print(f"  {format_time(one['taken'])}  {one['id'][:8]}  {one['state']:<9}  {one['achieved']}: {note}{whole}")
 

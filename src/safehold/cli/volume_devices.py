@@ -78,7 +78,13 @@ def delete(name: str, undo: bool, for_good: bool, yes: bool, dry_run: bool, as_j
             return
         if not yes:
             confirm(f"delete {text}?", "this deletes a volume", text)
-        client.order("delete-for-good" if for_good else "delete", name=name)
+        gone = client.order("delete-for-good" if for_good else "delete", name=name)
+        for one in gone if for_good else ():
+            if one["problem"]:
+                run.ctx.progress.warn(
+                    f"{one['entry']}: its record cannot be read; had it not been filled in yet, its point stays pinned → "
+                    "safehold point expire says so, and safehold point unpin ends it"
+                )
     if as_json:
         print_json({"volume": name, "deleted": True})
         return
@@ -91,10 +97,13 @@ def delete(name: str, undo: bool, for_good: bool, yes: bool, dry_run: bool, as_j
 def _what_goes(client: VolumeClient, name: str, for_good: bool) -> str:
     """UsageError where it is attached, or there is no such volume."""
     told = client.order("list")
-    gone = [one for one in told["deleted"] if one["name"] == name]
-    if for_good and gone and not any(one["name"] == name for one in told["volumes"]):
-        return f"{name} in the recycle bin, {', '.join(format_size(one['size']) for one in gone)}"
+    gone = [one for one in told["deleted"] if name in (one["name"], one.get("entry"))]
+    if for_good and gone and name not in told["broken"] and not any(one["name"] == name for one in told["volumes"]):
+        sizes = ["damaged" if one.get("problem") else format_size(one["size"]) for one in gone]
+        return f"{name} in the recycle bin, {', '.join(sizes)}"
     client.demand_detached(name, "deleted")
+    if name in told["broken"]:
+        return f"{name}, which cannot be opened ({told['broken'][name]})"
     shown = client.order("show", name=name)
     pending = sum(1 for one in shown["snapshots"] if one["state"] == "pending")
     return f"{name}, {format_size(shown['size'])}" + (f", {pending} snapshots not yet in the vault" if pending else "")

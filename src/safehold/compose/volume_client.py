@@ -92,7 +92,21 @@ class VolumeClient:
             return [f"volumes cannot be looked at: {error}", *self._dead()]
         found += [f"volume {one['name']}: {one['problem']}" for one in told["volumes"] if one["problem"]]
         found += self._dead()
-        return found + [f"volume {name} cannot be opened: {why}" for name, why in told["broken"].items()]
+        found += [
+            f'volume {name} cannot be opened: {why} → see the runbook, "A volume cannot be opened"'
+            for name, why in told["broken"].items()
+        ]
+        found += [
+            f"volume {name} is gone, and its point is still kept for it, as the vault could not be told; it will be once that can be reached → "
+            "see volumes.log in the state directory, or the unit's journal"
+            for name in told.get("waiting", ())
+        ]
+        return found + [
+            f"volume {one['name']} in the recycle bin is damaged ({one['problem']}) → "
+            f"safehold volume delete {one['entry']} --for-good"
+            for one in told["deleted"]
+            if one.get("problem")
+        ]
 
     def stop(self) -> None:
         """Return when the service has ended. ServiceAbsent where it does not run, FailedError where it does not end."""

@@ -18,13 +18,15 @@ from safehold.app.volumes import SnapshotRequest, VolumeService
 from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeRecord
+from safehold.blocks.recycle_bin import Deleted
 from safehold.blocks.server import NbdServer
 from safehold.compose.absence import BEAT, Absences
 from safehold.compose.paths import Paths
 from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
-from safehold.model.context import Context
+from safehold.model.context import CancelToken, Context
 from safehold.model.errors import FailedError, UsageError
+from safehold.model.halting import HaltingClock
 from safehold.model.quiet import Quieted
 from safehold.model.topology import Topology
 from safehold.ports.blocks import Blocks
@@ -43,8 +45,11 @@ def serve_volumes(
     `credentials` opens vaults, asked anew each time; `ready` is called once clients can connect.
     """
 
+    halt = CancelToken()
+    patience = HaltingClock(ctx.clock, halt)
+
     def vault(address: str) -> Vault:
-        return open_vault(open_stores(address, ctx.clock), credentials(), places(paths), ctx)
+        return open_vault(open_stores(address, patience), credentials(), places(paths), ctx)
 
     try:
         paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -70,8 +75,15 @@ def serve_volumes(
     finally:
         control.close()
         reconnector.stop()
+        # A device gives up half a minute after it was hung up on: whatever may take longer comes before that. Nobody is told of a failure that
+        # is only due to the halt, for clients ask again.
+        exports.hold()
+        halt.cancel()
+        exports.rest()
+        service.rest()
+        directory.put_away()
         exports.stop()
-        service.stop()
+        directory.close()
 
 
 def _log(error: Exception) -> None:
@@ -105,7 +117,7 @@ class Orders:
             "list": self._list,
             "show": lambda order: self._volume(self._service.directory.get(_text(order, "name"))),
             "delete": lambda order: self._service.delete(_text(order, "name")),
-            "delete-for-good": lambda order: self._service.delete_for_good(_text(order, "name")),
+            "delete-for-good": self._delete_for_good,
             "undelete": lambda order: self._volume(self._service.undelete(_text(order, "name"))),
             "resize": lambda order: self._volume(self._service.resize(_text(order, "name"), _number(order, "size"))),
             "snapshot": self._snapshot,
@@ -145,9 +157,14 @@ class Orders:
         return {
             # All snapshots of many volumes would be longer than an answer may be.
             "volumes": [self._volume(held) | {"snapshots": _last(held)} for held in directory.all()],
+            "busy": directory.busy,
             "broken": {name: str(error) for name, error in directory.broken.items()},
-            "deleted": [_record(record) for record in directory.deleted()],
+            "deleted": [_deleted(entry) for entry in directory.bin.entries()],
+            "waiting": list(self._service.waiting),
         }
+
+    def _delete_for_good(self, order: Mapping[str, object]) -> object:
+        return [_deleted(entry) for entry in self._service.delete_for_good(_text(order, "name"))]
 
     def _snapshot(self, order: Mapping[str, object]) -> object:
         names, tags = order.get("names"), order.get("tags")
@@ -205,10 +222,17 @@ def _record(record: VolumeRecord) -> dict[str, object]:
     }
 
 
+def _deleted(entry: Deleted) -> dict[str, object]:
+    """A volume in the recycle bin; of one whose record cannot be read little is known."""
+    known = {"name": entry.name, "deleted": entry.when} if entry.record is None else _record(entry.record)
+    return {**known, "entry": entry.place.name, "problem": entry.problem}
+
+
 def _snapshot(snapshot: Snapshot) -> dict[str, object]:
     return {
         "id": snapshot.id,
         "state": str(snapshot.state),
+        "durable": snapshot.durable,
         "taken": snapshot.taken[1],
         "pause": snapshot.taken[1] - snapshot.taken[0],
         "achieved": snapshot.achieved,

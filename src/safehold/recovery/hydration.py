@@ -9,6 +9,7 @@ import errno
 import itertools
 import mmap
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from safehold.blocks.layers import PRESENT, REGION
@@ -31,6 +32,9 @@ _THREADS = 2 * THREADS_LOCAL
 
 _RECENT = 0.1
 """Seconds for which a client that had to wait for a block is thought to want another one."""
+
+_SPARE = 4
+"""Blocks' worth of memory kept for the next that clients wait for."""
 
 _CHECKPOINT = 2048
 """Blocks filled in between checkpoints: what a power loss makes this fetch again."""
@@ -66,6 +70,7 @@ class Hydrator:
         self._opening = threading.Lock()
         self._fetching: dict[int, threading.Lock] = {}
         self._table = threading.Lock()
+        self._spare: deque[memoryview] = deque()
         self._wish: int | None = None
         self._stop = threading.Event()
         self._claims: list[range] = []
@@ -97,12 +102,15 @@ class Hydrator:
 
     def fetch(self, block: int) -> None:
         """Have one block present now. OSError EIO where it cannot be had; `problem` says why then."""
+        # Those behind rest from now on, not only once this is here.
+        self._served = self._ctx.clock.monotonic()
         with self._table:
             lock = self._fetching.setdefault(block, threading.Lock())
         try:
             with lock:
                 if self._volume.maps.states.cells[block] != PRESENT:
-                    filled = self._fill(block, 1, _pages(self._volume.block))
+                    with self._room() as buffer:
+                        filled = self._fill(block, 1, buffer)
                     if filled is _Filled.DAMAGED:
                         self._reopen()
         finally:
@@ -113,6 +121,19 @@ class Hydrator:
         self._wish = block + 1
         if self._volume.maps.states.cells[block] != PRESENT:
             raise OSError(errno.EIO, self.problem or "the block cannot be had")
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[memoryview]:
+        """Room for a block. To have the kernel give pages for each would take as long as to open what comes into them."""
+        try:
+            buffer = self._spare.pop()
+        except IndexError:
+            buffer = _pages(self._volume.block)
+        try:
+            yield buffer
+        finally:
+            if len(self._spare) < _SPARE:
+                self._spare.append(buffer)
 
     def _disk_now(self) -> StoredDisk:
         with self._opening:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from safehold.model.errors import DamageError, ObjectExists, ObjectNotFound, UsageError, VaultKeyError
 from safehold.ports.store import Store
@@ -20,7 +21,7 @@ from safehold.vault.names import Kind, commit_name, forget_name, kind_of, pin_na
 from safehold.vault.records import Forget, NoteBody, Pin
 from safehold.vault.trust import OwnerTrust
 
-__all__ = ["Expiry", "forgotten_points", "is_forgotten", "pinned_points", "unaccounted"]
+__all__ = ["Dependent", "Expiry", "forgotten_points", "is_forgotten", "pinned_points", "unaccounted"]
 
 
 def is_forgotten(store: Store, vault: bytes, trust: OwnerTrust, point: str) -> bool:
@@ -77,10 +78,13 @@ def forgotten_points(
 
 
 def pinned_points(store: Store, vault: bytes, trust: OwnerTrust) -> dict[str, str]:
-    """Points that something depends on, as `<wid>/<sid>`, with the pin's name. DamageError for a pin that cannot be read: it may be of
+    """Points that something depends on, as `<wid>/<sid>`, with the name of one pin. DamageError for a pin that cannot be read: it may be of
     any point.
     """
-    pinned: dict[str, str] = {}
+    return dict(_pins(store, vault, trust))
+
+
+def _pins(store: Store, vault: bytes, trust: OwnerTrust) -> Iterator[tuple[str, str]]:
     for stamp in store.list(Kind.PIN.prefix + "/"):
         try:
             check_size(stamp)
@@ -91,8 +95,19 @@ def pinned_points(store: Store, vault: bytes, trust: OwnerTrust) -> dict[str, st
             continue
         except ValueError:
             raise DamageError("not a pin", on=stamp.name, remedy="nothing is expired while it is there") from None
-        pinned[record.point] = stamp.name
-    return pinned
+        yield record.point, stamp.name
+
+
+@dataclass(frozen=True)
+class Dependent:
+    """What a point is kept for, as the maker of the pin says: a volume on a host, or nothing that can be told (both empty)."""
+
+    pin: str
+    volume: str = ""
+    host: str = ""
+
+    def __str__(self) -> str:
+        return f"the volume {self.volume} on {self.host or 'another host'}" if self.volume else "something"
 
 
 class Expiry:
@@ -110,10 +125,16 @@ class Expiry:
         """See `pinned_points`."""
         return pinned_points(self._store, self._vault, self._trust)
 
-    def pin(self, wid: bytes, sid: bytes, body: NoteBody) -> str:
-        """Have a point stay while something depends on it; returns the pin's name for `unpin`. UsageError where it is being expired."""
+    def fresh_pin(self) -> str:
+        """The name of a pin that is to be made."""
+        return pin_name(os.urandom(16))
+
+    def pin(self, wid: bytes, sid: bytes, body: NoteBody, name: str = "") -> str:
+        """Have a point stay while something depends on it; returns the pin's name for `unpin`: `name`, of `fresh_pin`, where the maker has to know it
+        before. UsageError where the point is being expired.
+        """
         point = f"{wid.hex()}/{sid.hex()}"
-        name = pin_name(os.urandom(16))
+        name = name or self.fresh_pin()
         sealed = seal_to(self._owner.public.seal, encode(body), self._info(name))
         record = Pin(self._owner.generation, point, sealed)
         self._store.put(name, [close(self._vault, name, encode(record), self._owner.sign)])
@@ -149,18 +170,30 @@ class Expiry:
 
     def demand_free(self, wid: bytes, sid: bytes) -> None:
         """UsageError where something depends on a point, which names it."""
-        pin = self.pinned().get(f"{wid.hex()}/{sid.hex()}")
-        if pin is None:
+        dependents = self.dependents(wid, sid)
+        if not dependents:
             return
-        told = self._about(pin)
-        volume, host = told.get("volume", ""), told.get("host", "another host")
-        if not volume:
-            raise UsageError("something depends on this point", on=f"{sid.hex()} ({pin})", remedy="let that end first")
+        first, others = dependents[0], len(dependents) - 1
+        on = f"{sid.hex()} ({first.pin})" + (f", and {others} more" if others else "")
+        gone = f"where that is gone for good: safehold point unpin @{sid.hex()[:8]}"
+        if not first.volume:
+            raise UsageError("something depends on this point", on=on, remedy=f"let that end first; {gone}")
         raise UsageError(
-            f"the volume {volume} on {host} is filled in from this point",
-            on=f"{sid.hex()} ({pin})",
-            remedy=f"wait until it is (safehold volume show {volume}), or give it up there: safehold volume delete {volume} --for-good",
+            f"{first} is filled in from this point",
+            on=on,
+            remedy=f"wait until it is (safehold volume show {first.volume}), or give it up there: "
+            f"safehold volume delete {first.volume} --for-good; {gone}",
         )
+
+    def dependents(self, wid: bytes, sid: bytes) -> list[Dependent]:
+        """What a point is kept for; those of which it can be told come first. DamageError for a pin that cannot be read: it may be of any point."""
+        point = f"{wid.hex()}/{sid.hex()}"
+        found = []
+        for of, pin in _pins(self._store, self._vault, self._trust):
+            if of == point:
+                told = self._about(pin)
+                found.append(Dependent(pin, str(told.get("volume") or ""), str(told.get("host") or "")))
+        return sorted(found, key=lambda one: not one.volume)
 
     def _about(self, pin: str) -> dict[str, object]:
         """What its maker says in a pin; nothing where it cannot be read."""

@@ -61,12 +61,18 @@ class Replies:
         self._view = room_for(capacity + _OVERHEAD)
         self._used = 0
         self._before = 0
+        self.failure = 0
+        """The number of the last failure."""
 
     def flush(self) -> None:
         """Send everything that waits."""
         if self._used:
             used, self._used = self._used, 0
             self._outlet.send(self._view[:used])
+
+    def drop(self) -> None:
+        """Forget what waits: the client is left without an answer."""
+        self._used = 0
 
     def resized(self, capacity: int) -> Replies:
         """Another buffer for the same client, with room for `capacity` bytes of data."""
@@ -116,6 +122,7 @@ class Replies:
 
     def failed(self, cookie: int, error: int) -> None:
         """The end of a reply to a read or block status that failed, with the protocol's number."""
+        self.failure = error
         if self.structured:
             self._chunk(nbd.REPLY_TYPE_ERROR, cookie, struct.pack(">IH", error, 0), nbd.REPLY_FLAG_DONE)
         else:

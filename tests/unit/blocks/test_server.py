@@ -480,13 +480,9 @@ def test_an_end_releases_the_export(server: NbdServer, directory: FixedDirectory
     assert directory.held == {"disk": 0}
 
 
-def until_stopped(client: RawClient) -> None:
-    """Return once the server takes nothing more from this client: then even sending no bytes fails."""
-    while True:
-        try:
-            client.socket.send(b"")
-        except OSError:
-            return
+def until_held(server: NbdServer) -> None:
+    """Return once the server carries out nothing more."""
+    while not all(one._stopping for one in server._serving):
         time.sleep(0.01)
 
 
@@ -500,7 +496,7 @@ def test_a_stop_lets_requests_end_and_flushes(tmp_path: Path) -> None:
         assert disk.asked.wait(20)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
-        until_stopped(client)
+        until_held(server)
         disk.arrived.set()
         assert client.chunk().body[8:] == bytes(4096)
         assert client.at_end()
@@ -521,13 +517,65 @@ def test_requests_behind_a_stop_get_no_answer(tmp_path: Path) -> None:
         assert disk.asked.wait(20)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
-        until_stopped(client)
+        until_held(server)
         disk.arrived.set()
         assert client.chunk().cookie == 1
         with contextlib.suppress(ConnectionResetError):
             assert client.socket.recv(1) == b""
         stopping.join()
     assert "write" not in disk.calls
+
+
+def test_a_client_is_held_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    """It is told nothing of what fails meanwhile, for it asks again where it is answered; and it can go on sending."""
+    disk = MemoryExport(far=65536)
+    server = NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk}))
+    with RawClient(server.path) as client:
+        client.settle()
+        client.send(request(nbd.CMD_READ, 1, 65536, 4096))
+        client.send(request(nbd.CMD_CACHE, 2, 65536, 4096))
+        assert disk.asked.wait(20)
+        server.hold()
+        disk.broken["read"] = OSError(errno.EIO, "nobody fetches it any more")
+        disk.read_into = lambda offset, buf: disk._called("read")  # type: ignore[method-assign]
+        client.send(request(nbd.CMD_WRITE, 3, 0, 1) + b"x")
+        disk.arrived.set()
+        server.rest()
+        client.send(request(nbd.CMD_FLUSH, 4))
+        client.socket.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):
+            # The one read that was under way may have come to a good end.
+            assert client.chunk().cookie == 1
+            client.socket.recv(1)
+            raise AssertionError("it was answered, or hung up on")
+        client.socket.settimeout(20)
+        server.stop()
+        assert client.at_end()
+    assert "write" not in disk.calls
+    assert disk.calls[-1] == "flush"
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_what_fails_while_clients_are_held_is_not_told(tmp_path: Path, structured: bool) -> None:
+    disk = MemoryExport(size=4 << 20, far=65536)
+    disk.content[:] = b"x" * disk.size
+    reading = threading.Event()
+
+    def fail(offset: int, buf: memoryview) -> None:
+        reading.set()
+        assert disk.arrived.wait(20)
+        raise OSError(errno.EIO, "nobody fetches it any more")
+
+    disk.read_into = fail  # type: ignore[method-assign]
+    server = NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": disk}))
+    with RawClient(server.path) as client:
+        client.settle(structured=structured)
+        client.send(request(nbd.CMD_READ, 1, 65536, 3 << 20))
+        assert reading.wait(20)
+        server.hold()
+        disk.arrived.set()
+        server.stop()
+        assert client.at_end()
 
 
 def test_a_client_that_takes_no_replies_is_cut_off(tmp_path: Path, export: MemoryExport) -> None:

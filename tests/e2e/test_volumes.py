@@ -15,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from safehold.wire.control import ask
 from tests.contents import equal
 from tests.e2e.hosts import Host, run
@@ -115,6 +117,31 @@ def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
     run("umount", place)
     host.program.run("volume", "switch", "data", "--to", "data2", "--back", "--yes")
     assert (place / "which").read_text() == "newer"
+
+
+def test_a_switch_that_goes_on_and_fails_leaves_nothing_behind(host: Host, tmp_path: Path) -> None:
+    """The new volume was attached when the first one was killed, and cannot be mounted."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    for name in ("data", "data2"):
+        host.program.run("volume", "create", name, "--size", "16M")
+    run("mkfs.ext4", "-q", device(host, "data"))
+    other = device(host, "data2")
+    underway = {"old": "data", "new": "data2", "mount": str(place), "options": "noatime"}
+    (host.home / "run/switch").write_text(json.dumps(underway))
+    switch = ["volume", "switch", "data", "--to", "data2", "--yes"]
+    with open(other, "r+b"):
+        said = host.program.run(*switch, code=1).stderr
+    assert f"data2 stays attached: the device is in use: process {os.getpid()} (" in said
+    assert "data is in its place again" in said
+    assert place.is_mount()
+    assert "is under way" in host.program.run("status", code=1).stdout
+    said = host.program.run(*switch, code=1).stderr
+    assert "the switch did not come about" in said
+    assert "data is in its place again" in said
+    assert place.is_mount()
+    assert [path.stem for path in (host.home / "run/attached").glob("*.json")] == ["data"]
+    assert "is under way" not in host.program.run("status", code=None).stdout
 
 
 def test_what_shows_no_device_of_its_own_is_unmounted_too(host: Host, tmp_path: Path) -> None:
@@ -562,6 +589,61 @@ def test_the_service_keeps_the_passphrase_to_itself(passphrase_host: Host, tmp_p
     for _ in range(2):
         host.program.run("volume", "snapshot", "data", "--wait")
     assert len(host.program.json("points")["points"]) == 2
+
+
+def test_a_service_that_is_started_on_a_volume_keeps_nobody_from_unmounting_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that was given relative to where it was started is found all the same, and nothing that lies there is run."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    host.program.run("volume", "create", "data", "--size", "64M")
+    run("mkfs.ext4", "-q", device(host, "data"))
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "attach", "data", "--mount", place)
+    (place / "safehold.py").write_text("raise SystemExit('not the program')")
+    host.program.run("volume", "stop")
+    monkeypatch.chdir(place)
+    given = {
+        "SAFEHOLD_HOME": os.path.relpath(host.home),
+        "SAFEHOLD_IDENTITY": os.path.relpath(host.home / "identity.pem"),
+        "SAFEHOLD_VAULT": os.path.relpath(host.home / "vault"),
+    }
+    host.program.run("volume", "snapshot", "data", "--wait", **given)
+    host.program.run("volume", "create", "other", "--size", "1M", **given)
+    host.program.run("volume", "attach", "other", **given)
+    assert host.show("other")["vault"] == str(host.home / "vault")
+    monkeypatch.chdir("/")
+    host.program.run("volume", "snapshot", "other", "--wait")
+    host.program.run("volume", "detach", "data")
+    host.program.run("volume", "stop")
+    # As somebody starts it by hand, with a passphrase from a command.
+    host.program.run("volume", "attach", "data", "--mount", place)
+    host.program.run("volume", "stop")
+    monkeypatch.chdir(place)
+    command = f"cat {os.path.relpath(tmp_path / 'secret')}"
+    (tmp_path / "secret").write_text((host.home / "kit.txt").read_text())
+    host.program.environment |= {"SAFEHOLD_IDENTITY": "", "SAFEHOLD_PASSPHRASE_COMMAND": command}
+    with host.program.start("volume", "serve") as served:
+        for _ in range(200):
+            if host.control.exists():
+                break
+            time.sleep(0.05)
+        host.program.run("volume", "snapshot", "data", "--wait")
+        monkeypatch.chdir("/")
+        host.program.run("volume", "detach", "data")
+        served.terminate()
+
+
+def test_what_an_attached_disk_rests_on_knows_no_secret(passphrase_host: Host, tmp_path: Path) -> None:
+    """The storage daemon lives as long as the disk is attached, and its environment can be looked at for as long."""
+    host = passphrase_host
+    host.program.run("volume", "create", "data", "--size", "1M")
+    host.program.run("volume", "attach", "data", AWS_SECRET_ACCESS_KEY="of the bucket")
+    attached = json.loads((host.home / "run/attached/data.json").read_text())
+    names = {line.partition("=")[0] for line in Path(f"/proc/{attached['pid']}/environ").read_text().split("\0")}
+    assert "PATH" in names
+    assert names <= {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", ""}
 
 
 def test_a_service_killed_again_and_again_while_it_fills_a_volume_in(host: Host, tmp_path: Path) -> None:

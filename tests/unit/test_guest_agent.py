@@ -164,6 +164,15 @@ def test_thawed_by_somebody_else_in_between(agent: Invented) -> None:
         capture(agent, create)
 
 
+def test_a_guest_that_the_watchdog_let_go_on_is_no_failure_where_less_was_asked_for(agent: Invented) -> None:
+    def create() -> None:
+        _wait(lambda: not agent.frozen)
+
+    brackets = [GuestAgent(agent.path, 20)]
+    _, level, record = capture_quietly(brackets, create, Terms(3, 3), Consistency.CRASH, Context())
+    assert (level, [one.achieved for one in record]) == (Consistency.NONE, ["none"])
+
+
 def test_what_does_not_thaw_at_once_the_watchdog_thaws(agent: Invented) -> None:
     failures = iter([{"error": {"desc": "busy"}}] * 3)
     agent.answers["guest-fsfreeze-thaw"] = lambda self, command: next(failures, None) or self._healthy(command)

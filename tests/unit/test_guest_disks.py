@@ -15,7 +15,8 @@ import pytest
 from safehold.adapters.linux import guest_disks
 from safehold.compose import quiet
 from safehold.compose.paths import Paths
-from safehold.compose.volume_brackets import Served, find_brackets
+from safehold.compose.volume_brackets import find_brackets
+from safehold.compose.volume_writers import Served
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
 from safehold.model.resource import ResourceRef

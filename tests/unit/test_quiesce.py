@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from safehold.adapters.linux.downtime import ReadOnly, Unmount
 from safehold.adapters.linux.freeze import Freeze
 from safehold.adapters.linux.hook import Hook
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, StillHeldError, UsageError
-from safehold.ports.bracket import Begin, Undo
+from safehold.ports.bracket import Begin, Bracket, Undo
 from safehold.quiesce.forbidden import Needed, check_allowed
 from safehold.quiesce.guard import Guard, Terms, arm
 from safehold.quiesce.holding import capture_quietly, hold
@@ -170,6 +172,61 @@ def test_a_capture_that_comes_too_late_is_none(tmp_path: Path) -> None:
     _, level, _ = capture_quietly(brackets, create, Terms(2, 2), Consistency.CRASH, Context(progress=progress))
     assert level is Consistency.NONE
     assert "vouch for nothing" in progress.told[-1]
+
+
+@pytest.mark.parametrize("kind", [Freeze, ReadOnly, Unmount])
+def test_what_the_watchdog_let_go_of_is_no_failure_where_less_was_asked_for(
+    tmp_path: Path, kind: Callable[[str], Bracket]
+) -> None:
+    """It is told once, and is on record as something that did not hold."""
+    with mounted(tmp_path / "disk", "ext4") as where:
+        number = where.stat().st_dev
+        (where / "there").touch()
+
+        def create() -> str:
+            # Until the watchdog lets go at the deadline.
+            while not (where / "there").exists() or os.statvfs(where).f_flag & os.ST_RDONLY:
+                time.sleep(0.01)
+            (where / "file").write_text("waits")
+            return "made"
+
+        progress = Warnings()
+        made, level, record = capture_quietly(
+            [kind(str(where))], create, Terms(2, 2), Consistency.CRASH, Context(progress=progress)
+        )
+        assert (made, level) == ("made", Consistency.NONE)
+        assert "vouch for nothing" in progress.told[-1]
+        assert [one.achieved for one in record] == ["none"]
+        assert record[0].pause > 0
+        assert where.stat().st_dev == number
+        assert not os.statvfs(where).f_flag & os.ST_RDONLY
+
+
+def test_a_watchdog_that_was_killed_is_no_failure_where_less_was_asked_for(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "ext4") as where:
+        guards: list[Guard] = []
+
+        def kept(undos: Sequence[Undo], terms: Terms) -> Guard:
+            guards.append(arm(undos, terms))
+            return guards[0]
+
+        progress = Warnings()
+        with hold([Freeze(str(where))], TERMS, Consistency.CRASH, Context(progress=progress), arm=kept) as held:
+            os.kill(guards[0].process, signal.SIGKILL)
+            assert held.confirm() is Consistency.NONE
+        assert "does not answer" in progress.told[-1]
+        assert not thaw(where), "its owner has let go"
+
+
+def test_a_release_that_fails_is_told_also_where_the_watchdog_had_let_go_before(tmp_path: Path) -> None:
+    brackets = three([], tmp_path, b="release")
+
+    def create() -> None:
+        while len(list(tmp_path.iterdir())) < 3:
+            time.sleep(0.01)
+
+    with pytest.raises(StillHeldError, match="cannot release"):
+        capture_quietly(brackets, create, Terms(2, 2), Consistency.CRASH, Context())
 
 
 class _Ended(Noted):

@@ -126,10 +126,10 @@ class NbdServer:
             with self._lock:
                 del self._serving[connection]
 
-    def processes(self, name: str) -> set[int]:
-        """The processes that are clients of an export; those of other namespaces are left out."""
+    def processes(self, name: str) -> list[int]:
+        """The processes that are clients of an export, one for each connection; 0 for one of another namespace."""
         with self._lock:
-            return {one.process for one in self._serving if one.export == name} - {0}
+            return [one.process for one in self._serving if one.export == name]
 
     def hold(self) -> None:
         """Let nobody in and carry out no more requests; clients wait, however long that takes. May be called twice."""

@@ -30,6 +30,7 @@ from safehold.compose.volume_snapshot import take_snapshot, wait_for_snapshot
 from safehold.model.consistency import Consistency
 from safehold.model.errors import UsageError, VaultKeyError
 from safehold.model.units import format_duration, format_size, format_time
+from safehold.objects.location import rooted
 
 __all__ = ["restore_to_volume", "volume"]
 
@@ -58,7 +59,7 @@ def create(name: str, size: str | None, origin: str | None, access: Access, as_j
             "create",
             name=name,
             size=size_of(size, "--size") if size else 0,
-            vault=run.address(access),
+            vault=rooted(run.address(access)),
             origin=origin or "",
         )
         print_json(made) if as_json else print(_made(made, client))
@@ -67,7 +68,7 @@ def create(name: str, size: str | None, origin: str | None, access: Access, as_j
 def restore_to_volume(run: Run, access: Access, selector: str, name: str, as_json: bool) -> None:
     """`restore POINT --to volume:NAME`: a volume of that point, usable at once."""
     with volume_client(run, access) as client:
-        made = client.order("create", name=name, size=0, vault=run.address(access), origin=selector)
+        made = client.order("create", name=name, size=0, vault=rooted(run.address(access)), origin=selector)
         print_json(made) if as_json else print(_made(made, client))
 
 
@@ -279,9 +280,11 @@ def serve(access: Access) -> None:
         def ready() -> None:
             run.ctx.progress.note(f"serving volumes on {run.paths.volume_exports}")
 
+        # The service leaves the directory that these are relative to.
+        kit, identity, writer = (path and path.absolute() for path in (access.kit, access.identity, access.writer))
         serve_volumes(
             run.paths,
-            lambda: find_credentials(os.environ, access.kit, access.identity, access.writer, nobody),
+            lambda: find_credentials(os.environ, kit, identity, writer, nobody),
             ready,
             run.ctx,
         )

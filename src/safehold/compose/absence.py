@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from safehold.adapters.linux.attachment import RECONNECT, Attachment
-from safehold.model.remembered import recall
+from safehold.model.remembered import keep, recall
 from safehold.model.units import format_duration
 
 __all__ = ["BEAT", "Absences"]
@@ -20,10 +20,10 @@ BEAT = 2.0
 
 
 class _Doubt(msgspec.Struct, frozen=True):
-    """For how many seconds nobody served the device of a volume that was made at that time."""
+    """For how many seconds nobody served the device of a volume that was made at that time; None where nobody knows."""
 
     made: float
-    seconds: float
+    seconds: float | None
 
 
 class Absences:
@@ -31,23 +31,32 @@ class Absences:
 
     def __init__(self, run: Path) -> None:
         self._alive, self._doubts = run / "volumes.alive", run / "volumes.doubts"
+        self._unwritten: dict[str, _Doubt] = {}
 
     def beat(self) -> None:
-        """The service is there."""
+        """The service is there. Nothing says so before what it found is on record: the next one would not find it any more."""
         with contextlib.suppress(OSError):
-            self._alive.write_text(str(time.monotonic()))
+            if self._unwritten:
+                known = recall(self._doubts, dict[str, _Doubt], {})
+                keep(self._doubts, msgspec.json.encode(known | self._unwritten))
+                self._unwritten = {}
+            keep(self._alive, str(time.monotonic()).encode())
 
     def begin(self, attached: Sequence[Attachment]) -> None:
-        """The service is there again: devices that waited for it longer than they do are remembered."""
+        """The service is there again: devices that waited for it longer than they do, or nobody knows how long, are remembered."""
+        away = self._away()
+        if away is None or away > RECONNECT:
+            self._unwritten = {one.volume: _Doubt(one.made, away) for one in attached}
+        self.beat()
+
+    def _away(self) -> float | None:
+        """For how long nobody was there; None where that is not told."""
         try:
             away = time.monotonic() - float(self._alive.read_text())
         except (OSError, ValueError):
-            away = 0.0
-        known = recall(self._doubts, dict[str, _Doubt], {})
-        fresh = {one.volume: _Doubt(one.made, away) for one in attached if away > RECONNECT}
-        with contextlib.suppress(OSError):
-            self._doubts.write_bytes(msgspec.json.encode(known | fresh))
-        self.beat()
+            return None
+        # One that is yet to come was written before the machine started.
+        return away if away >= 0 else None
 
     def problem(self, attached: Attachment) -> str:
         """Why an attached device may have given errors, or nothing."""
@@ -55,7 +64,8 @@ class Absences:
         if doubt is None or doubt.made != attached.made:
             return ""
         where = attached.mount or "whatever is mounted of it"
+        span = "for an unknown time" if doubt.seconds is None else f"for {format_duration(doubt.seconds)}"
         return (
-            f"nobody served {attached.device} for {format_duration(doubt.seconds)}, and requests wait for {RECONNECT} s: some may have failed "
+            f"nobody served {attached.device} {span}, and requests wait for {RECONNECT} s: some may have failed "
             f"→ unmount {where}, safehold volume detach {attached.volume}, attach it again, fsck"
         )

@@ -51,10 +51,10 @@ class Paths:
 
 
 def find_paths(environment: Mapping[str, str], user: int) -> Paths:
-    """`SAFEHOLD_HOME` overrides all; root has the system's places, everybody else the XDG ones."""
+    """`SAFEHOLD_HOME` overrides all; root has the system's places, everybody else the XDG ones. Absolute, wherever this process goes."""
     home = environment.get("SAFEHOLD_HOME")
     if home:
-        base = Path(home).expanduser()
+        base = _absolute(home)
         return Paths(base / "config", base / "state", base / "cache", base / "run")
     if user == 0:
         return Paths(
@@ -62,11 +62,15 @@ def find_paths(environment: Mapping[str, str], user: int) -> Paths:
         )
 
     def place(variable: str, fallback: str) -> Path:
-        return (
-            Path(environment.get(variable) or Path(environment.get("HOME") or os.path.expanduser("~")) / fallback)
-            / "safehold"
-        )
+        given = environment.get(variable)
+        return _absolute(given or Path(environment.get("HOME") or os.path.expanduser("~")) / fallback) / "safehold"
 
     state = place("XDG_STATE_HOME", ".local/state")
-    run = Path(environment["XDG_RUNTIME_DIR"]) / "safehold" if environment.get("XDG_RUNTIME_DIR") else state / "run"
+    run = place("XDG_RUNTIME_DIR", "") if environment.get("XDG_RUNTIME_DIR") else state / "run"
     return Paths(place("XDG_CONFIG_HOME", ".config"), state, place("XDG_CACHE_HOME", ".cache"), run)
+
+
+def _absolute(given: str | Path) -> Path:
+    path = Path(given).expanduser()
+    # The path of a socket has to be short.
+    return path if path.is_absolute() else path.resolve()

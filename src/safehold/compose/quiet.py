@@ -16,7 +16,7 @@ from safehold.adapters.linux.freeze import Freeze
 from safehold.adapters.linux.guest_agent import GuestAgent
 from safehold.adapters.linux.guest_disks import guest_processes, has_open
 from safehold.adapters.linux.hook import Hook
-from safehold.adapters.linux.mounts import major_minor, mount_of
+from safehold.adapters.linux.mounts import major_minor, mount_of, mounts
 from safehold.adapters.linux.stack import backing_file, below, disks, swap_places
 from safehold.app.downtime import Downtime
 from safehold.compose.paths import Paths
@@ -109,9 +109,15 @@ def find_downtime(
 
 def frozen_problems(paths: Paths) -> list[str]:
     """What an operator should know of things that may be held, with nobody left who would let go of them."""
+    held = may_be_held(watchdog_log(paths))
+    there = mounts() if held else []
+    # Whether a file system is frozen the kernel does not tell.
+    done = {f"mount {one.source} on {one.path}" for one in there}
+    done |= {f"make {one.path} writable" for one in there if "ro" not in one.super_options}
     return [
-        f"a capture and its watchdog were killed, so this may still have to be done: {what}"
-        for what in may_be_held(watchdog_log(paths))
+        f"a capture and its watchdog were killed or gave up, so this may still have to be done: {what}"
+        for what in held
+        if what not in done
     ]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from safehold.adapters.linux.guest_disks import has_open
-from safehold.adapters.linux.mounts import Mounted, major_minor, mount_of, mounts
-from safehold.adapters.linux.stack import roots, roots_seen
+from safehold.adapters.linux.mounts import major_minor, mount_of
+from safehold.adapters.linux.stack import roots
 from safehold.compose.paths import Paths
 from safehold.compose.quiet import GRACE, MOMENT, Covering, make_bracket, needed_by_run, watchdog_log
+from safehold.compose.volume_writers import Served, others
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import UsageError
@@ -21,25 +22,13 @@ from safehold.quiesce.forbidden import check_allowed
 from safehold.quiesce.guard import Terms
 from safehold.quiesce.specs import BracketKind, BracketSpec, parse_bracket
 
-__all__ = ["Served", "VolumeBrackets", "find_brackets"]
-
-
-@dataclass(frozen=True)
-class Served:
-    """Volumes as they are served: the devices that those are attached as on this machine that are, by their names; the vaults that their snapshots
-    go to; and which processes are clients of the service for one.
-    """
-
-    devices: Mapping[str, str]
-    vaults: Sequence[str]
-    clients: Callable[[str], set[int]]
-    names: Sequence[str]
+__all__ = ["VolumeBrackets", "find_brackets"]
 
 
 @dataclass(frozen=True)
 class VolumeBrackets:
     """Brackets by these terms; `covers` are for each of them the volumes on which nothing else can write while it is held. `loose` says of a volume
-    that has another file system that is written to where that is mounted.
+    that something else can write to, in words, what that is.
     """
 
     brackets: tuple[Bracket, ...]
@@ -98,23 +87,26 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
             )
         covered.update(volumes[number] for number in lies_on)
 
+    guests: set[int] = set()
+
     def guest(process: int) -> bool:
         covered.update(name for name in served.names if _has(process, name, served))
+        if covered:
+            guests.add(process)
         return bool(covered)
 
     specs = [parse_bracket(text) for text in texts]
     made: list[Bracket] = []
     covers: list[frozenset[str]] = []
     held = {mount_of(spec.argument).device for spec in specs if _is_mount(spec) and os.path.exists(spec.argument)}
-    loose = _loose(volumes, held) if specs else {}
     for spec in specs:
         covered.clear()
         made.append(make_bracket(spec, Covering(check, guest), ctx))
-        if _is_mount(spec):
-            covers.append(frozenset(covered - loose.keys()))
-        else:
-            # What a hook makes quiet is for whoever wrote it to know.
-            covers.append(frozenset(covered if spec.kind is BracketKind.GUEST_AGENT else served.names))
+        covers.append(frozenset(covered))
+    loose = others(served, volumes, held, guests) if specs else {}
+    for place, spec in enumerate(specs):
+        # What a hook makes quiet is for whoever wrote it to know.
+        covers[place] = frozenset(served.names) if spec.kind is BracketKind.HOOK else covers[place] - loose.keys()
     brackets = tuple(made)
     check_allowed(brackets, list(needed_by_run(paths, served.vaults)))
     return VolumeBrackets(brackets, Terms(min(GRACE, MOMENT), MOMENT, watchdog_log(paths)), tuple(covers), loose)
@@ -122,19 +114,6 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
 
 def _is_mount(spec: BracketSpec) -> bool:
     return spec.kind in (BracketKind.FSFREEZE, BracketKind.READONLY, BracketKind.UNMOUNT)
-
-
-def _loose(volumes: Mapping[str, str], held: set[str]) -> dict[str, str]:
-    """Where file systems are mounted that lie on volumes and can be written to, and that nothing holds."""
-    found = {}
-    for mounted in mounts():
-        if mounted.device not in held and not _read_only(mounted):
-            found.update({volumes[number]: mounted.path for number in roots_seen(mounted) if number in volumes})
-    return found
-
-
-def _read_only(mounted: Mounted) -> bool:
-    return "ro" in mounted.super_options
 
 
 def _has(process: int, name: str, served: Served) -> bool:

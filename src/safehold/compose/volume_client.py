@@ -139,7 +139,8 @@ class VolumeClient:
             # Not a child that anybody waits for: it outlives this run.
             process = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-m", "safehold", "volume", "serve"],
+                # Whatever lies in the directory in which this run was started (-P) is no part of the program.
+                [sys.executable, "-P", "-m", "safehold", "volume", "serve"],
                 environment,
                 file_actions=actions,
                 setsid=True,

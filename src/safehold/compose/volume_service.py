@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -22,6 +22,7 @@ from safehold.blocks.recycle_bin import Deleted
 from safehold.blocks.server import NbdServer
 from safehold.compose.absence import BEAT, Absences
 from safehold.compose.paths import Paths
+from safehold.compose.rooted import work_in_root
 from safehold.compose.wiring import open_stores, places
 from safehold.model.consistency import Consistency
 from safehold.model.context import CancelToken, Context
@@ -29,6 +30,7 @@ from safehold.model.errors import FailedError, UsageError
 from safehold.model.halting import HaltingClock
 from safehold.model.quiet import Quieted
 from safehold.model.topology import Topology
+from safehold.objects.location import rooted
 from safehold.ports.blocks import Blocks
 from safehold.vault.vault import Vault
 from safehold.wire.control import ControlServer
@@ -40,16 +42,18 @@ __all__ = ["serve_volumes"]
 def serve_volumes(
     paths: Paths, credentials: Callable[[], Credentials], ready: Callable[[], None], ctx: Context
 ) -> None:
-    """Serve this machine's volumes until the run is cancelled. FailedError where another process does.
+    """Serve this machine's volumes until the run is cancelled, in the root directory. FailedError where another process does.
 
     `credentials` opens vaults, asked anew each time; `ready` is called once clients can connect.
     """
 
     halt = CancelToken()
     patience = HaltingClock(ctx.clock, halt)
+    before = work_in_root(os.environ)
 
     def vault(address: str) -> Vault:
-        return open_vault(open_stores(address, patience), credentials(), places(paths), ctx)
+        # On record may be one that was relative to where an earlier program was started.
+        return open_vault(open_stores(rooted(address, before), patience), credentials(), places(paths), ctx)
 
     try:
         paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,7 +105,7 @@ class Orders:
     def __init__(
         self,
         service: VolumeService,
-        processes: Callable[[str], set[int]],
+        processes: Callable[[str], Collection[int]],
         device: Callable[[str], str],
         stop: Callable[[], None],
     ) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from safehold.compose.volume_brackets import Served, VolumeBrackets
+from safehold.compose.volume_brackets import VolumeBrackets
 from safehold.compose.volume_client import VolumeClient
+from safehold.compose.volume_writers import Served
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, FailedError
@@ -41,10 +42,12 @@ def take_snapshot(
     vaults = sorted({client.order("show", name=name)["vault"] for name in names})
     devices = {name: attached[name].device for name in names if name in attached}
 
-    def clients(name: str) -> set[int]:
-        return {int(one) for one in client.order("show", name=name)["processes"]}
+    def clients(name: str) -> list[int]:
+        return [int(one) for one in client.order("show", name=name)["processes"]]
 
-    around = find(Served(devices, vaults, clients, names))
+    # A device is connected by a process of its own, or by the service, which is itself no client.
+    own = {int(client.order("ping")["pid"]), *(attached[name].pid for name in devices)} - {0}
+    around = find(Served(devices, vaults, clients, names, own))
     asked = {name: around.promised(name) if require is None else require for name in names}
     words = {name: level.label for name, level in asked.items()}
     if not around.brackets:
@@ -52,9 +55,9 @@ def take_snapshot(
         return made | {"levels": dict.fromkeys(names, made["achieved"])}, 0.0
     for name in names:
         _demand_within_reach(name, asked[name], around)
-        if name in around.loose and around.promised(name) is Consistency.CRASH:
+        if name in around.loose and around.reaches(name) is Consistency.CRASH:
             ctx.progress.warn(
-                f"{name}: nothing holds what is mounted on {around.loose[name]}, so what is captured of it is as after a power loss"
+                f"{name}: nothing holds {around.loose[name]}, so what is captured of it is as after a power loss"
             )
     specs = ", ".join(one.spec for one in around.brackets)
     expected = sum(one.expected for one in around.brackets)
@@ -88,15 +91,11 @@ def take_snapshot(
 def _demand_within_reach(name: str, asked: Consistency, around: VolumeBrackets) -> None:
     most = around.reaches(name)
     if asked > most:
-        why = (
-            f"what is mounted on {around.loose[name]} is not held"
-            if name in around.loose
-            else "no bracket reaches more"
-        )
+        why = f"{around.loose[name]} is not held" if name in around.loose else "no bracket reaches more"
         raise ConsistencyError(
             f"{most.label} consistency can be reached, {asked.label} asked for: {why}",
             on=name,
-            remedy="give a --bracket for whatever is mounted of it, or ask for less with --require",
+            remedy="give a --bracket for whatever writes to it, end the rest, or ask for less with --require",
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from safehold.compose.volume_client import VolumeClient
-from safehold.model.errors import FailedError, UsageError
+from safehold.model.errors import FailedError, SafeholdError, UsageError
 
 __all__ = ["SwitchStep", "Underway", "read_underway", "switch", "switch_problems"]
 
@@ -63,20 +63,33 @@ def switch(client: VolumeClient, record: Path, old: str, new: str) -> list[Switc
     steps: list[SwitchStep] = []
     wanted = _begin(client, record, old, new)
     try:
-        _take_away(client, wanted, steps)
+        _take_away(client, old, wanted, steps)
         _put(client, new, wanted, steps)
     except BaseException as error:
-        _put(client, old, wanted, [])
-        record.unlink()
+        left = _put_back(client, wanted)
+        if not left:
+            record.unlink()
         if not isinstance(error, FailedError):
             raise
+        again = f"mend that and try again{f', or take it back: safehold volume switch {old} --to {new} --back' if left else ''}"
         raise FailedError(
-            f"the switch did not come about: {error}",
+            f"the switch did not come about: {error}{left}",
             on=new,
-            remedy=f"{old} is in its place again; mend that and try again",
+            remedy=f"{old} is in its place again; {again}",
         ) from error
     record.unlink()
     return steps
+
+
+def _put_back(client: VolumeClient, wanted: Underway) -> str:
+    """What was there before is there again; why `new` is attached still, or nothing. An earlier run may have attached it."""
+    left = ""
+    try:
+        _take_away(client, wanted.new, wanted, [])
+    except SafeholdError as error:
+        left = f"; and {wanted.new} stays attached: {error}"
+    _put(client, wanted.old, wanted, [])
+    return left
 
 
 def _begin(client: VolumeClient, record: Path, old: str, new: str) -> Underway:
@@ -100,19 +113,19 @@ def _begin(client: VolumeClient, record: Path, old: str, new: str) -> Underway:
     return wanted
 
 
-def _take_away(client: VolumeClient, wanted: Underway, steps: list[SwitchStep]) -> None:
-    was = client.attachments().get(wanted.old)
+def _take_away(client: VolumeClient, name: str, wanted: Underway, steps: list[SwitchStep]) -> None:
+    was = client.attachments().get(name)
     if was is None:
         return
-    client.demand_unused(wanted.old)
+    client.demand_unused(name)
     if was.mount:
         with _step(steps, f"unmounted {was.mount}"):
-            client.unmount(wanted.old, was.mount)
+            client.unmount(name, was.mount)
     elif wanted.mount:
         # It may be mounted all the same, by a switch that was killed before that was on record.
-        client.unmount(wanted.old, wanted.mount)
-    with _step(steps, f"detached {wanted.old} from {was.device}"):
-        client.detach(wanted.old)
+        client.unmount(name, wanted.mount)
+    with _step(steps, f"detached {name} from {was.device}"):
+        client.detach(name)
 
 
 def _put(client: VolumeClient, name: str, wanted: Underway, steps: list[SwitchStep]) -> None:

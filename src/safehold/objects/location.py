@@ -13,7 +13,16 @@ from safehold.objects.endpoint import s3_endpoint
 from safehold.objects.local import LocalStore
 from safehold.ports.store import Store
 
-__all__ = ["UPLOAD_BUDGET", "full_address", "identities", "local_place", "open_store", "vault_around", "within"]
+__all__ = [
+    "UPLOAD_BUDGET",
+    "full_address",
+    "identities",
+    "local_place",
+    "open_store",
+    "rooted",
+    "vault_around",
+    "within",
+]
 
 UPLOAD_BUDGET = 192 * 1024 * 1024
 """Bytes being uploaded at once by a process, over all of its sessions."""
@@ -39,6 +48,16 @@ def local_place(url: str) -> list[Path]:
     if urlsplit(url).scheme == "file":
         return [Path(unquote(urlsplit(url).path))]
     return [Path(url).expanduser()] if url and "://" not in url else []
+
+
+def rooted(url: str, directory: Path = Path()) -> str:
+    """The same address for whoever works elsewhere: that of a vault on this machine may be relative to `directory`, by itself where this process
+    works.
+    """
+    place = Path(url).expanduser()
+    if not url or "://" in url or urlsplit(url).scheme == "file" or place.is_absolute():
+        return url
+    return str((directory / place).resolve())
 
 
 def within(path: str, url: str) -> bool:

@@ -13,7 +13,7 @@ from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, SafeholdError, StillHeldError
 from safehold.model.quiet import Quieted
 from safehold.ports.bracket import Bracket, Undo
-from safehold.quiesce.guard import Guard, Terms, arm
+from safehold.quiesce.guard import Guard, Released, Terms, arm
 
 __all__ = ["Held", "capture_quietly", "hold"]
 
@@ -53,9 +53,16 @@ class Held:
 
     @property
     def record(self) -> tuple[Quieted, ...]:
-        """What was done; whole once all was let go of."""
+        """What was done; whole once all was let go of. What did not hold to the end vouches for nothing."""
         return tuple(
-            Quieted(s.bracket.spec, s.level.label, s.bracket.expected, s.entering, s.leaving) for s in self._steps
+            Quieted(
+                s.bracket.spec,
+                (Consistency.NONE if self._broken else s.level).label,
+                s.bracket.expected,
+                s.entering,
+                s.leaving,
+            )
+            for s in self._steps
         )
 
     def enter(self, brackets: Sequence[Bracket], limit: float) -> None:
@@ -70,6 +77,7 @@ class Held:
         guard, clock = self._guard, self._ctx.clock
         began = clock.now()
         passing: BaseException | None = None
+        step: _Step | None = None
         try:
             with bracket.hold(seconds, lambda process=0: guard.enter(number, process)) as level:
                 step = _Step(bracket, level, (began, clock.now()))
@@ -87,9 +95,18 @@ class Held:
         except SafeholdError as error:
             if error is passing or not isinstance(error, StillHeldError):
                 guard.left(number)
-            raise
+            if step is None or error is passing or not self._let_go_before(error):
+                raise
+            step.leaving = (step.leaving[0], clock.now())
+            if passing is not None:
+                raise passing from None
+            return
         # After any other exception nobody knows whether the bracket's own end ran: the watchdog does it again.
         guard.left(number)
+
+    def _let_go_before(self, error: SafeholdError) -> bool:
+        """True where a bracket only says that it was not held to the end, and that was told already."""
+        return self._broken and isinstance(error, ConsistencyError) and not isinstance(error, StillHeldError)
 
     def confirm(self) -> Consistency:
         """The level, asked when the capture was made or its last byte was read.
@@ -110,7 +127,8 @@ class Held:
     def release(self) -> None:
         """Let go of all, in reverse. Further calls do nothing.
 
-        ConsistencyError where something was not held to the end; StillHeldError where something could not be let go of.
+        ConsistencyError where something was not held to the end, unless `confirm` has told so already; StillHeldError where something could not
+        be let go of.
         """
         guard, self._guard = self._guard, None
         if guard is None:
@@ -119,15 +137,24 @@ class Held:
             try:
                 self._stack.close()
             finally:
-                released = guard.release()
+                released = self._released(guard)
         finally:
             guard.close()
-        if released.still:
+        if released is not None and released.still:
             raise StillHeldError(
                 "not everything could be let go of; the watchdog keeps trying",
                 on="; ".join(released.still),
                 remedy="see the page Frozen file system of the runbook",
             )
+
+    def _released(self, guard: Guard) -> Released | None:
+        """What the watchdog says in the end; None where it is gone, as `confirm` has told already."""
+        try:
+            return guard.release()
+        except ConsistencyError as error:
+            if self._let_go_before(error):
+                return None
+            raise
 
 
 @contextlib.contextmanager

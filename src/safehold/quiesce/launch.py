@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from safehold.model.environment import plain_environment
 from safehold.model.errors import ConsistencyError
 from safehold.model.shown import in_words
 
@@ -77,6 +78,7 @@ def _unit() -> socket.socket | None:
             ["systemd-run", "--quiet", "--collect", f"--unit={name}"]
             + [f"--property={word}" for word in properties]
             + [*_PROGRAM, "--connect", name],
+            env=plain_environment(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,

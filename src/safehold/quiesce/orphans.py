@@ -1,11 +1,11 @@
-"""What a watchdog and its owner may have left held, having been killed both: by the watchdog's log."""
+"""What may be held with nobody left to let go of it, as its owner and his watchdog were killed or gave up: by the watchdog's log."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,29 @@ class _Armed:
 
 
 def may_be_held(log: Path) -> list[str]:
-    """What lets go of each thing that somebody held, where neither he nor his watchdog is there to do it, unless it was let go of in a later
-    capture. Empty where there is no log.
+    """What lets go of each thing that somebody held, where neither he nor his watchdog is there to do it, or the watchdog has given up, unless it was
+    let go of in a later capture. Empty where there is no log.
     """
     armed: dict[int, _Armed] = {}
+    given_up: list[_Armed] = []
     for line in _lines(log):
         match line:
             case {"pid": int(pid), "time": int(at) | float(at), "owner": int(owner), "armed": [*what]}:
                 armed[pid] = _Armed(at, owner, [str(one) for one in what])
-            case {"pid": int(pid), "steps": [*steps]}:
+            case {"pid": int(pid), "time": int(at) | float(at), "steps": [*steps]}:
                 armed.pop(pid, None)
-                released = {str(step.get("what")) for step in steps if step.get("state") != "held"}
-                for one in armed.values():
+                released = _in_state(steps, "left", "released")
+                for one in (*armed.values(), *given_up):
                     one.what = [what for what in one.what if what not in released]
+                # Its last word: what it could not let go of is held whoever lives by now.
+                given_up.append(_Armed(at, 0, _in_state(steps, "held")))
+    killed = [one for pid, one in armed.items() if not _runs(pid) and not _runs(one.owner)]
     booted = _booted()
-    left = [one for pid, one in armed.items() if one.at > booted and not _runs(pid) and not _runs(one.owner)]
-    return list(dict.fromkeys(what for one in left for what in one.what))
+    return list(dict.fromkeys(what for one in (*given_up, *killed) if one.at > booted for what in one.what))
+
+
+def _in_state(steps: Sequence[Any], *states: str) -> list[str]:
+    return [str(step.get("what")) for step in steps if isinstance(step, dict) and step.get("state") in states]
 
 
 def _lines(log: Path) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,8 @@
 `owner` is a process number and `start` the clock ticks from boot to its start (proc(5)). `steps` are undos (see `undo`), in the order of
 their holding. `grace` are the seconds that the owner may say nothing, `limit` those from the arming to the release, whatever it says.
 `process` is a process that waits to be told to start (0: none), and is killed on release. A report is `{by, after, steps: [{what,
-state, tries, error}]}`: by `owner`, `deadline`, `hangup`, `death` or `signal`, `after` that many seconds.
+state, tries, error}]}`: by `owner`, `deadline`, `hangup`, `death` or `signal`, `after` that many seconds. A state is `left` by the
+owner, `failed` where he never came to hold it, `released` by the watchdog, or `held`.
 """
 
 from __future__ import annotations

@@ -212,4 +212,6 @@ class Vigil:
 def _state(step: Step) -> str:
     if step.done:
         return "released"
-    return "left" if step.left else "held"
+    if step.left:
+        return "left" if step.firm else "failed"
+    return "held"

@@ -83,6 +83,19 @@ def _line(connection: socket.socket) -> bytes:
     return data
 
 
+def _listened_on(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as knock:
+        # Without waiting: one that is too busy to take the connection says so (EAGAIN), and listens.
+        knock.setblocking(False)
+        try:
+            knock.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
 class ControlServer:
     """Listens on a socket and answers each question in a thread of its own."""
 
@@ -102,6 +115,10 @@ class ControlServer:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        # Of two that begin at the same time a lock of their owner's keeps one away; this is for whatever does not know of that.
+        if _listened_on(path):
+            self._socket.close()
+            raise FailedError("another program listens here", on=str(path), remedy="stop it: fuser -v names it")
         try:
             fresh.unlink(missing_ok=True)
             self._socket.bind(str(fresh))

@@ -33,6 +33,22 @@ def test_whoever_asks_for_the_end_gets_an_answer(tmp_path: Path) -> None:
     assert found == [{"result": "stop"}]
 
 
+def test_one_listens_at_a_time(tmp_path: Path) -> None:
+    """A second one leaves the first alone; what one that was killed has left is replaced."""
+    place = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(place))
+        killed.listen(1)
+    first = ControlServer(place, lambda question: {"result": "first"}, lambda error: None)
+    with pytest.raises(FailedError, match="another program listens here"):
+        ControlServer(place, lambda question: {"result": "second"}, lambda error: None)
+    assert ask(place, {"verb": "who"}, 5) == {"result": "first"}
+    first.close()
+    second = ControlServer(place, lambda question: {"result": "second"}, lambda error: None)
+    assert ask(place, {"verb": "who"}, 5) == {"result": "second"}
+    second.close()
+
+
 @pytest.mark.parametrize("ending", ["closes", "breaks off", "says nothing"])
 def test_who_ends_before_he_answers_is_lost_and_who_says_nothing_may_hang(tmp_path: Path, ending: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from safehold.model.environment import plain_environment
 from safehold.model.errors import SourceError
 from safehold.model.extents import Extent, ExtentKind
 from safehold.ports.blocks import Lineage
@@ -73,7 +74,12 @@ def serve_qcow2(path: str, *, shared: bool) -> Iterator[Qcow2Blocks]:
         command = [program, "--read-only", "--persistent", "--shared=8", f"--socket={socket}", "--image-opts", options]
         with open(os.path.join(directory, "errors"), "w+b") as errors:
             server = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, preexec_fn=_die_with_parent
+                command,
+                env=plain_environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                preexec_fn=_die_with_parent,
             )
             try:
                 client = _connect(server, socket, Path(errors.name), path)

@@ -95,10 +95,11 @@ def mount(directory: Path, attached: Attachment, place: str, options: str = "") 
 
 def _mount(directory: Path, attached: Attachment, place: str, options: str, turn: int) -> Attachment:
     more = ["-o", options] if options else []
+    place = os.path.abspath(place)
     # It is there already where whoever mounted it was killed before that was on record.
-    if os.path.abspath(place) not in _mounted(attached.device):
+    if place not in _mounted(attached.device):
         run_tool(["mount", *more, attached.device, place], attached.volume, turn)
-    mounted = msgspec.structs.replace(attached, mount=os.path.abspath(place), options=options)
+    mounted = msgspec.structs.replace(attached, mount=place, options=options)
     _keep(directory, mounted)
     return mounted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from safehold.model.environment import plain_environment
 from safehold.model.errors import FailedError
 
 __all__ = ["RECONNECT", "Attachment", "Backing", "Unsuitable", "run_tool"]
@@ -25,8 +27,8 @@ class Unsuitable(Exception):
 
 class Attachment(msgspec.Struct, frozen=True):
     """A volume and the device it is; `mount` is where Safehold mounted it, `options` how. Of a loop device `file` is what it shows, and `pid` and
-    `started` name the daemon behind that for good; a device of the kernel's own nbd is known by its `backend`. It was `made` at that second of the
-    monotonic clock.
+    `started` name the daemon behind that for good; a device of the kernel's own nbd is known by its `backend`, and `pid` is the process that
+    connected it. It was `made` at that second of the monotonic clock.
     """
 
     volume: str
@@ -61,8 +63,18 @@ class Backing(Protocol):
 
 
 def run_tool(command: Sequence[str], on: str, *keep: int) -> str:
-    """Its output. FailedError. `keep` are descriptors that it holds for as long as it lives."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, pass_fds=keep)
+    """Its output; paths among its words are absolute. FailedError. `keep` are descriptors that it holds for as long as it lives."""
+    done = subprocess.run(
+        command,
+        env=plain_environment(os.environ),
+        # What goes on running keeps no file system from being unmounted.
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        pass_fds=keep,
+    )
     if done.returncode:
         # The first line is the reason; what follows, with mount(8), is where to read on.
         said = (done.stderr or done.stdout).strip().splitlines()

@@ -144,13 +144,22 @@ class Unmount(_Downtime):
             ) from error
 
     def _mount(self) -> None:
-        if any(_same(other, self.mounted) for other in mounts()):
-            raise self.failed("was mounted again by somebody else in between", "start again; nothing was kept")
+        if self._mounted_before():
+            raise self._overtaken()
         try:
             mount(self.mounted.source, self.path, self.mounted.type, self.mounted.flags, self.mounted.data)
             mount("", self.path, "", MS_SHARED if self.mounted.shared else MS_PRIVATE, "")
         except OSError as error:
+            # The kernel mounts nothing twice in one place: the watchdog may have come first, after the look above.
+            if error.errno == errno.EBUSY and self._mounted_before():
+                raise self._overtaken() from error
             raise self.stuck(f"cannot be mounted again ({error.strerror})") from error
+
+    def _mounted_before(self) -> bool:
+        return any(_same(other, self.mounted) for other in mounts())
+
+    def _overtaken(self) -> ConsistencyError:
+        return self.failed("was mounted again by somebody else in between", "start again; nothing was kept")
 
 
 def _same(one: Mounted, other: Mounted) -> bool:

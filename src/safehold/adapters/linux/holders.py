@@ -9,12 +9,13 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from safehold.adapters.linux.members import members_seen
 from safehold.adapters.linux.mounts import Mounted, major_minor, mount_named, mount_of, mounts
+from safehold.adapters.linux.namespaces import mounts_elsewhere
 from safehold.adapters.linux.openers import command_of, file_writers, openers, processes
 from safehold.adapters.linux.stack import swap_places
 from safehold.model.errors import FailedError
@@ -26,6 +27,7 @@ __all__ = [
     "demand_free",
     "device_holders",
     "device_number",
+    "device_writers",
     "file_holders",
 ]
 
@@ -81,6 +83,11 @@ def device_holders(path: str) -> list[Holder]:
 def file_holders(path: str) -> list[Holder]:
     """Users of an image file that can be seen: loop devices on it, and processes that have it open for writing."""
     return [*_loop_holders(_loops_on_file(path)), *(_process(process) for process in file_writers(path))]
+
+
+def device_writers(numbers: Container[str]) -> list[int]:
+    """Processes but this one that have one of these devices (`major:minor`) open for writing."""
+    return [process for process, writes in _openers(numbers) if writes]
 
 
 def demand_free(device: str) -> None:
@@ -188,20 +195,14 @@ def _shown(mounted: Mounted) -> frozenset[str]:
 
 def _mounted_elsewhere(numbers: Set[str]) -> list[Holder]:
     """Where it is mounted in other namespaces, of which a process can be seen: once for each."""
-    seen = {os.stat("/proc/self/ns/mnt").st_ino}
     found = []
-    for process in processes():
-        with contextlib.suppress(OSError):
-            space = os.stat(f"/proc/{process}/ns/mnt").st_ino
-            if space in seen:
-                continue
-            seen.add(space)
-            # The path leads elsewhere from here.
-            mounted = next((one for one in mounts(process) if _shown(one) & numbers), None)
-            if mounted:
-                holder = _mount(mounted)
-                who = f"process {process} ({command_of(process)}) sees it {holder.who}, in another namespace"
-                found.append(Holder(who, holder.writes))
+    for process, there in mounts_elsewhere():
+        # The path leads elsewhere from here.
+        mounted = next((one for one in there if _shown(one) & numbers), None)
+        if mounted:
+            holder = _mount(mounted)
+            who = f"process {process} ({command_of(process)}) sees it {holder.who}, in another namespace"
+            found.append(Holder(who, holder.writes))
     return found
 
 
@@ -226,7 +227,7 @@ def _title(holder: Path) -> str:
     return f"/dev/{holder.name}"
 
 
-def _is(node: str, numbers: dict[str, str], place: str = "") -> bool:
+def _is(node: str, numbers: Container[str], place: str = "") -> bool:
     """True where a node is one of the devices; it is looked at by way of `place`, if that is given. What lies elsewhere than in /dev is not asked:
     its file system may hang.
     """
@@ -269,7 +270,7 @@ def _loop_holders(blocks: Iterable[Path]) -> Iterator[Holder]:
             yield Holder(f"/dev/{block.name} lies on it", True)
 
 
-def _openers(numbers: dict[str, str]) -> Iterator[tuple[int, bool]]:
+def _openers(numbers: Container[str]) -> Iterator[tuple[int, bool]]:
     return openers(lambda place: _is(os.readlink(place), numbers, place))
 
 

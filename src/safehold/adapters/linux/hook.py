@@ -9,13 +9,11 @@ from collections.abc import Iterator, Mapping
 
 from safehold.adapters.linux.gated import run_gated
 from safehold.model.consistency import Consistency
+from safehold.model.environment import plain_environment
 from safehold.model.errors import ConsistencyError, StillHeldError, UsageError
 from safehold.ports.bracket import Begin, Undo
 
 __all__ = ["Hook"]
-
-_KEPT = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TZ", "USER")
-"""What of the environment a hook gets: nothing that opens a vault or a bucket."""
 
 _SAID = re.compile(rb"^consistency=(\w+)\s*$", re.MULTILINE)
 
@@ -36,8 +34,7 @@ class Hook:
         self.spec = f"hook:{command}"
         self._command = os.path.abspath(os.path.expanduser(command))
         self._seconds = seconds
-        self._environment = {name: environment[name] for name in _KEPT if name in environment}
-        self._environment["SAFEHOLD_RUN"] = run_id
+        self._environment = plain_environment(environment) | {"SAFEHOLD_RUN": run_id}
         if not os.path.isfile(self._command) or not os.access(self._command, os.X_OK):
             raise UsageError("there is no such program", on=command, remedy="give the path of an executable file")
 

@@ -83,7 +83,7 @@ class KernelDevice:
                 timeout=_FOR_EVER,
                 dead_after=RECONNECT,
             )
-        return Attachment(volume, f"/dev/nbd{number}", backend=backend)
+        return Attachment(volume, f"/dev/nbd{number}", pid=os.getpid(), backend=backend)
 
     def _end_left(self, backend: str, volume: str, turn: int) -> None:
         """Take devices away that are on no record: whoever made them was killed before they were."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from safehold.model.context import Context
+from safehold.model.environment import plain_environment
 from safehold.model.errors import ConsistencyError, FailedError, SafeholdError
 
 __all__ = ["LogicalVolume", "LvmSnapshot", "is_logical_volume", "logical_volume", "lvm_snapshot"]
@@ -193,7 +194,8 @@ def _report(spec: str = "") -> list[Mapping[str, str]]:
 
 
 def _run(command: Sequence[str], on: str) -> str:
-    environment = {**os.environ, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
+    theirs = {name: value for name, value in os.environ.items() if name.startswith(("LVM_", "DM_"))}
+    environment = plain_environment(os.environ) | theirs | {"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
     try:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE

@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
+from safehold.model.environment import plain_environment
+
 __all__ = ["NbdDriver", "NbdNews"]
 
 _GENERIC = 16
@@ -64,7 +66,13 @@ class NbdDriver:
     def load() -> None:
         """Have the kernel load the driver, where it is a module. What came of it the constructor says."""
         if not os.path.exists("/sys/module/nbd") and (modprobe := shutil.which("modprobe")):
-            subprocess.run([modprobe, "--quiet", "nbd"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            subprocess.run(
+                [modprobe, "--quiet", "nbd"],
+                env=plain_environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+            )
 
     def __enter__(self) -> NbdDriver:
         return self

@@ -10,7 +10,7 @@ from pathlib import Path
 from safehold.adapters.linux.members import members, members_seen
 from safehold.adapters.linux.mounts import Mounted, major_minor, mount_of
 
-__all__ = ["backing_file", "below", "disks", "roots", "roots_seen", "swap_places"]
+__all__ = ["above", "backing_file", "below", "disks", "roots", "roots_seen", "swap_places"]
 
 _BLOCK = Path("/sys/dev/block")
 
@@ -53,6 +53,20 @@ def _device(number: str, seen: set[str]) -> None:
     backing = place / "loop" / "backing_file"
     if backing.exists():
         _path(backing.read_text().rstrip("\n").removesuffix(" (deleted)"), seen)
+
+
+def above(number: str) -> frozenset[str]:
+    """Numbers of a device, its partitions, and all that LVM, md and other mapped devices make of them."""
+    found: set[str] = set()
+    waiting = [number]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            place = (_BLOCK / one).resolve()
+            parts = (part.parent / "dev" for part in place.glob("*/partition"))
+            waiting += [path.read_text().strip() for path in (*parts, *place.glob("holders/*/dev"))]
+    return frozenset(found)
 
 
 def swap_places() -> Iterator[str]:

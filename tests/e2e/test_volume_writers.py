@@ -1,0 +1,112 @@
+"""A bracket vouches for a volume only where nobody else can write to it: another client, a program, a file system in another namespace."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from safehold.wire.nbd_negotiation import open_export
+from tests.e2e.hosts import Host, run
+
+NAME = Path("/proc/self/comm").read_text().strip()
+LEFT = """
+import os, sys
+from safehold.wire.nbd_negotiation import open_export
+kept = open_export(sys.argv[1], "data", 10)[0]
+if os.fork():
+    os._exit(0)
+print("left", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def disk(host: Host) -> str:
+    host.program.run("volume", "create", "data", "--size", "64M")
+    return str(host.program.json("volume", "attach", "data")["device"])
+
+
+@contextmanager
+def on(disk: str, place: Path) -> Iterator[list[str]]:
+    """A file system that is mounted, and the words for a bracket around it."""
+    place.mkdir()
+    run("mkfs.ext4", "-q", disk)
+    run("mount", disk, place)
+    try:
+        yield ["--bracket", f"fsfreeze:{place}"]
+    finally:
+        run("umount", place)
+
+
+def not_held(host: Host, bracket: list[str], who: str) -> None:
+    """It is told who, refused where more was asked for, and recorded as a crash where not."""
+    taken = len(host.show("data")["snapshots"])  # type: ignore[arg-type]
+    said = host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem", code=7).stderr
+    assert f"filesystem asked for: {who} is not held" in said
+    assert len(host.show("data")["snapshots"]) == taken  # type: ignore[arg-type]
+    done = host.program.run("volume", "snapshot", "data", *bracket)
+    assert f"nothing holds {who}" in done.stderr
+    assert host.show("data")["snapshots"][-1]["achieved"] == "crash"  # type: ignore[index]
+
+
+def test_another_client(host: Host, disk: str, tmp_path: Path) -> None:
+    with on(disk, tmp_path / "on") as bracket:
+        host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
+        with open_export(str(host.socket), "data", 10)[0]:
+            not_held(host, bracket, f"the client process {os.getpid()} ({NAME})")
+        # As nbd-client leaves it: the process has ended, and its connection has not.
+        with subprocess.Popen(
+            [sys.executable, "-c", LEFT, host.socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as client:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"left\n"
+            assert client.wait(30) == 0
+            not_held(host, bracket, f"a client that process {client.pid} connected and left to the kernel")
+        for _ in range(200):
+            if host.show("data")["clients"] == 1:
+                break
+            time.sleep(0.05)
+        host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
+
+
+def test_a_program_that_has_the_device(host: Host, disk: str, tmp_path: Path) -> None:
+    with on(disk, tmp_path / "on") as bracket:
+        with open(disk, "rb"):
+            host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
+        with open(disk, "r+b"):
+            not_held(host, bracket, f"the process {os.getpid()} ({NAME}) that has {disk} open")
+
+
+def test_another_namespace(host: Host, disk: str, tmp_path: Path) -> None:
+    """A second file system of the device, which is mounted in a container's namespace only."""
+    for number, start in ((1, 2048), (2, 51200)):
+        run("addpart", disk, number, start, 49152)
+    other = tmp_path / "other"
+    other.mkdir()
+    try:
+        run("mkfs.ext4", "-q", f"{disk}p2")
+        with on(f"{disk}p1", tmp_path / "on") as bracket:
+            for options in ("ro", "rw"):
+                script = f"mount -o {options} {disk}p2 {other} && echo there && read end"
+                with subprocess.Popen(
+                    ["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                ) as container:
+                    assert container.stdout is not None
+                    assert container.stdout.readline() == b"there\n"
+                    if options == "ro":
+                        host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
+                    else:
+                        where = f"what is mounted on {other} in the namespace of process {container.pid} (sh)"
+                        not_held(host, bracket, where)
+                    container.communicate(b"\n")
+            host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
+    finally:
+        for number in (1, 2):
+            run("delpart", disk, number)

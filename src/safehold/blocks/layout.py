@@ -123,7 +123,6 @@ class VolumeFiles:
         self.checkpoint = directory / "ckpt.log"
         self.ids = directory / "ids"
         self.ids_delta = directory / "ids.delta"
-        self.lock = directory / "lock"
 
     def dirty(self, epoch: int) -> Path:
         """The map of the blocks that an epoch changed."""
@@ -145,6 +144,11 @@ class VolumeFiles:
             if start == prefix and number.isdecimal():
                 found.append(int(number))
         return sorted(found)
+
+    def lone_maps(self) -> list[Path]:
+        """Maps of overlays that are not there: what is left where the service was killed, or the power failed, while one was deleted."""
+        overlays = {self.overlay_sectors(epoch) for epoch in self.epochs("ov")}
+        return [path for path in self.directory.glob("ov.*.map") if path not in overlays]
 
 
 def sync_directory(directory: Path) -> None:

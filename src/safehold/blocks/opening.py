@@ -97,6 +97,8 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
     """
     files = VolumeFiles(directory)
     try:
+        for path in files.lone_maps():
+            path.unlink()
         header = LiveHeader(files.live)
         if record.failed:
             header.fail()
@@ -141,6 +143,8 @@ def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
                 blocks.sync()
             for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
                 sectors.sync()
+        # An overlay that was folded away must not be back after a power loss: it would lie over what was written since.
+        sync_directory(epochs.files.directory)
         epochs.header.put_away()
 
 
@@ -157,12 +161,11 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
         sparse += [(files.overlay(one), grown.blocks * grown.block), (files.overlay_sectors(one), grown.sectors)]
     try:
         for path, length in sparse:
-            os.truncate(path, length)
-            # Before the record says so: what is shorter than that is damaged.
-            DataFile(path).sync()
+            _lengthen(path, length)
         for path in (files.states, *(files.dirty(one) for one in files.epochs("dirty"))):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, grown.blocks)
+                os.fsync(file.fileno())
         # The block that was last may have been short: what lies behind its old end is part of the volume from here on.
         states, dirty = BlockMap(files.states, grown.blocks), BlockMap(files.dirty(epoch), grown.blocks)
         states.fill(record.blocks, grown.blocks, PRESENT)
@@ -176,6 +179,13 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
             on=f"{record.name}, in {files.directory}",
             remedy=f"see that its disk has room for files of that size: df -h {files.directory}; the volume is as it was",
         ) from error
+
+
+def _lengthen(path: Path, length: int) -> None:
+    """Durably: the record that asks for the length is durable too, and a map that is short of it is taken for damaged."""
+    with open(path, "r+b") as file:
+        os.truncate(file.fileno(), length)
+        os.fsync(file.fileno())
 
 
 def _trusting(

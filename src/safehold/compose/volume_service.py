@@ -12,6 +12,7 @@ import msgspec
 
 from safehold.adapters.image.topology import detect
 from safehold.adapters.linux.attach import attachments
+from safehold.adapters.linux.descriptors import many_descriptors
 from safehold.adapters.linux.reconnector import Reconnector
 from safehold.app.host import this_host
 from safehold.app.opening import Credentials, open_vault
@@ -45,6 +46,7 @@ _OTHER_VERSION = (
 """What a command line that is of the service's version never asks for."""
 
 
+@many_descriptors()
 def serve_volumes(
     paths: Paths, credentials: Callable[[], Credentials], ready: Callable[[], None], ctx: Context
 ) -> None:
@@ -68,7 +70,7 @@ def serve_volumes(
             f"cannot be made ({error.strerror})", on=str(paths.run), remedy="check the directory that it is to be in"
         ) from error
     host = this_host(paths.state)
-    directory = VolumeDirectory(paths.volumes, host.boot, ctx.clock)
+    directory = VolumeDirectory(paths.volumes, host.boot, ctx.clock, ctx.progress.warn)
     for name, problem in directory.broken.items():
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)

@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from safehold.ports.export import OpenFile
 from safehold.wire import nbd_protocol as nbd
@@ -125,6 +126,7 @@ class MemoryExport:
         self.content = bytearray(size)
         self.size = size
         self.read_only = False
+        self.zeroes_fast = True
         self.far = size if far is None else far
         self.arrived = threading.Event()
         self.asked = threading.Event()
@@ -148,6 +150,9 @@ class MemoryExport:
 
     def lies(self, offset: int, length: int) -> tuple[OpenFile, int] | None:
         return None
+
+    def unreadable(self, error: OSError) -> None:
+        self._called("unreadable")
 
     def prepare(self, offset: int, length: int) -> None:
         self._called("prepare")
@@ -178,3 +183,34 @@ class MemoryExport:
             zero = not any(self.content[offset:stop])
             yield stop - offset, zero, zero
             offset = stop
+
+
+class Writer:
+    """A client that writes over NBD and counts what was acknowledged."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.settimeout(30)
+        self.connection.connect(str(path))
+        self._take(18)
+        self.connection.sendall(struct.pack(">I", 3))
+        self.connection.sendall(struct.pack(">QII", 0x49484156454F5054, 1, len(name)) + name.encode())
+        self._take(10)
+
+    def _take(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            part = self.connection.recv(length - len(data))
+            if not part:
+                raise ConnectionError
+            data += part
+        return data
+
+    def write(self, offset: int, data: bytes, flags: int = 0) -> None:
+        assert self.attempt(offset, data, flags) == 0
+
+    def attempt(self, offset: int, data: bytes, flags: int = 0) -> int:
+        """The error number that comes back."""
+        self.connection.sendall(struct.pack(">IHHQQI", 0x25609513, flags, 1, 7, offset, len(data)) + data)
+        _, error, _ = struct.unpack(">IIQ", self._take(16))
+        return int(error)

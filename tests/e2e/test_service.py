@@ -180,6 +180,7 @@ def test_beginning(program: Program, tmp_path: Path, place: Path) -> None:
     assert "enable --now safehold.timer" in said
     text = (units / "safehold.service").read_text()
     assert f"service run --config {place}" in text
+    assert "\nLimitNOFILE=65536\n" in (units / "safehold-volumes.service").read_text()
     if shutil.which("systemd-analyze"):
         done = subprocess.run(
             ["systemd-analyze", "verify", units / "safehold.service", units / "safehold.timer"],

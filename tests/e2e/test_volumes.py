@@ -6,12 +6,11 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
-import struct
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import pytest
 from safehold.wire.control import ask
 from tests.contents import equal
 from tests.e2e.hosts import Host, run
+from tests.nbd import Writer
 
 MIB = 1 << 20
 
@@ -413,33 +413,6 @@ def test_a_service_stopped_in_order_is_not_noticed_by_a_busy_client(host: Host) 
             bench.kill()
 
 
-class Writer:
-    """A client that writes over NBD and counts what was acknowledged."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.connection = socket.socket(socket.AF_UNIX)
-        self.connection.settimeout(30)
-        self.connection.connect(str(path))
-        self._take(18)
-        self.connection.sendall(struct.pack(">I", 3))
-        self.connection.sendall(struct.pack(">QII", 0x49484156454F5054, 1, len(name)) + name.encode())
-        self._take(10)
-
-    def _take(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            part = self.connection.recv(length - len(data))
-            if not part:
-                raise ConnectionError
-            data += part
-        return data
-
-    def write(self, offset: int, data: bytes, flags: int = 0) -> None:
-        self.connection.sendall(struct.pack(">IHHQQI", 0x25609513, flags, 1, 7, offset, len(data)) + data)
-        _, error, _ = struct.unpack(">IIQ", self._take(16))
-        assert error == 0
-
-
 def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_path: Path) -> None:
     """SIGKILL during writes, seals, uploads, folds and hydration; each time everything acknowledged is there, and every
     snapshot completes as what it was.
@@ -502,6 +475,7 @@ def test_rubbish_orders(host: Host) -> None:
     program.run("volume", "create", "x", "--size", "1M")
     program.run("volume", "create", "x", "--size", "1M", code=1)
     program.run("volume", "snapshot", "x", "--require", "application", code=7)
+    assert program.run("volume", "snapshot", "x", "--group", "x", "--group", "x").stdout.startswith("x: snapshot")
     program.run("volume", "detach", "x", code=2)
     program.run("volume", "resize", "x", "--size", "1K", code=2)
     program.run("volume", "delete", "x", code=2)
@@ -510,7 +484,7 @@ def test_rubbish_orders(host: Host) -> None:
         rubbish.connect(str(host.control))
         rubbish.sendall(b"\xff\x00{[" * 100 + b"\n")
         rubbish.settimeout(5)
-        assert rubbish.recv(10) == b""
+        assert b"not a question" in rubbish.recv(1000)
     assert program.json("volume", "show", "x")["size"] == MIB
     program.run("volume", "stop")
     assert "no volume service" in program.run("volume", "stop").stdout
@@ -637,44 +611,6 @@ def test_a_freeze_never_stops_the_vault_of_the_volumes_or_the_state(passphrase_h
     host.program.run("volume", "snapshot", "data", *freeze, "--wait")
 
 
-def test_a_full_disk_costs_writes_and_nothing_else(tmp_path: Path) -> None:
-    """No room below: the client is told, orders say why, what was acknowledged stays; with room again all goes on."""
-    with tempfile.TemporaryDirectory(prefix="sh", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        home = Path(folder) / "home"
-        home.mkdir()
-        run("mount", "-t", "tmpfs", "-o", "size=24M", "tmpfs", home)
-        try:
-            host = Host(home)
-            host.program.run("volume", "create", "data", "--size", "64M")
-            writer = Writer(host.socket, "data")
-            written = bytearray()
-            rng = random.Random(3)
-            with writer.connection:
-                for at in range(0, 64 * MIB, MIB):
-                    data = rng.randbytes(MIB)
-                    try:
-                        writer.write(at, data)
-                    except AssertionError:
-                        break
-                    written += data
-            assert len(written) < 40 * MIB
-            failed = host.program.run("volume", "create", "other", "--size", "1G", code=1).stderr
-            assert "No space left" in failed
-            host.program.run("volume", "show", "data")
-            image = tmp_path / "now.img"
-            run("qemu-img", "convert", "-f", "raw", "-O", "raw", host.nbd("data"), image)
-            equal(image.read_bytes()[: len(written)], written)
-            run("mount", "-o", "remount,size=300M", home)
-            host.program.run("volume", "list")
-            host.program.run("volume", "stop")
-            host.program.run("volume", "snapshot", "data", "--wait")
-            host.program.run("restore", "data@latest", "--to", tmp_path / "restored.img")
-            equal((tmp_path / "restored.img").read_bytes()[: len(written)], written)
-            host.close()
-        finally:
-            run("umount", "--lazy", home)
-
-
 def test_past_the_limit_requests_fail_and_status_says_why(host: Host) -> None:
     """Nobody comes back within half a minute: the device gives errors instead of waiting for ever; afterwards it can be attached again."""
     host.program.run("volume", "create", "data", "--size", "16M")
@@ -780,6 +716,19 @@ def test_a_device_whose_daemon_was_killed_is_told_and_let_go_of(host: Host, tmp_
     host.program.run("volume", "detach", "data")
     devices = run("losetup", "--noheadings", "--output", "NAME,BACK-FILE")
     assert str(host.home) not in devices
+
+
+def test_the_service_has_as_many_files_open_as_it_may(host: Host) -> None:
+    """It is started where few may be, as by a login shell, and serves more volumes than that has room for."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+    try:
+        host.program.run("volume", "list")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for number in range(24):
+        host.program.run("volume", "create", f"data{number}", "--size", "1M")
+    assert len(os.listdir(f"/proc/{host.pid()}/fd")) > 128
 
 
 def test_sizes_that_cannot_be(host: Host) -> None:

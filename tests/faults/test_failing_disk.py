@@ -192,6 +192,31 @@ def test_a_record_that_cannot_be_written_is_not_believed(
     directory.close()
 
 
+def test_a_group_that_cannot_be_sealed_whole_is_not_sealed(
+    directory: VolumeDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The second header finds no room: neither volume has another epoch, and after a crash neither looks as if it had."""
+    right = LiveHeader.turn
+
+    def turn(self: LiveHeader, epoch: int) -> None:
+        if epoch == 2 and self is directory.get("good").epochs.header:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        right(self, epoch)
+
+    def seal_both() -> None:
+        directory.seal(["bad", "good"], lambda held, taken: Snapshot("both", 1, taken, "crash", "crash"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveHeader, "turn", turn)
+        with pytest.raises(OSError, match="No space"):
+            seal_both()
+    assert [held.epochs.header.read()[1] for held in directory.all()] == [1, 1]
+    assert [held.epochs.open for held in directory.all()] == [[], []]
+    seal_both()
+    assert [held.epochs.open for held in directory.all()] == [[1], [1]]
+    directory.close()
+
+
 @pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, "its content is there"), (errno.EIO, "can be restored")])
 def test_what_is_only_in_the_way_of_an_opening_is_told_as_that(
     tmp_path: Path, directory: VolumeDirectory, monkeypatch: pytest.MonkeyPatch, number: int, told: str

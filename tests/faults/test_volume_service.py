@@ -325,6 +325,18 @@ def test_too_many_snapshots_on_their_way_are_refused(site: Site) -> None:
     equal(site.point(site.state(taken[-1]).point, "data"), content(held))
 
 
+def test_no_volume_is_called_like_what_its_directory_has_of_its_own(site: Site) -> None:
+    """All that lies there beside volumes, once one was made and one was deleted."""
+    for name in ("data", "gone"):
+        site.service.create(name, SIZE, "vault")
+    site.service.delete("gone")
+    own = {path.name for path in site.service.directory.root.iterdir()} - {"data"}
+    assert own == {"deleted", "lock"}
+    for name in own:
+        with pytest.raises(UsageError, match="cannot be called that"):
+            site.service.create(name, SIZE, "vault")
+
+
 def test_a_volume_in_use_is_not_deleted(site: Site) -> None:
     site.service.create("data", SIZE, "vault")
     assert site.service.directory.open("data") is not None
@@ -637,6 +649,29 @@ def test_an_order_that_fails_leaves_a_volume_that_is_filled_in(
     assert held.record.size == SIZE
 
 
+@pytest.mark.parametrize(
+    ("order", "holder"),
+    [
+        ({"verb": "snapshot", "names": ["data"], "tags": {}}, held_module),
+        ({"verb": "resize", "name": "data", "size": SIZE + UNIT}, opening),
+        ({"verb": "delete", "name": "data"}, held_module),
+        ({"verb": "create", "name": "more", "size": SIZE, "vault": "vault"}, opening),
+    ],
+    ids=lambda value: value["verb"] if isinstance(value, dict) else "",
+)
+def test_an_order_that_finds_no_room_says_where_and_what_to_do(
+    site: Site, disk: FullDisk, order: dict[str, object], holder: object
+) -> None:
+    site.service.create("data", SIZE, "vault")
+    disk.needed_by(holder, "write_record")
+    disk.full = True
+    with pytest.raises(FailedError, match="No space left") as failed:
+        Orders(site.service, lambda name: set(), lambda name: "", lambda: None).answer(order)
+    disk.full = False
+    assert str(site.root / "volumes") in failed.value.on
+    assert "room" in failed.value.remedy
+
+
 def test_a_volume_that_could_not_be_made_larger_keeps_its_point(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     origin, was = site.made()
     site.down("read", "packs/")
@@ -664,6 +699,59 @@ def test_a_list_has_the_last_snapshot_of_each_volume(site: Site) -> None:
     assert [one["id"] for one in told["volumes"][0]["snapshots"]] == [taken[-1].id]
     told = orders.answer({"verb": "show", "name": "data"})["result"]
     assert [one["id"] for one in told["snapshots"]] == [one.id for one in taken]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"names": []},
+        {"names": "s1"},
+        {"names": ["s1", "s1"]},
+        {"names": [""]},
+        {"names": [1]},
+        {"names": [["s1"]]},
+        {"names": None},
+        {"tags": {"a": [1]}},
+        {"tags": {"a": None}},
+        {"tags": {"": "x"}},
+        {"tags": {"a": "\ud800"}},
+        {"tags": [1]},
+        {"tags": None},
+        {"asked": {"s1": "somehow"}},
+        {"asked": {"s1": 1}},
+        {"asked": {"other": "crash"}},
+        {"vouching": "no"},
+        {"verb": ["snapshot"]},
+    ],
+    ids=str,
+)
+def test_an_order_that_makes_no_sense_is_refused_and_leaves_no_trace(site: Site, wrong: dict[str, object]) -> None:
+    site.service.create("s1", SIZE, "vault")
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
+    right: dict[str, object] = {"verb": "snapshot", "names": ["s1"], "tags": {"a": "b"}, "asked": {"s1": "crash"}}
+    with pytest.raises(UsageError) as refused:
+        orders.answer(right | wrong)
+    assert refused.value.remedy
+    assert site.service.directory.get("s1").record.snapshots == ()
+    site.restart()
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
+    told: Any = orders.answer(right)["result"]
+    assert site.finish(site.service.find(told["id"])[0][1]).tags == {"a": "b"}
+
+
+@pytest.mark.parametrize("wrong", [{"achieved": "somehow"}, {"expected": float("nan")}, {"leaving": (0, float("inf"))}])
+def test_what_is_vouched_for_can_be_read_again(site: Site, wrong: dict[str, object]) -> None:
+    held = site.service.create("s1", SIZE, "vault")
+    taken = site.service.snapshot(SnapshotRequest(["s1"], vouching=True))
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
+    quiet = {"bracket": "fsfreeze:/x", "achieved": "filesystem", "expected": 0.1, "entering": (0, 1), "leaving": (2, 3)}
+    with pytest.raises(UsageError):
+        orders.answer({"verb": "vouch", "id": taken.id, "achieved": {"s1": "crash"}, "quiet": {"s1": [quiet | wrong]}})
+    assert held.record.snapshots[0].quiet == ()
+    site.restart()
+    assert site.service.directory.broken == {}
+    site.service.vouch(taken.id, {}, {})
+    assert site.finish(taken).state is SnapshotState.COMPLETED
 
 
 def pins(site: Site) -> list[str]:
@@ -757,6 +845,53 @@ def test_what_a_power_loss_leaves_is_told_until_everything_was_compared(site: Si
     done = site.finish(site.snapshot("data"))
     assert done.full
     assert site.service.problem(site.service.directory.get("data")) == ""
+
+
+@pytest.mark.parametrize("power", ["stays", "fails"])
+@pytest.mark.parametrize("left", [0, UNIT])
+@pytest.mark.parametrize("kind", ["data", "overlay"])
+def test_content_that_was_cut_short_is_never_given_out_as_zeros(site: Site, kind: str, left: int, power: str) -> None:
+    """The volume is not opened, whatever is known of it; the other one is. With its content whole again nothing is lost."""
+    held, other = site.service.create("data", SIZE, "vault"), site.service.create("other", SIZE, "vault")
+    site.write(held), site.write(other)
+    site.down("put", "packs/")
+    pending = site.snapshot("data")
+    site.write(held)
+    held.volume.flush()
+    until(lambda: site.state(pending).durable)
+    was, others, files = content(held), content(other), held.files
+    path = files.data if kind == "data" else files.overlay(held.volume.gate.phase.epoch)
+    del held, other
+    site.service.stop()
+    if power == "fails":
+        LiveHeader(files.live).write(clean=False, epoch=1, boot="another")
+    whole = path.read_bytes()
+    os.truncate(path, left)
+    for _ in range(2):
+        site.service = site.begin()
+        with pytest.raises(FailedError, match=f"{path.name} has {left} of {SIZE} bytes") as refused:
+            site.service.directory.get("data")
+        assert "restore" in refused.value.remedy
+        equal(content(site.service.directory.get("other")), others)
+        site.service.stop()
+    path.write_bytes(whole)
+    site.service = site.begin()
+    equal(content(site.service.directory.get("data")), was)
+
+
+def test_an_overlay_that_never_counted_may_be_short(site: Site) -> None:
+    """The power failed after it was made, and before anything in it was flushed."""
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    held.volume.flush()
+    was, files = content(held), held.files
+    del held
+    site.service.stop()
+    for path in (files.overlay(2), files.overlay_sectors(2), files.dirty(2)):
+        path.touch()
+    LiveHeader(files.live).write(clean=False, epoch=2, boot="another")
+    site.service = site.begin()
+    equal(content(site.service.directory.get("data")), was)
 
 
 @pytest.mark.parametrize("cut", [1, None])

@@ -35,5 +35,6 @@ def test_runs_give_the_map_back(
 
 def _map(path: Path, cells: bytes) -> BlockMap:
     states = BlockMap.create(path, len(cells))
-    states.cells[: len(cells)] = cells
+    for at, value in enumerate(cells):
+        states.fill(at, at + 1, value)
     return states

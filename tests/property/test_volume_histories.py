@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from safehold.blocks import checkpoint, epochs, layers, layout, maps, summary, volume
+from safehold.blocks import checkpoint, durability, epochs, layers, layout, maps, summary, volume
 from safehold.blocks.checkpoint import CheckpointLog
+from safehold.blocks.durability import Durability
 from safehold.blocks.epochs import Epochs, LiveHeader, Prepared, seal_together
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layers import Phase
@@ -406,10 +407,10 @@ def _believe(patch: pytest.MonkeyPatch) -> None:
 
 
 def _data_not_synced(patch: pytest.MonkeyPatch) -> None:
-    def make_durable(self: LiveVolume) -> None:
-        self._log.append([self._changes.popleft() for _ in range(len(self._changes))])
+    def make_durable(self: Durability) -> None:
+        self._log.append([self.changes.popleft() for _ in range(len(self.changes))])
 
-    patch.setattr(LiveVolume, "_make_durable", make_durable)
+    patch.setattr(Durability, "_make_durable", make_durable)
 
 
 def _in_place(patch: pytest.MonkeyPatch) -> None:
@@ -477,13 +478,13 @@ def _log_too_early(patch: pytest.MonkeyPatch) -> None:
 
 def _log_without_seals(patch: pytest.MonkeyPatch) -> None:
     right = summary.everything
-    patch.setattr(volume, "everything", lambda maps, phase, sealed: right(maps, phase, ()))
+    patch.setattr(durability, "everything", lambda maps, phase, sealed: right(maps, phase, ()))
 
 
 def _log_without_sectors(patch: pytest.MonkeyPatch) -> None:
     right = summary.everything
     patch.setattr(
-        volume,
+        durability,
         "everything",
         lambda *what: (one for one in right(*what) if one.kind is not checkpoint.ChangeKind.SECTOR),
     )

@@ -14,7 +14,10 @@ phase     one arrangement of epochs and overlays; writers pass the gate into the
 checkpoint  the durable form of the map; a block is durable as present only after its data
 hydration filling in missing blocks from the recovery point that a volume was made of
 
-From the bottom up: `layout` and `maps`; `checkpoint` and `summary`; `layers`; `volume` serves one disk; `epochs` seals and folds; `sealed` is a
-snapshot's content, `ids` what its blocks are in the vault; `opening` recovers; `held` is a volume with its record; `directory` has all volumes of a
-machine. `execution`, `slow_lane` and `connection` serve one client, `server` all.
+trouble   what a volume's own files fail at, until it is over
+
+From the bottom up: `layout` and `maps`; `checkpoint` and `summary`; `layers`, and `whereabouts`, which of them has a sector; `troubles`; `durability`
+flushes; `volume` serves one disk; `epochs` seals and folds; `sealed` is a snapshot's content, `ids` what its blocks are in the vault; `opening`
+recovers; `held` is a volume with its record; `sealing` takes snapshots of several at one instant; `inventory` reads what lies below and
+`recycle_bin` what was deleted; `directory` has all volumes of a machine. `execution`, `slow_lane` and `connection` serve one client, `server` all.
 """

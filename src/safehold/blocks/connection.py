@@ -26,13 +26,16 @@ _GLANCE = 64 * 1024
 of which the rest is received in one piece to where it stays."""
 _USUAL = 1024 * 1024 + _GLANCE
 """Size in bytes of the buffer that a connection keeps; longer payloads get one of their own while they are carried out."""
-_DURABLE, _FAR = 2, 4
-"""Threads of one connection for requests that wait for durability, and for those that wait for a vault: who flushes does not wait for a vault that
-is away.
+_DURABLE, _FAR, _WIDE = 2, 4, 1
+"""Threads of one connection for requests that wait for durability, for those that wait for a vault, and for long zeroing: who flushes does not wait
+for a vault that is away, nor does who zeroes.
 """
 _LATE_PAYLOAD = 256 * 1024
 """Bytes of a write that are kept while it waits for the vault beside the loop, small as writes of parts of a sector are; the loop waits for longer
 ones, and with it what comes behind them.
+"""
+_STEP = 32 * 1024 * 1024
+"""Bytes that are trimmed or zeroed at once, as many as a write may have; more is done in such steps beside the loop, as it may come to writing zeros.
 """
 _LONG = 0.05
 """Seconds after which the loop sees whether its client is still there before it changes anything more."""
@@ -48,7 +51,7 @@ class Connection:
     """Serves one client on the thread that calls `serve`. `hold`, `rest`, `stop` and `cut` may be called from any thread.
 
     Requests are carried out in the order in which they come, except for those that have to wait (flushes, FUA, reads that are not `ready`, changes
-    of parts of blocks that are not): a few threads do those, so replies come in any order, as the protocol allows.
+    of parts of blocks that are not, long zeroing): a few threads do those, so replies come in any order, as the protocol allows.
 
     Nothing is changed any more for a client that has hung up, once that was seen: it may have sent the same request again by another connection,
     and others after it.
@@ -191,8 +194,10 @@ class Connection:
         execution = Execution(agreed.export, agreed.name, agreed.context, self._progress)
         outlet = Outlet(self._socket)
         replies = Replies(outlet, agreed.structured)
-        durable, far = (SlowLane(threads, outlet, agreed.structured, self.cut) for threads in (_DURABLE, _FAR))
-        self._lanes = durable, far
+        durable, far, wide = (
+            SlowLane(threads, outlet, agreed.structured, self.cut) for threads in (_DURABLE, _FAR, _WIDE)
+        )
+        self._lanes = durable, far, wide
         if not agreed.export.read_only:
             self._flush = execution.flush
         try:
@@ -200,13 +205,14 @@ class Connection:
             self._outlast(self)
             with self._changing.begun() as allowed:
                 if allowed:
-                    self._loop(agreed, execution, replies, durable, far)
+                    self._loop(agreed, execution, replies)
         finally:
             self._busy = False
             self._parted = True
             if not self._heard():
                 self._changing.end()
             far.close()
+            wide.close()
             self._changing.end()
             durable.close()
 
@@ -215,10 +221,11 @@ class Connection:
         line.register(self._socket, select.POLLIN)
         line.poll()
 
-    def _loop(self, agreed: Agreed, execution: Execution, replies: Replies, durable: SlowLane, far: SlowLane) -> None:
+    def _loop(self, agreed: Agreed, execution: Execution, replies: Replies) -> None:
         """Receive, carry out all that has come whole, send the replies together, and only then wait for more."""
         ready, refusal, read, write = agreed.export.ready, execution.refusal, execution.read, execution.write
         part = agreed.export.block_size - 1
+        durable, far, wide = self._lanes
         changing, now = self._changing, time.monotonic
         usual = room_for(_USUAL)
         buffer, at, end = usual, 0, 0
@@ -275,6 +282,9 @@ class Connection:
                         if self._stopping:
                             self._park(replies)
                             return
+                    elif length > _STEP and command != nbd.CMD_WRITE:
+                        wide.add(replies, self._late_change(execution, flags, command, cookie, offset, length, b""))
+                        continue
                     if now() - looked > _LONG:
                         if self.gone():
                             return
@@ -350,12 +360,26 @@ class Connection:
                 if not error and command == nbd.CMD_WRITE:
                     error = execution.write(offset, memoryview(data))
                 elif not error:
-                    error = execution.clear(flags, command, offset, length)
+                    cleared = self._clear(execution, flags, command, offset, length)
+                    if cleared is None:
+                        return
+                    error = cleared
             if not error and flags & nbd.CMD_FLAG_FUA:
                 error = execution.flush()
             late.done(cookie, error)
 
         return change
+
+    def _clear(self, execution: Execution, flags: int, command: int, offset: int, length: int) -> int | None:
+        """In steps that begin where a block does; the error number of the one that failed, None where somebody ended it before it was done."""
+        end, error = offset + length, 0
+        while offset < end and not error:
+            if self._changing.ended or self._stopping:
+                return None
+            stop = min((offset // _STEP + 1) * _STEP, end)
+            error = execution.clear(flags, command, offset, stop - offset)
+            offset = stop
+        return error
 
     def _heard(self) -> bool:
         """True where what was asked for counts: the client is there, or took its leave, which does not take back what it had asked for before."""

@@ -26,12 +26,17 @@ __all__ = ["VolumeDirectory", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DELETED = "deleted"
+_LOCK = "lock"
 _T = TypeVar("_T")
 
 
 def check_name(name: str) -> None:
     """UsageError where a volume cannot be called that."""
-    if not _NAME.fullmatch(name) or name == _DELETED:
+    if name in (_DELETED, _LOCK):
+        raise UsageError(
+            "a volume cannot be called that: what keeps the volumes is", on=name, remedy="choose another name"
+        )
+    if not _NAME.fullmatch(name):
         raise UsageError(
             "a volume cannot be called that",
             on=name,
@@ -42,15 +47,15 @@ def check_name(name: str) -> None:
 class VolumeDirectory:
     """The volumes below one directory; one process at a time has it. Offers them as `ports.export.ExportDirectory`."""
 
-    def __init__(self, root: Path, boot: str, clock: Clock) -> None:
-        """FailedError where another process has them. Volumes that cannot be opened are in `broken`, with why."""
+    def __init__(self, root: Path, boot: str, clock: Clock, log: Callable[[str], None] = lambda text: None) -> None:
+        """FailedError where another process has them. Volumes that cannot be opened are in `broken`, with why. `log` as for `HeldVolume`."""
         self.root = root
         self.bin = RecycleBin(root)
-        self._boot, self._clock = boot, clock
+        self._boot, self._clock, self._log = boot, clock, log
         self._lock = threading.RLock()
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._claim = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._claim = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FailedError(
@@ -79,7 +84,7 @@ class VolumeDirectory:
         """Have a volume among those that are open, or among the broken."""
         name = directory.name
         try:
-            held = HeldVolume(directory, self._boot)
+            held = HeldVolume(directory, self._boot, self._log)
         except FailedError as error:
             problem = error
         except OSError as error:
@@ -274,7 +279,7 @@ class VolumeDirectory:
     ) -> HeldVolume:
         try:
             create_volume(directory, record, missing, ids, recorded)
-            return HeldVolume(directory, self._boot)
+            return HeldVolume(directory, self._boot, self._log)
         except BaseException:
             for left in (unfinished(directory), directory):
                 # Where even that fails, the next start finds it: as what was being made, or as a volume.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import struct
 import threading
@@ -28,51 +27,58 @@ MOST_EPOCHS = 8
 class LiveHeader:
     """The file `live.map`: which boot the maps are of, which epoch is the current one, and whether they were put away in order.
 
-    Mapped, so that a seal is one store to memory and outlives the process. And whether the disk below has failed the volume: that stays.
+    A seal is one small write to it, which outlives the process. And whether the disk below has failed the volume: that stays. Written and never
+    mapped, for the reason that `maps` gives.
     """
 
     _FORM = struct.Struct("<8sBB6xQ64s")
     _MAGIC = b"SHLIVE01"
+    _LENGTH = 4096
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, mmap.PAGESIZE)
-            self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
-        finally:
-            os.close(descriptor)
+        """OSError where it cannot be made."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.posix_fallocate(self._descriptor, 0, self._LENGTH)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
     def read(self) -> tuple[bool, int, str]:
-        """(put away in order, current epoch, boot); epoch 0 where the file says nothing."""
-        magic, clean, _, epoch, boot = self._FORM.unpack_from(self._page)
+        """(put away in order, current epoch, boot); epoch 0 where the file says nothing. OSError."""
+        magic, clean, _, epoch, boot = self._FORM.unpack(os.pread(self._descriptor, self._FORM.size, 0))
         if magic != self._MAGIC:
             return False, 0, ""
         return bool(clean), epoch, boot.rstrip(b"\0").decode(errors="replace")
 
     def write(self, *, clean: bool, epoch: int, boot: str) -> None:
-        """Say all of it, durably."""
-        self._FORM.pack_into(self._page, 0, self._MAGIC, clean, self.failed, epoch, boot.encode()[:64])
-        self._page.flush()
+        """Say all of it, durably. OSError."""
+        self._put(0, self._FORM.pack(self._MAGIC, clean, self.failed, epoch, boot.encode()[:64]))
+        os.fdatasync(self._descriptor)
 
     @property
     def failed(self) -> bool:
-        """True where something that was written did not reach the disk."""
-        return bool(self._page[9])
+        """True where something that was written did not reach the disk. OSError."""
+        return os.pread(self._descriptor, 1, 9) != b"\0"
 
     def fail(self) -> None:
         """Say so, durably where that can still be."""
-        self._page[9] = 1
         with contextlib.suppress(OSError):
-            self._page.flush()
+            self._put(9, b"\1")
+            os.fdatasync(self._descriptor)
 
     def put_away(self) -> None:
-        """The maps are on the disk as they are."""
-        struct.pack_into("<B", self._page, 8, 1)
-        self._page.flush()
+        """The maps are on the disk as they are. OSError."""
+        self._put(8, b"\1")
+        os.fdatasync(self._descriptor)
 
     def turn(self, epoch: int) -> None:
-        """Another epoch is the current one from here on."""
-        struct.pack_into("<Q", self._page, 16, epoch)
+        """Another epoch is the current one from here on. OSError, and it may be either of them."""
+        self._put(16, struct.pack("<Q", epoch))
+
+    def _put(self, offset: int, data: bytes) -> None:
+        # So few bytes of one page are written whole or not at all.
+        os.pwrite(self._descriptor, data, offset)
 
 
 class Prepared:
@@ -147,9 +153,8 @@ class Epochs:
         return Prepared(self.files, self._record, self.volume.gate.phase.epoch + 1)
 
     def turn(self, prepared: Prepared) -> None:
-        """The seal itself. The caller holds the gate's lock and knows that `prepared` is for the next epoch."""
+        """The seal itself. The caller holds the gate's lock, and the header says that `prepared` is for the current epoch."""
         phase = self.volume.gate.phase
-        self.header.turn(prepared.epoch)
         self._sealed[phase.epoch] = phase.dirty
         held = (*phase.held, phase.dirty)
         self.volume.gate.switch(Phase(prepared.epoch, prepared.dirty, held, (prepared.overlay, *phase.overlays)))
@@ -259,6 +264,7 @@ class Epochs:
                 gate.switch(Phase(phase.epoch, phase.dirty, phase.held, phase.overlays[:-1]))
             gate.drain()
             volume.flush()
+            # In this order: an overlay without its map is damage, a map without its overlay is collected when the volume is opened.
             oldest.file.path.unlink(missing_ok=True)
             oldest.sectors.path.unlink(missing_ok=True)
 
@@ -266,7 +272,7 @@ class Epochs:
 def seal_together(epochs: Sequence[Epochs], prepared: Sequence[Prepared]) -> tuple[float, float]:
     """Seal volumes at one instant; returns from when to when their gates were closed, seconds since 1970.
 
-    A write that was acknowledged before is in, one that began after is not, across all of them.
+    A write that was acknowledged before is in, one that began after is not, across all of them. OSError, and none is sealed then.
     """
     with contextlib.ExitStack() as locks:
         # Always in the same order, so that two groups with a volume in common do not wait for each other.
@@ -276,5 +282,20 @@ def seal_together(epochs: Sequence[Epochs], prepared: Sequence[Prepared]) -> tup
         for one, ready in zip(epochs, prepared, strict=True):
             if ready.epoch != one.volume.gate.phase.epoch + 1:
                 raise RuntimeError("another seal came between")
+        _turn_headers(epochs, prepared)
+        for one, ready in zip(epochs, prepared, strict=True):
             one.turn(ready)
         return began, time.time()
+
+
+def _turn_headers(epochs: Sequence[Epochs], prepared: Sequence[Prepared]) -> None:
+    """All or none, and before anything else of a seal: the only step of it that can fail."""
+    try:
+        for one, ready in zip(epochs, prepared, strict=True):
+            one.header.turn(ready.epoch)
+    except OSError:
+        for one in epochs:
+            # One that is left ahead makes the next opening find a seal that nobody recorded, and take it back.
+            with contextlib.suppress(OSError):
+                one.header.turn(one.volume.gate.phase.epoch)
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 
 from safehold.model.progress import Progress
@@ -60,6 +61,8 @@ class Execution:
             return errno.EINVAL
         if command in (nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES) and self._export.read_only:
             return errno.EPERM
+        if command == nbd.CMD_WRITE_ZEROES and flags & nbd.CMD_FLAG_FAST_ZERO and not self._export.zeroes_fast:
+            return errno.ENOTSUP
         return 0
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -127,6 +130,7 @@ class Execution:
             return True
         problem = replies.file(cookie, offset, length, *lies)
         if problem:
+            self._export.unreadable(OSError(problem, os.strerror(problem)))
             replies.failed(cookie, error_on_the_wire(problem))
         elif last:
             replies.nothing(cookie)

@@ -39,6 +39,11 @@ def _report(held: HeldVolume | None, problem: str) -> None:
         held.told(problem)
 
 
+def _named(name: str, log: Callable[[str], None]) -> Callable[[str], None]:
+    """Without the volume itself: in a circle nothing is closed before the garbage collector comes along."""
+    return lambda text: log(f"volume {name}: {text}")
+
+
 def _kept(snapshots: tuple[Snapshot, ...]) -> tuple[Snapshot, ...]:
     """Without the oldest of very many that are finished."""
     done = [one for one in snapshots if one.state is not SnapshotState.PENDING][:-_KEPT_SNAPSHOTS]
@@ -48,17 +53,19 @@ def _kept(snapshots: tuple[Snapshot, ...]) -> tuple[Snapshot, ...]:
 class HeldVolume:
     """One open volume, its record, and who uses it."""
 
-    def __init__(self, directory: Path, boot: str) -> None:
-        """FailedError where it cannot be opened."""
+    def __init__(self, directory: Path, boot: str, log: Callable[[str], None] = lambda text: None) -> None:
+        """`log` is told what an operator should know when it comes about. FailedError where it cannot be opened."""
         self.files = VolumeFiles(directory)
         self.record = read_record(self.files)
         self._told = ""
+        self._log = log
         self.clients = 0
         self._changing = threading.Lock()
         # Not bound to this object: in a circle nothing is closed before the garbage collector comes along.
         mine = weakref.ref(self)
         opened = open_volume(directory, self.record, boot, lambda problem: _report(mine(), problem))
         self.volume: LiveVolume = opened.volume
+        self.volume.troubles.log = _named(self.name, log)
         self.epochs: Epochs = opened.epochs
         self.ids = BlockIds(self.files)
         if self.record.lineage:
@@ -77,12 +84,14 @@ class HeldVolume:
     @property
     def problem(self) -> str:
         """What an operator should know, or nothing. That everything is to be compared is no news before there is a point to compare with."""
-        return self._told or (self.record.suspect if self.record.lineage else "")
+        told = self._told or (self.record.suspect if self.record.lineage else "")
+        return "; ".join(filter(None, (told, self.volume.troubles.text)))
 
     def told(self, problem: str) -> None:
         """The volume says what an operator should know. That its disk failed it is on record, and stands before all else."""
         self._told = self.record.failed or problem
         if self.volume.read_only and not self.record.failed:
+            self._log(f"volume {self.name}: {problem}")
             # Such a disk may not take this either; `live.map` says it too.
             with contextlib.suppress(OSError):
                 self.update(failed=problem, suspect=problem)

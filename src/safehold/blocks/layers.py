@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from safehold.blocks.layout import SECTOR
 from safehold.blocks.maps import BlockMap, SectorMap
 
 __all__ = ["MISSING", "PARTIAL", "PRESENT", "REGION", "DataFile", "Gate", "Overlay", "Phase"]
@@ -26,6 +27,12 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _ZEROS = memoryview(bytes(1024 * 1024))
 
 
+def _punched(descriptor: int, offset: int, length: int) -> bool:
+    """True where there is a hole there now."""
+    mode = _PUNCH_HOLE | _KEEP_SIZE
+    return not _LIBC.fallocate(descriptor, mode, ctypes.c_long(offset), ctypes.c_long(length))
+
+
 class DataFile:
     """A sparse file that is read and written at offsets. Closed when nobody refers to it any more: readers may still be at work on one
     that is no longer needed.
@@ -40,6 +47,9 @@ class DataFile:
         self.descriptor = os.open(path, flags if size is None else flags | os.O_CREAT | os.O_TRUNC, 0o600)
         if size is not None:
             os.truncate(self.descriptor, size)
+        # Behind the end, where there is nothing to lose.
+        self.punches = _punched(self.descriptor, -(-os.fstat(self.descriptor).st_size // SECTOR) * SECTOR, SECTOR)
+        """True where the file system makes holes; elsewhere zeros have to be written."""
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -95,8 +105,7 @@ class DataFile:
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, as a hole where the file system can. OSError."""
-        punch = _LIBC.fallocate(self.descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(length))
-        if punch:
+        if not self.punches or not _punched(self.descriptor, offset, length):
             for at in range(offset, offset + length, len(_ZEROS)):
                 self.write(at, _ZEROS[: offset + length - at])
 

@@ -123,7 +123,6 @@ class VolumeFiles:
         self.checkpoint = directory / "ckpt.log"
         self.ids = directory / "ids"
         self.ids_delta = directory / "ids.delta"
-        self.lock = directory / "lock"
 
     def dirty(self, epoch: int) -> Path:
         """The map of the blocks that an epoch changed."""
@@ -146,6 +145,11 @@ class VolumeFiles:
                 found.append(int(number))
         return sorted(found)
 
+    def lone_maps(self) -> list[Path]:
+        """Maps of overlays that are not there: what is left where the service was killed, or the power failed, while one was deleted."""
+        overlays = {self.overlay_sectors(epoch) for epoch in self.epochs("ov")}
+        return [path for path in self.directory.glob("ov.*.map") if path not in overlays]
+
 
 def sync_directory(directory: Path) -> None:
     """Return when the names in a directory are durable."""
@@ -157,10 +161,14 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_record(files: VolumeFiles, record: VolumeRecord) -> None:
-    """Replace the record, durably and at once."""
+    """Replace the record, durably and at once. msgspec.MsgspecError where it could not be read again, and the old one stays: with a record
+    that cannot be read the volume would be lost.
+    """
+    encoded = msgspec.json.encode(record)
+    msgspec.json.decode(encoded, type=VolumeRecord)
     fresh = files.record.with_suffix(".new")
     with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
-        out.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        out.write(msgspec.json.format(encoded, indent=1))
         out.flush()
         os.fsync(out.fileno())
     os.replace(fresh, files.record)

@@ -2,6 +2,9 @@
 
 What is set outlives the process at once, as the page cache does, and a power loss after `sync`. A byte for each, not a bit, so that threads
 set neighbours without a lock.
+
+Nothing is set by a store to mapped memory. A store that needs room and finds none ends the process (SIGBUS), and where a file system never
+overwrites (btrfs, bcachefs, zfs; snapshots and reflinks elsewhere) every store may need some, whatever was taken beforehand. A write is told.
 """
 
 from __future__ import annotations
@@ -19,21 +22,22 @@ _FLAGS = bytes((0,)) + bytes((1,)) * 255
 
 
 class BlockMap:
-    """`length` small numbers, one for each block, mapped: setting one is a store to memory. All of the file's space is taken when it is made,
-    for a store that finds no room ends the process.
+    """`length` small numbers, one for each block; `cells` are they, mapped to be read. All of the file's space is taken when it is made, so that
+    setting one needs none where the file system overwrites.
     """
 
     def __init__(self, path: Path, length: int) -> None:
         """The file has to be there and long enough. OSError."""
         self.path = path
         self.length = length
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            _check_length(descriptor, path, length)
-            # A map cannot be empty.
-            self.cells = mmap.mmap(descriptor, max(length, 1))
-        finally:
-            os.close(descriptor)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        _check_length(self._descriptor, path, length)
+        # A map cannot be empty.
+        self.cells = mmap.mmap(self._descriptor, max(length, 1), prot=mmap.PROT_READ)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
     @classmethod
     def create(cls, path: Path, length: int) -> BlockMap:
@@ -46,8 +50,15 @@ class BlockMap:
         return cls(path, length)
 
     def fill(self, start: int, end: int, value: int) -> None:
-        """Set all from `start` to before `end`."""
-        self.cells[start:end] = bytes((value,)) * (end - start)
+        """Set all from `start` to before `end`. OSError where there is no room; some may be set then."""
+        _fill(self._descriptor, start, end, value)
+
+    def mark(self, start: int, end: int) -> None:
+        """Set all from `start` to before `end` to 1, in a map that has no other number but 0; costs no more than a look where they are.
+        OSError as for `fill`.
+        """
+        if self.cells.find(b"\0", start, end) >= 0:
+            _fill(self._descriptor, start, end, 1)
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """(start, end) of the runs that are not zero."""
@@ -57,7 +68,7 @@ class BlockMap:
 
     def sync(self) -> None:
         """Return when all that is set is durable. OSError where it cannot be."""
-        self.cells.flush()
+        os.fdatasync(self._descriptor)
 
 
 class SectorMap:
@@ -92,9 +103,7 @@ class SectorMap:
 
     def fill(self, start: int, end: int, value: int) -> None:
         """Set all from `start` to before `end`. OSError where there is no room; some may be set then."""
-        done = start
-        while done < end:
-            done += os.pwrite(self._descriptor, bytes((value,)) * (end - done), done)
+        _fill(self._descriptor, start, end, value)
 
     def any(self, start: int, end: int) -> bool:
         """True where one from `start` to before `end` is not zero. OSError."""
@@ -125,6 +134,12 @@ class SectorMap:
     def sync(self) -> None:
         """Return when all that is set is durable. OSError where it cannot be."""
         os.fdatasync(self._descriptor)
+
+
+def _fill(descriptor: int, start: int, end: int, value: int) -> None:
+    done = start
+    while done < end:
+        done += os.pwrite(descriptor, bytes((value,)) * (end - done), done)
 
 
 def _check_length(descriptor: int, path: Path, length: int) -> None:

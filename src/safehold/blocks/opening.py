@@ -97,6 +97,8 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
     """
     files = VolumeFiles(directory)
     try:
+        for path in files.lone_maps():
+            path.unlink()
         header = LiveHeader(files.live)
         if record.failed:
             header.fail()
@@ -141,6 +143,8 @@ def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
                 blocks.sync()
             for sectors in (maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
                 sectors.sync()
+        # An overlay that was folded away must not be back after a power loss: it would lie over what was written since.
+        sync_directory(epochs.files.directory)
         epochs.header.put_away()
 
 
@@ -157,10 +161,11 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
         sparse += [(files.overlay(one), grown.blocks * grown.block), (files.overlay_sectors(one), grown.sectors)]
     try:
         for path, length in sparse:
-            os.truncate(path, length)
+            _lengthen(path, length)
         for path in (files.states, *(files.dirty(one) for one in files.epochs("dirty"))):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, grown.blocks)
+                os.fsync(file.fileno())
         # The block that was last may have been short: what lies behind its old end is part of the volume from here on.
         states, dirty = BlockMap(files.states, grown.blocks), BlockMap(files.dirty(epoch), grown.blocks)
         states.fill(record.blocks, grown.blocks, PRESENT)
@@ -169,7 +174,18 @@ def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
         dirty.sync()
         write_record(files, grown)
     except OSError as error:
-        raise FailedError(f"the volume cannot be resized ({error.strerror})", on=record.name) from error
+        raise FailedError(
+            f"the volume cannot be resized ({error.strerror})",
+            on=f"{record.name}, in {files.directory}",
+            remedy=f"see that its disk has room for files of that size: df -h {files.directory}; the volume is as it was",
+        ) from error
+
+
+def _lengthen(path: Path, length: int) -> None:
+    """Durably: the record that asks for the length is durable too, and a map that is short of it is taken for damaged."""
+    with open(path, "r+b") as file:
+        os.truncate(file.fileno(), length)
+        os.fsync(file.fileno())
 
 
 def _trusting(
@@ -180,6 +196,7 @@ def _trusting(
     boot: str,
     report: Callable[[str], None],
 ) -> Opened:
+    _demand_whole(files, record, lambda: (one for one in files.epochs("ov") if one <= current))
     maps = _maps(files, record)
     for epoch in {*files.epochs("dirty"), *files.epochs("ov")}:
         if epoch > current:
@@ -214,6 +231,11 @@ def _rebuilding(
 ) -> Opened:
     # First: where the log is damaged, the maps that it would replace stay as they are.
     changes = CheckpointLog.read(files.checkpoint)
+    _demand_whole(
+        files,
+        record,
+        lambda: (one.epoch for one in CheckpointLog.read(files.checkpoint) if one.kind is ChangeKind.OVERLAY),
+    )
     states = BlockMap.create(files.states, record.blocks)
     sectors = SectorMap.create(files.sectors, record.sectors)
     masks: dict[int, SectorMap] = {}
@@ -323,6 +345,24 @@ def _lost_states(files: VolumeFiles, record: VolumeRecord) -> str:
     maps = [(files.states, record.blocks), (files.sectors, record.sectors)]
     maps += [(files.overlay_sectors(epoch), record.sectors) for epoch in files.epochs("ov")]
     return next((path.name for path, length in maps if not _whole(path, length)), "")
+
+
+def _demand_whole(files: VolumeFiles, record: VolumeRecord, counted: Callable[[], Iterable[int]]) -> None:
+    """FailedError where the content, or what is beside it in an overlay of an epoch that is `counted`, is shorter than it was made: what is gone
+    would read as zeros. OSError.
+    """
+    whole = record.blocks * record.block
+    short = {epoch for epoch in files.epochs("ov") if files.overlay(epoch).stat().st_size < whole}
+    # An overlay that nothing was flushed to need not have got its length before the power failed.
+    gone = [files.overlay(epoch) for epoch in sorted(short.intersection(counted() if short else ()))]
+    if files.data.stat().st_size < whole:
+        gone.insert(0, files.data)
+    for path in gone:
+        raise FailedError(
+            f"the volume cannot be opened, its content is damaged: {path.name} has {path.stat().st_size} of {whole} bytes",
+            on=str(path),
+            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+        )
 
 
 def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:

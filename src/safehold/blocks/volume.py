@@ -7,23 +7,22 @@ import errno
 import itertools
 import os
 import threading
-from collections import deque
+import weakref
 from collections.abc import Callable, Iterator
 
-from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog, NoRoom
+from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
+from safehold.blocks.durability import Durability
 from safehold.blocks.layers import MISSING, PARTIAL, PRESENT, REGION, DataFile, Gate, Overlay, Phase
 from safehold.blocks.layout import SECTOR
 from safehold.blocks.maps import Maps, runs_of
-from safehold.blocks.summary import everything
+from safehold.blocks.troubles import Doing, Told, Troubles
+from safehold.blocks.whereabouts import ABSENT, BASE, owners, runs
 
 __all__ = ["LiveVolume"]
 
 _LOCKS = 64
 _MOST_CHANGES = 50_000
 """Changes of the maps that wait for a flush; more are made durable without being asked, so that memory stays bounded."""
-
-_BASE = -1
-_ABSENT = -2
 
 
 class LiveVolume:
@@ -45,21 +44,18 @@ class LiveVolume:
         fail: Callable[[], None],
     ) -> None:
         """`report` is told what an operator has to know: why the volume became read-only, what could not be fetched. `fail` is called
-        when the volume becomes read-only, and has to see that it stays so.
+        when the volume becomes read-only, and has to see that it stays so. `troubles` has what may be over again.
         """
+        self.troubles = Troubles(data.path.parent)
         self.size, self.block = size, block
         self.data, self.maps, self.gate = data, maps, Gate(phase)
         self._states = maps.states.cells
         self.fetch: Callable[[int], None] | None = None
         """Makes a missing block present by calling `fill`; DamageError or OSError where it cannot."""
-        self._log = log
-        self.settled: set[int] = set()
-        """Sealed epochs that survive a power loss."""
         self._report, self._fail = report, fail
-        self._changes: deque[Change] = deque()
+        self._durability = Durability(data, maps, self.gate, log, self.troubles, _unbound(self))
+        self.settled, self._changes = self._durability.settled, self._durability.changes
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
-        self._flushing = threading.Lock()
-        self._asked = self._flushed = 0
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -67,10 +63,16 @@ class LiveVolume:
         """Fill `buf`; waits for the vault where a sector is missing. OSError EIO where it cannot be had."""
         first, last = offset // self.block, (offset + len(buf) - 1) // self.block
         phase = self.gate.phase
-        if phase.plain and self.here(first, last):
-            self.data.read_into(offset, buf)
-            return
-        self.read_layers(phase.overlays, offset, buf)
+        try:
+            if phase.plain and self.here(first, last):
+                self.data.read_into(offset, buf)
+            else:
+                self.read_layers(phase.overlays, offset, buf)
+        except OSError as error:
+            self.troubles.met(Doing.READING, error)
+            raise
+        if self.troubles.now:
+            self.troubles.passed(Doing.READING)
 
     def ready(self, offset: int, length: int) -> bool:
         """See `ports.export.Export`."""
@@ -78,9 +80,14 @@ class LiveVolume:
 
     def lies(self, offset: int, length: int) -> tuple[DataFile, int] | None:
         """See `ports.export.Export`: the data, where nothing is missing and no overlay is in force."""
-        if self.gate.phase.plain and self.ready(offset, length):
+        # While something fails it is read here, which tells how that goes.
+        if self.gate.phase.plain and not self.troubles.now and self.ready(offset, length):
             return self.data, offset
         return None
+
+    def unreadable(self, error: OSError) -> None:
+        """See `ports.export.Export`."""
+        self.troubles.met(Doing.READING, error)
 
     def here(self, first: int, last: int) -> bool:
         """True where the blocks from `first` to `last` are present."""
@@ -99,33 +106,17 @@ class LiveVolume:
 
     def _read_block(self, overlays: tuple[Overlay, ...], block: int, offset: int, buf: memoryview) -> None:
         low, high = offset // SECTOR, -(-(offset + len(buf)) // SECTOR)
-        owners = self._owners(overlays, block, low, high)
-        if _ABSENT in owners:
+        places = owners(self.maps, overlays, block, low, high)
+        if ABSENT in places:
             self.require(block)
-            owners = self._owners(overlays, block, low, high)
+            places = owners(self.maps, overlays, block, low, high)
         at = low
-        for owner, run in itertools.groupby(owners):
+        for owner, run in itertools.groupby(places):
             count = len(list(run))
             start, stop = max(at * SECTOR, offset), min((at + count) * SECTOR, offset + len(buf))
-            source = self.data if owner == _BASE else overlays[owner].file
+            source = self.data if owner == BASE else overlays[owner].file
             source.read_into(start, buf[start - offset : stop - offset])
             at += count
-
-    def _owners(self, overlays: tuple[Overlay, ...], block: int, low: int, high: int) -> list[int]:
-        """For each sector the overlay's place in the list, `_BASE`, or `_ABSENT`."""
-        # Overlays before the data: a fold moves sectors down, and one that was looked for first is found on either side.
-        above = [overlay.sectors.get(low, high) for overlay in overlays]
-        state = self.maps.states.cells[block]
-        if state == PRESENT:
-            owners = [_BASE] * (high - low)
-        elif state == MISSING:
-            owners = [_ABSENT] * (high - low)
-        else:
-            owners = [_BASE if cell else _ABSENT for cell in self.maps.sectors.get(low, high)]
-        for place in range(len(above) - 1, -1, -1):
-            if above[place].count(0) != high - low:
-                owners = [place if cell else owner for cell, owner in zip(above[place], owners, strict=True)]
-        return owners
 
     def require(self, block: int) -> None:
         """Have a block present, from the vault if need be. OSError EIO where that cannot be."""
@@ -133,11 +124,15 @@ class LiveVolume:
             return
         if self.fetch is None:
             self._report(f"block {block} is missing and nothing fills the volume")
-            raise OSError(errno.EIO, "the block is not here and nothing fetches it")
-        self.fetch(block)
+            raise Told(errno.EIO, "the block is not here and nothing fetches it")
+        try:
+            self.fetch(block)
+        except OSError as error:
+            # Whoever fetches says why.
+            raise Told(error.errno, error.strerror) from error
 
     def fill(self, block: int, content: memoryview) -> None:
-        """Vault content of one whole block arrives: every sector that was not written here takes it."""
+        """Vault content of one whole block arrives: every sector that was not written here takes it. OSError."""
         base = block * self.block
         with self._lock(block):
             state = self.maps.states.cells[block]
@@ -159,8 +154,18 @@ class LiveVolume:
 
     def fill_run(self, first: int, content: memoryview) -> None:
         """Vault content of consecutive whole blocks arrives, in memory that starts on a page. Regions of which nothing was ever written go
-        past the page cache.
+        past the page cache. OSError.
         """
+        try:
+            self._fill_run(first, content)
+        except OSError as error:
+            self.troubles.met(Doing.FILLING, error)
+            raise
+        if self.troubles.now:
+            self.troubles.passed(Doing.FILLING)
+        self._bound_changes()
+
+    def _fill_run(self, first: int, content: memoryview) -> None:
         count = -(-len(content) // self.block)
         step = 1 if REGION % self.block else REGION // self.block
         at = first
@@ -171,7 +176,6 @@ class LiveVolume:
                 for block in range(at, stop):
                     self.fill(block, part[(block - at) * self.block :][: self.block])
             at = stop
-        self._bound_changes()
 
     def _fill_region(self, first: int, end: int, content: memoryview) -> bool:
         with contextlib.ExitStack() as stack:
@@ -189,8 +193,7 @@ class LiveVolume:
 
     def prepare(self, offset: int, length: int) -> None:
         """See `ports.export.Export`: the blocks of which a part of a sector is to change. OSError EIO where one cannot be had."""
-        if self.read_only:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        self._check_writable()
         end = offset + length
         if length and offset % SECTOR:
             self.require(offset // self.block)
@@ -199,30 +202,43 @@ class LiveVolume:
 
     def write(self, offset: int, data: memoryview) -> None:
         """See `ports.export.Export`."""
-        self._change(offset, len(data), data)
+        try:
+            self._change(offset, len(data), data)
+        except OSError as error:
+            self.troubles.met(Doing.WRITING, error)
+            raise
+        if self.troubles.now:
+            self.troubles.passed(Doing.WRITING)
+
+    @property
+    def zeroes_fast(self) -> bool:
+        """See `ports.export.Export`."""
+        return self.data.punches
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """See `ports.export.Export`: a hole where the file system can."""
-        self._change(offset, length, None)
+        try:
+            self._change(offset, length, None)
+        except OSError as error:
+            self.troubles.met(Doing.WRITING, error)
+            raise
 
     discard = write_zeroes
 
     def _change(self, offset: int, length: int, data: memoryview | None) -> None:
         if self.read_only:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            self._check_writable()
         if not length:
             return
         gate = self.gate
         first, last = offset // self.block, (offset + length - 1) // self.block
         with gate.lock:
             phase = gate.phase
-            phase.writers += 1
             # Under the lock: whoever comes in after a seal has to see what those before it will change. And before the data:
             # the map may say too much, never too little.
-            if first == last:
-                phase.dirty.cells[first] = 1
-            else:
-                phase.dirty.cells[first : last + 1] = b"\1" * (last + 1 - first)
+            if first != last or not phase.dirty.cells[first]:
+                phase.dirty.mark(first, last + 1)
+            phase.writers += 1
         try:
             if phase.plain and self.here(first, last):
                 if data is None:
@@ -280,14 +296,14 @@ class LiveVolume:
         if self.maps.sectors.get(first, end).count(1) == end - first:
             self._present(block)
             return
-        self.maps.states.cells[block] = PARTIAL
+        self.maps.states.fill(block, block + 1, PARTIAL)
         self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PARTIAL))
         self._changes.append(Change(ChangeKind.SECTOR, 0, low, high - low, 1))
 
     def _present(self, block: int) -> None:
         # Whoever sees the state finds the change, and has no need of the sectors.
         self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PRESENT))
-        self.maps.states.cells[block] = PRESENT
+        self.maps.states.fill(block, block + 1, PRESENT)
 
     def _lock(self, block: int) -> threading.Lock:
         return self._locks[block % _LOCKS]
@@ -295,52 +311,22 @@ class LiveVolume:
     # -- durability --------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """See `ports.export.Export`. Those who ask at once share one. After a failure the volume is read-only: the kernel has
-        forgotten what it could not write.
-        """
-        with self.gate.lock:
-            self._asked += 1
-            ticket = self._asked
-        with self._flushing:
-            if self._flushed >= ticket:
-                return
-            with self.gate.lock:
-                goal = self._asked
-            self._make_durable()
-            self._flushed = goal
+        """See `ports.export.Export`. After a failure the volume is read-only: the kernel has forgotten what it could not write."""
+        self._check_writable()
+        self._durability.flush()
 
-    def _make_durable(self) -> None:
-        if self.read_only:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        # Before the changes are taken: what a map is read as halfway through a change, the change makes good.
-        fresh = self._log.anew(everything(self.maps, self.gate.phase, sorted(self.settled))) if self._log.long else None
-        # Only what was there before the data is synced: its data is in the page cache by now.
-        changes = [self._changes.popleft() for _ in range(len(self._changes))]
-        with self.failing():
-            self.data.sync()
-            for overlay in self.gate.phase.overlays:
-                overlay.file.sync()
-            if fresh is not None and fresh.take_over(self._log.path, changes):
-                self._log = fresh
-            else:
-                try:
-                    self._log.append(changes)
-                except NoRoom:
-                    self._changes.extendleft(reversed(changes))
-                    raise
-
-    @contextlib.contextmanager
-    def failing(self) -> Iterator[None]:
+    def failing(self) -> contextlib.AbstractContextManager[None]:
         """An OSError in here means that something written before is lost: from then on nothing is written to the volume any more."""
-        try:
-            yield
-        except NoRoom:
-            raise
-        except OSError as error:
-            self.read_only = True
-            self._fail()
-            self._report(f"writing to {self.data.path} failed ({error.strerror}): the volume is read-only")
-            raise
+        return self._durability.failing()
+
+    def _lose(self, error: OSError) -> None:
+        self.read_only = True
+        self._fail()
+        self._report(f"writing to {self.data.path} failed ({error.strerror}): the volume is read-only")
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise Told(errno.EROFS, os.strerror(errno.EROFS))
 
     def _bound_changes(self) -> None:
         if len(self._changes) > _MOST_CHANGES:
@@ -348,12 +334,7 @@ class LiveVolume:
 
     def note(self, changes: list[Change]) -> None:
         """Have changes of the maps written with the next flush."""
-        for change in changes:
-            if change.kind is ChangeKind.SEALED:
-                self.settled.add(change.epoch)
-            elif change.kind is ChangeKind.DRAINED:
-                self.settled.discard(change.epoch)
-        self._changes.extend(changes)
+        self._durability.note(changes)
 
     # -- folding -----------------------------------------------------------------------------------------------------
 
@@ -379,17 +360,23 @@ class LiveVolume:
 
     def status(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]]:
         """See `ports.export.Export`: holes are where nothing was ever written or was discarded; missing blocks count as data."""
-        end = offset + length
-        while offset < end:
-            block = offset // self.block
-            stop = min(end, (block + 1) * self.block)
-            low, high = offset // SECTOR, -(-stop // SECTOR)
-            if self.maps.states.cells[block] != PRESENT or self.gate.phase.shadows(low, high):
-                yield stop - offset, False, False
-            else:
-                for start, high_end, has_data in self.data.allocated(offset, stop):
-                    yield high_end - start, not has_data, not has_data
-            offset = stop
+        try:
+            yield from runs(self.maps, self.data, self.gate.phase, self.block, offset, length)
+        except OSError as error:
+            self.troubles.met(Doing.READING, error)
+            raise
+
+
+def _unbound(volume: LiveVolume) -> Callable[[OSError], None]:
+    """What has the volume lose something, without referring to it: in a circle nothing is closed before the garbage collector comes along."""
+    mine = weakref.ref(volume)
+
+    def lose(error: OSError) -> None:
+        there = mine()
+        if there is not None:
+            there._lose(error)
+
+    return lose
 
 
 def _put(file: DataFile, offset: int, length: int, data: memoryview | None) -> None:

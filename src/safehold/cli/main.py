@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 import safehold
+from safehold.cli.failures import as_document, print_failure
 from safehold.cli.hints import hint
 from safehold.cli.lazy import LazyGroup
 from safehold.model.errors import SafeholdError, UsageError
@@ -104,20 +104,8 @@ def _no_such_verb(error: click.ClickException) -> UsageError | None:
 
 def _report(error: SafeholdError, arguments: Sequence[str]) -> None:
     if "--json" in arguments:
-        body = {
-            "what": error.what,
-            "on": error.on,
-            "remedy": error.remedy,
-            "retryable": error.retryable,
-            "code": error.exit_code,
-        }
-        print(json.dumps({"error": body}))
-    # Where both go to one file, the closing sentence comes after the table that it closes.
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    print(f"safehold: {printable(str(error))}", file=sys.stderr)
-    if error.remedy:
-        print(f"  → {printable(error.remedy)}", file=sys.stderr)
+        print(json.dumps({"error": as_document(error)}))
+    print_failure(error)
 
 
 class _Shown(io.TextIOWrapper):

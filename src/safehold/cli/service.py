@@ -118,6 +118,8 @@ RestartSec=1
 TimeoutStopSec=90
 UMask=0077
 NoNewPrivileges=yes
+# Files: eight for each volume, four more for each of its snapshots that waits for the vault, one for each client.
+LimitNOFILE=65536
 
 [Install]
 WantedBy=multi-user.target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ import click
 from safehold.app.points import read_points
 from safehold.app.problems import Problem, of_resources, vault_problems
 from safehold.app.status import Standing, standings
+from safehold.cli.failures import as_document, print_failure
 from safehold.cli.quantities import span_of
 from safehold.cli.running import Access, Run, json_option, print_json, print_table, vault_options
 from safehold.compose.asked import Asked, asked_for, only_vault
@@ -19,8 +21,9 @@ from safehold.compose.quiet import frozen_problems
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_switch import switch_problems
 from safehold.compose.wiring import named_vault
-from safehold.model.errors import OverdueError, UsageError
+from safehold.model.errors import OverdueError, SafeholdError, UsageError
 from safehold.model.resource import what_there_is
+from safehold.model.unforeseen import explain
 from safehold.model.units import format_age, format_size, format_time
 
 __all__ = ["status"]
@@ -48,48 +51,49 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
     """Each resource with its newest point; problems first, each with what to do about it.
 
     Resources that unattended runs are to back up are shown even where no backup of them succeeded. Of one RESOURCE it tells what concerns that.
+    What this machine knows by itself, of its volumes and of what may be held, is told also where the vault cannot be opened.
     Ages are by the store's clock. Ends with 8 where a resource is overdue, else with 4 where damage is known, with 3 where the newest point of
     a resource is partial, and with 1 where there is another problem.
     """
     limit = span_of(max_age, "--max-age") if max_age else None
     with Run.begin() as run:
         configuration = path or run.paths.config / "safehold.yaml"
-        named = named_vault(access.vault, os.environ, run.paths)
-        opened = (None if named else only_vault(configuration, run.paths, run.ctx)) or run.open(access)
-        now = run.ctx.clock.now()
-        asked = asked_for(configuration, run.paths, opened.store.url, now)
-        points, rejected = read_points(opened)
-        found = standings(opened, points, rejected, run.ctx, limit, asked.expected)
-        every = [*vault_problems(opened, points, rejected, found, resource), *asked.problems]
-        volumes = [*VolumeClient(run.paths, os.environ, run.ctx).problems(), *switch_problems(run.paths.volume_switch)]
-        every += [_of_volume(text) for text in volumes]
-        every += [Problem(text, 'see the runbook, "Frozen file system"') for text in frozen_problems(run.paths)]
-        problems = [one for one in every if resource is None or one.concerns(resource)]
-    if resource is not None:
-        mine = [one for one in found if one.resource == resource]
-        if not mine:
-            remedy = what_there_is(resource, (one.resource for one in found), "safehold status")
-            missing = UsageError if limit is None else OverdueError
-            raise missing("no points of this resource", on=resource, remedy=remedy)
-        found = mine
+        local = [one for one in _local_problems(run) if resource is None or one.concerns(resource)]
+        if not as_json:
+            # Before the vault is asked for anything: one that is away may be tried for minutes.
+            _print_problems(local)
+        try:
+            look = _look(run, access, configuration, limit, resource)
+        except (SafeholdError, OSError) as error:
+            failure = explain(error)
+            named = named_vault(access.vault, os.environ, run.paths)
+            asked = asked_for(configuration, run.paths, named, run.ctx.clock.now()) if named else Asked()
+            known = [one for one in asked.problems if resource is None or one.concerns(resource)]
+            if not as_json:
+                _print_problems(known)
+                raise failure from error
+            # No problem that is known without the vault has a higher exit code.
+            print_json(_document(named, [], [*local, *known], asked) | {"error": as_document(failure)})
+            print_failure(failure)
+            return failure.exit_code
+    found, asked, problems = look.found, look.asked, [*local, *look.problems]
     overdue = [one for one in found if one.overdue]
     empty = limit is not None and not found
     code = max((one.code for one in problems), default=0)
     if as_json:
-        print_json(_document(opened.store.url, found, problems, asked))
+        print_json(_document(look.url, found, problems, asked))
         return OverdueError.exit_code if overdue or empty else code
-    for problem in problems:
-        print(f"PROBLEM  {problem}")
-    print(f"vault {opened.store.url}")
+    _print_problems(look.problems)
+    print(f"vault {look.url}")
     if empty:
-        raise OverdueError("there are no points at all", on=opened.store.url, remedy="back up: safehold backup")
+        raise OverdueError("there are no points at all", on=look.url, remedy="back up: safehold backup")
     if not found:
         print("no points yet. Next: safehold backup DIRECTORY_OR_DISK")
     else:
         print_table(
             ["STATE", "RESOURCE", "NEWEST POINT", "AGE", "SIZE", "POINTS", "VERIFIED"], [_row(one) for one in found]
         )
-    for line in _runs(asked, now):
+    for line in _runs(asked, look.now):
         print(line)
     for place in asked.elsewhere:
         print(f"not looked at: vault {place}, which the configuration has too: safehold status --vault {place}")
@@ -100,6 +104,48 @@ def status(resource: str | None, max_age: str | None, path: Path | None, access:
             remedy="look at the last run's messages, and back up: safehold backup",
         )
     return code
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a vault says: its address, the resources and problems that were asked for, and what unattended runs have to do with it, at `now`."""
+
+    url: str
+    found: list[Standing]
+    problems: list[Problem]
+    asked: Asked
+    now: float
+
+
+def _look(run: Run, access: Access, configuration: Path, limit: float | None, resource: str | None) -> _Look:
+    named = named_vault(access.vault, os.environ, run.paths)
+    opened = (None if named else only_vault(configuration, run.paths, run.ctx)) or run.open(access)
+    now = run.ctx.clock.now()
+    asked = asked_for(configuration, run.paths, opened.store.url, now)
+    points, rejected = read_points(opened)
+    found = standings(opened, points, rejected, run.ctx, limit, asked.expected)
+    problems = vault_problems(opened, points, rejected, found, resource)
+    problems += [one for one in asked.problems if resource is None or one.concerns(resource)]
+    if resource is None:
+        return _Look(opened.store.url, found, problems, asked, now)
+    mine = [one for one in found if one.resource == resource]
+    if not mine:
+        remedy = what_there_is(resource, (one.resource for one in found), "safehold status")
+        missing = UsageError if limit is None else OverdueError
+        raise missing("no points of this resource", on=resource, remedy=remedy)
+    return _Look(opened.store.url, mine, problems, asked, now)
+
+
+def _local_problems(run: Run) -> list[Problem]:
+    """What this machine knows without its vault: disks that hang, and what may be away or held, are more urgent than that."""
+    told = [*switch_problems(run.paths.volume_switch), *VolumeClient(run.paths, os.environ, run.ctx).problems()]
+    held = [Problem(text, 'see the runbook, "Frozen file system"') for text in frozen_problems(run.paths)]
+    return [*(_of_volume(text) for text in told), *held]
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        print(f"PROBLEM  {problem}", flush=True)
 
 
 def _row(one: Standing) -> list[str]:
@@ -137,7 +183,9 @@ def _runs(asked: Asked, now: float) -> Iterator[str]:
     yield f"unattended runs: {last}; {due}{timer}"
 
 
-def _document(url: str, found: Sequence[Standing], problems: Sequence[Problem], asked: Asked) -> dict[str, object]:
+def _document(
+    url: str | None, found: Sequence[Standing], problems: Sequence[Problem], asked: Asked
+) -> dict[str, object]:
     return {
         "vault": url,
         "elsewhere": asked.elsewhere,

@@ -210,7 +210,8 @@ def snapshot(
         raise UsageError("which volume?", remedy="give its name, or --group NAME for each of several")
     with Run.begin() as run, volume_client(run, access) as client:
         groups = volume_groups(run.paths.config / "safehold.yaml") if names else {}
-        wanted = [one for group in names for one in groups.get(group, [group])] + ([name] if name else [])
+        several = [one for group in names for one in groups.get(group, [group])]
+        wanted = list(dict.fromkeys(several + ([name] if name else [])))
         made, pause = take_snapshot(
             client,
             wanted,

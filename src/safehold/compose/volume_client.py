@@ -205,7 +205,11 @@ class VolumeClient:
     def attach(self, name: str, place: str | None = None, options: str = "") -> Attachment:
         """Make a device of a volume, and mount it."""
         self.order("show", name=name)
-        made = devices.attach(self._paths.attached, self._paths.volume_exports, name)
+        try:
+            made = devices.attach(self._paths.attached, self._paths.volume_exports, name)
+        except FailedError:
+            self._demand_still_there(name)
+            raise
         if place is None:
             return made
         try:
@@ -216,6 +220,11 @@ class VolumeClient:
                 placed = msgspec.structs.replace(made, mount=os.path.realpath(place))
                 devices.detach(self._paths.attached, placed)
             raise
+
+    def _demand_still_there(self, name: str) -> None:
+        """UsageError where a volume went meanwhile, which is the reason for all that failed then. What else is wrong with it is told already."""
+        with contextlib.suppress(FailedError):
+            ask(self._paths.volume_control, {"verb": "show", "name": name}, _LOOK)
 
     def detach(self, name: str) -> Attachment:
         """Unmount a volume where it was mounted by `attach`, and take its device away."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import traceback
 from collections.abc import Callable, Collection, Mapping
@@ -10,6 +12,7 @@ import msgspec
 
 from safehold.adapters.image.topology import detect
 from safehold.adapters.linux.attach import attachments
+from safehold.adapters.linux.descriptors import many_descriptors
 from safehold.adapters.linux.reconnector import Reconnector
 from safehold.app.host import this_host
 from safehold.app.opening import Credentials, open_vault
@@ -28,15 +31,22 @@ from safehold.model.context import CancelToken, Context
 from safehold.model.errors import FailedError, UsageError
 from safehold.model.halting import HaltingClock
 from safehold.model.quiet import Quieted
+from safehold.model.shown import in_words
 from safehold.model.topology import Topology
 from safehold.objects.location import rooted
 from safehold.ports.blocks import Blocks
 from safehold.vault.vault import Vault
 from safehold.wire.control import ControlServer
 
-__all__ = ["serve_volumes"]
+__all__ = ["Orders", "serve_volumes"]
+
+_OTHER_VERSION = (
+    "restart the volume service, which may be of another version: safehold volume stop && safehold volume list"
+)
+"""What a command line that is of the service's version never asks for."""
 
 
+@many_descriptors()
 def serve_volumes(
     paths: Paths, credentials: Callable[[], Credentials], ready: Callable[[], None], ctx: Context
 ) -> None:
@@ -56,9 +66,11 @@ def serve_volumes(
     try:
         paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise FailedError(f"cannot be made ({error.strerror})", on=str(paths.run)) from error
+        raise FailedError(
+            f"cannot be made ({error.strerror})", on=str(paths.run), remedy="check the directory that it is to be in"
+        ) from error
     host = this_host(paths.state)
-    directory = VolumeDirectory(paths.volumes, host.boot, ctx.clock)
+    directory = VolumeDirectory(paths.volumes, host.boot, ctx.clock, ctx.progress.warn)
     for name, problem in directory.broken.items():
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)
@@ -133,20 +145,20 @@ class Orders:
         verb = self._verbs.get(_text(order, "verb"))
         if verb is None:
             raise UsageError(
-                "the volume service does not know this order",
-                on=_text(order, "verb"),
-                remedy="restart it: it is of another version",
+                "the volume service does not know this order", on=_text(order, "verb"), remedy=_OTHER_VERSION
             )
         try:
             return {"result": verb(order)}
         except OSError as error:
+            # What fails on a file that is open does not say on which.
+            where = error.filename or self._service.directory.root
             raise FailedError(
-                f"the volume service could not do this ({error.strerror or error})",
-                on=str(error.filename or _text(order, "name")),
-                remedy="see that the disk below has room and can be written to; nothing was lost",
+                f"the volume service could not do this ({in_words(error)})", on=str(where), remedy=_mended(error, where)
             ) from error
         except (ValueError, KeyError, msgspec.MsgspecError) as error:
-            raise UsageError(f"not an order that can be carried out ({error})", on=_text(order, "verb")) from error
+            raise UsageError(
+                f"not an order that can be carried out ({error})", on=_text(order, "verb"), remedy=_OTHER_VERSION
+            ) from error
 
     def _create(self, order: Mapping[str, object]) -> object:
         held = self._service.create(
@@ -169,17 +181,18 @@ class Orders:
         return [_deleted(entry) for entry in self._service.delete_for_good(_text(order, "name"))]
 
     def _snapshot(self, order: Mapping[str, object]) -> object:
-        names, tags = order.get("names"), order.get("tags")
-        if not isinstance(names, list) or not isinstance(tags, dict):
-            raise UsageError("not an order for a snapshot")
-        asked = {name: Consistency.parse(level) for name, level in _texts(order, "asked").items()}
-        request = SnapshotRequest([str(name) for name in names], asked, tags, bool(order.get("vouching")))
+        names = _names(order, "names")
+        asked = _levels(order, "asked")
+        if not asked.keys() <= set(names):
+            raise UsageError("not levels of these volumes", on="asked", remedy=_OTHER_VERSION)
+        request = SnapshotRequest(names, asked, _texts(order, "tags"), _flag(order, "vouching"))
         return _snapshot(self._service.snapshot(request))
 
     def _vouch(self, order: Mapping[str, object]) -> object:
         quiet = msgspec.convert(order.get("quiet"), dict[str, tuple[Quieted, ...]])
-        achieved = {name: Consistency.parse(level) for name, level in _texts(order, "achieved").items()}
-        self._service.vouch(_text(order, "id"), achieved, quiet)
+        for one in itertools.chain.from_iterable(quiet.values()):
+            Consistency.parse(one.achieved)
+        self._service.vouch(_text(order, "id"), _levels(order, "achieved"), quiet)
         return None
 
     def _find(self, order: Mapping[str, object]) -> object:
@@ -203,6 +216,12 @@ class Orders:
             "directory": str(held.files.directory),
             "snapshots": [_snapshot(snapshot) for snapshot in record.snapshots],
         }
+
+
+def _mended(error: OSError, where: object) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"make room there, which df -h {where} shows, and try again; nothing was lost"
+    return "see that the disk below can be written to, and what the kernel says of it (dmesg); nothing was lost"
 
 
 def _last(held: HeldVolume) -> list[dict[str, object]]:
@@ -249,18 +268,44 @@ def _snapshot(snapshot: Snapshot) -> dict[str, object]:
 
 
 def _text(order: Mapping[str, object], key: str) -> str:
-    return str(order.get(key, ""))
+    return _checked(order.get(key, ""), key)
+
+
+def _checked(value: object, key: str) -> str:
+    """What is to be on record as a text has to be one, and none that JSON alone can write."""
+    if not isinstance(value, str) or (not value.isascii() and value != value.encode(errors="ignore").decode()):
+        raise UsageError("not a text", on=key, remedy=_OTHER_VERSION)
+    return value
+
+
+def _names(order: Mapping[str, object], key: str) -> list[str]:
+    value = order.get(key)
+    names = [_checked(name, key) for name in value] if isinstance(value, list) else []
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise UsageError("not names of volumes, each of them once", on=key, remedy=_OTHER_VERSION)
+    return names
 
 
 def _texts(order: Mapping[str, object], key: str) -> dict[str, str]:
     value = order.get(key, {})
-    if not isinstance(value, dict):
-        raise UsageError("not a text for each volume", on=key)
-    return {str(name): str(text) for name, text in value.items()}
+    if not isinstance(value, dict) or "" in value:
+        raise UsageError("not a text for each name", on=key, remedy=_OTHER_VERSION)
+    return {_checked(name, key): _checked(text, key) for name, text in value.items()}
+
+
+def _levels(order: Mapping[str, object], key: str) -> dict[str, Consistency]:
+    return {name: Consistency.parse(level) for name, level in _texts(order, key).items()}
 
 
 def _number(order: Mapping[str, object], key: str) -> int:
     value = order.get(key, 0)
-    if not isinstance(value, int):
-        raise UsageError("not a number", on=key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError("not a number", on=key, remedy=_OTHER_VERSION)
+    return value
+
+
+def _flag(order: Mapping[str, object], key: str) -> bool:
+    value = order.get(key, False)
+    if not isinstance(value, bool):
+        raise UsageError("not a yes or no", on=key, remedy=_OTHER_VERSION)
     return value

@@ -37,6 +37,8 @@ def take_snapshot(
 
     ConsistencyError where that was not reached: all is let go of, and the snapshot has failed.
     """
+    # One that is named twice, as by a group and by itself, is one all the same.
+    names = tuple(dict.fromkeys(names))
     attached = client.attachments()
     # Each volume goes to the vault that it was made for, whichever this run would take by itself.
     vaults = sorted({client.order("show", name=name)["vault"] for name in names})

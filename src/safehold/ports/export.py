@@ -39,6 +39,11 @@ class Export(Protocol):
         """The request size and alignment in bytes that is cheapest."""
         ...
 
+    @property
+    def zeroes_fast(self) -> bool:
+        """True where `write_zeroes` and `discard` write no zeros, so that a range of any length takes no time to speak of."""
+        ...
+
     def ready(self, offset: int, length: int) -> bool:
         """True where reading the range waits for nothing but local disks. A hint, asked before every read: cheap and never
         blocking. A server answers other requests of the same client meanwhile where it is false.
@@ -54,6 +59,10 @@ class Export(Protocol):
         Zeros are what lies beyond the file's end. The file may be read for as long as the answer is kept: changes that are made after this
         call may be seen there, or not.
         """
+        ...
+
+    def unreadable(self, error: OSError) -> None:
+        """What `lies` told of could not be read: to be told to the operator."""
         ...
 
     def write(self, offset: int, data: memoryview) -> None:

@@ -52,6 +52,9 @@ class FileExport:
         """In this file."""
         return self, offset
 
+    def unreadable(self, error: OSError) -> None:
+        """Nobody is told."""
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of `data`."""
         put = os.pwrite(self._file, data, offset)
@@ -60,6 +63,9 @@ class FileExport:
 
     def prepare(self, offset: int, length: int) -> None:
         """Nothing."""
+
+    zeroes_fast = True
+    """As file systems are that tests run on."""
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zeros that keep their space."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Protocol
 
 from blake3 import blake3
@@ -24,6 +25,11 @@ _ITERATIONS, _LANES, _MEMORY = 3, 4, 64 * 1024
 
 _MAX_ITERATIONS, _MAX_LANES, _MAX_MEMORY = 16, 16, 1024 * 1024
 """Caps on reading, so that a forged slot cannot make a reader spend minutes or more than 1 GiB."""
+
+_DERIVING = threading.Lock()
+"""One derivation at a time in a process: two with several lanes that run at once wait for each other for ever, inside `cryptography`. The lanes
+are what slots were made with. No process that is forked here derives anything, so none inherits this while it is held.
+"""
 
 
 def new_slot_id() -> bytes:
@@ -48,9 +54,9 @@ class Unlocker(Protocol):
 
 
 def _passphrase_cipher(kdf: PassphraseKdf, passphrase: bytes) -> AESGCM:
-    derived = Argon2id(
-        salt=kdf.salt, length=32, iterations=kdf.iterations, lanes=kdf.lanes, memory_cost=kdf.memory
-    ).derive(passphrase)
+    argon = Argon2id(salt=kdf.salt, length=32, iterations=kdf.iterations, lanes=kdf.lanes, memory_cost=kdf.memory)
+    with _DERIVING:
+        derived = argon.derive(passphrase)
     return AESGCM(blake3(derived, derive_key_context="safehold 1 passphrase slot").digest())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safehold.model import errors
-from safehold.model.errors import FailedError, SafeholdError
+from safehold.model.errors import FailedError, SafeholdError, UsageError
 from safehold.model.shown import in_words
 
 __all__ = ["ControlServer", "ServiceAbsent", "ServiceLost", "ask"]
@@ -81,6 +81,21 @@ def _line(connection: socket.socket) -> bytes:
             raise ValueError("an answer that breaks off")
         data += part
     return data
+
+
+def _question(line: bytes) -> dict[str, object]:
+    """UsageError where a line is none."""
+    try:
+        question = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _rubbish() from error
+    if not isinstance(question, dict):
+        raise _rubbish()
+    return question
+
+
+def _rubbish() -> UsageError:
+    return UsageError("not a question that can be understood", remedy="send one JSON object on one line")
 
 
 def _listened_on(path: Path) -> bool:
@@ -156,13 +171,11 @@ class ControlServer:
         with connection:
             try:
                 connection.settimeout(60)
-                question = json.loads(_line(connection))
-                if not isinstance(question, dict):
-                    return
+                line = _line(connection)
                 with self._on_its_way():
-                    connection.sendall(json.dumps(self._told(question)).encode() + b"\n")
+                    connection.sendall(json.dumps(self._told(line)).encode() + b"\n")
             except (OSError, ValueError):
-                # Rubbish, or somebody who went away: nobody is left to tell.
+                # Somebody who went away, or who never comes to an end: nobody is left to tell.
                 return
 
     @contextlib.contextmanager
@@ -176,9 +189,9 @@ class ControlServer:
                 self.answering -= 1
                 self._answered.notify_all()
 
-    def _told(self, question: Mapping[str, object]) -> Mapping[str, object]:
+    def _told(self, line: bytes) -> Mapping[str, object]:
         try:
-            return self._answer(question)
+            return self._answer(_question(line))
         except SafeholdError as error:
             kind = next(one.__name__ for one in type(error).__mro__ if hasattr(errors, one.__name__))
             return {"error": {"kind": kind, "what": error.what, "on": error.on, "remedy": error.remedy}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -70,3 +71,20 @@ def test_who_ends_before_he_answers_is_lost_and_who_says_nothing_may_hang(tmp_pa
             ask(tmp_path / "s", {"verb": "list"}, 1.0)
         thread.join()
     assert isinstance(caught.value, ServiceLost) is (ending != "says nothing")
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b"\xff\x00", b"{", b"", b"[]", b"1" * 5000, b"null"], ids=lambda line: line[:2].hex()
+)
+def test_rubbish_is_answered_and_nothing_unforeseen(tmp_path: Path, line: bytes) -> None:
+    unforeseen: list[Exception] = []
+    server = ControlServer(tmp_path / "socket", lambda question: {"result": 1}, unforeseen.append)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(tmp_path / "socket"))
+        connection.sendall(line + b"\n")
+        answer = json.loads(connection.makefile().readline())
+    server.close()
+    assert answer["error"]["kind"] == "UsageError"
+    assert answer["error"]["remedy"]
+    assert unforeseen == []

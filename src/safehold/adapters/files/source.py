@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safehold.adapters.files.mounts import expected_mounts, kernel_mounts, mount_points, still_mounts
 from safehold.adapters.files.walk import FileTree, Rules
+from safehold.adapters.linux.descriptors import many_descriptors
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, SourceError, UsageError
@@ -81,10 +81,6 @@ class FilesSource:
         roots = [os.fsencode(path) for path in (ref.location, *ref.more)]
         mounted = mount_points()
         self._check_mounts(ref, roots, mounted)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):
-            # One descriptor for each level of directories: a deep tree needs many.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         still = _stillness(roots)
         if still < require:
             raise ConsistencyError(
@@ -93,12 +89,10 @@ class FilesSource:
                 remedy="back up a snapshot that is mounted read-only, or accept what comes with --require none",
             )
         tree = FileTree(roots, replace(self.rules, hollow=self.rules.hollow | kernel_mounts()), ctx.clock)
-        try:
-            touched = {path for path in mounted if _touches(path, roots)}
+        touched = {path for path in mounted if _touches(path, roots)}
+        # One descriptor for each level of directories: a deep tree needs many.
+        with many_descriptors():
             yield TreeCapture(ref, tree, roots, self.memory, touched, ctx)
-        finally:
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     def _check_mounts(self, ref: ResourceRef, roots: list[bytes], mounted: set[bytes]) -> None:
         if self.accept_unmounted:

@@ -42,16 +42,27 @@ class LoopDevice:
             f"reconnect-delay={RECONNECT}"
         )
         export = f"type=fuse,id=e,node-name=v,mountpoint={_comma(file)},writable=on"
-        run_tool(
-            ["qemu-storage-daemon", "--blockdev", node, "--export", export, "--daemonize", "--pidfile", str(pidfile)],
-            f"volume {volume}",
-        )
+        try:
+            run_tool(
+                [
+                    "qemu-storage-daemon",
+                    *("--blockdev", node, "--export", export, "--daemonize", "--pidfile", str(pidfile)),
+                ],
+                f"volume {volume}",
+            )
+        except FailedError:
+            # No daemon came of it, so nothing shows in there.
+            file.unlink(missing_ok=True)
+            raise
         pid = int(pidfile.read_text())
         try:
             # Never with --direct-io: past the page cache the daemon's file gives back something else than was written.
             device = run_tool(["losetup", "--find", "--show", str(file)], f"volume {volume}", turn).strip()
         except BaseException:
             os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(FailedError, OSError):
+                _wait_for_end(pid, _start(pid), time.monotonic() + _PATIENCE)
+                file.unlink()
             raise
         return Attachment(volume, device, str(file), pid, _start(pid))
 

@@ -215,6 +215,8 @@ class Connection:
             wide.close()
             self._changing.end()
             durable.close()
+            # They refer to this object: in a circle the export's files stay open until the garbage collector comes along.
+            self._lanes, self._flush = (), lambda: None
 
     def _await_request(self) -> None:
         line = select.poll()

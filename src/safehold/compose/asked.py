@@ -17,7 +17,7 @@ from safehold.model.errors import DamageError, UsageError
 from safehold.model.units import format_time
 from safehold.vault.vault import Vault
 
-__all__ = ["Asked", "asked_for", "only_vault", "volume_groups"]
+__all__ = ["Asked", "asked_for", "only_vault"]
 
 
 @dataclass
@@ -77,13 +77,6 @@ def _here(found: Configuration, job: Job, vault: str) -> bool:
 
 def _histories(every: Sequence[Job], vault: str) -> list[str]:
     return [name for job in every if job.vault == vault for name in job.histories]
-
-
-def volume_groups(path: Path) -> dict[str, list[str]]:
-    """The volumes of each resource that has some in the configuration at `path`; none where there is no such file. UsageError for a wrong one."""
-    if not os.path.isfile(path):
-        return {}
-    return {name: one.volumes for name, one in load_configuration(path).resources.items() if one.volumes}
 
 
 def only_vault(path: Path, paths: Paths, ctx: Context) -> Vault | None:

@@ -55,7 +55,7 @@ class Service:
 
     def wait(self, name: str) -> None:
         while self.ask("show", name=name)["missing"]:
-            time.sleep(0.01)
+            time.sleep(0.03)
 
     def ask(self, verb: str, **more: object) -> Any:
         """What the verbs ask, without the processor time that a program of its own takes to start."""

@@ -428,7 +428,7 @@ def _forgotten(patch: pytest.MonkeyPatch) -> None:
 def _overwritten(patch: pytest.MonkeyPatch) -> None:
     def fill(self: LiveVolume, block: int, content: memoryview) -> None:
         self.data.write(block * self.block, content)
-        self._present(block)
+        self._present(block, block + 1)
 
     patch.setattr(LiveVolume, "fill", fill)
 
@@ -437,7 +437,7 @@ def _region_overwritten(patch: pytest.MonkeyPatch) -> None:
     def fill_region(self: LiveVolume, first: int, end: int, content: memoryview) -> bool:
         self.data.write_region(first * self.block, content)
         for block in range(first, end):
-            self._present(block)
+            self._present(block, block + 1)
         return True
 
     patch.setattr(LiveVolume, "_fill_region", fill_region)

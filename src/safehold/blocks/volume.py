@@ -149,7 +149,7 @@ class LiveVolume:
                     stop = len(written) if stop < 0 else stop
                     self.data.write(base + at * SECTOR, content[at * SECTOR : stop * SECTOR])
                     at = written.find(0, stop)
-            self._present(block)
+            self._present(block, block + 1)
         self._bound_changes()
 
     def fill_run(self, first: int, content: memoryview) -> None:
@@ -185,8 +185,7 @@ class LiveVolume:
             if self.maps.states.cells[first:end] != bytes([MISSING]) * (end - first):
                 return False
             self.data.write_region(first * self.block, content)
-            for block in range(first, end):
-                self._present(block)
+            self._present(first, end)
         return True
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -294,16 +293,16 @@ class LiveVolume:
         first, end = self.maps.span(block)
         self.maps.sectors.fill(low, high, 1)
         if self.maps.sectors.get(first, end).count(1) == end - first:
-            self._present(block)
+            self._present(block, block + 1)
             return
         self.maps.states.fill(block, block + 1, PARTIAL)
         self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PARTIAL))
         self._changes.append(Change(ChangeKind.SECTOR, 0, low, high - low, 1))
 
-    def _present(self, block: int) -> None:
+    def _present(self, first: int, end: int) -> None:
         # Whoever sees the state finds the change, and has no need of the sectors.
-        self._changes.append(Change(ChangeKind.STATE, 0, block, 1, PRESENT))
-        self.maps.states.fill(block, block + 1, PRESENT)
+        self._changes.append(Change(ChangeKind.STATE, 0, first, end - first, PRESENT))
+        self.maps.states.fill(first, end, PRESENT)
 
     def _lock(self, block: int) -> threading.Lock:
         return self._locks[block % _LOCKS]

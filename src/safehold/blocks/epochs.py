@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safehold.blocks.checkpoint import Change, ChangeKind
 from safehold.blocks.layers import DataFile, Overlay, Phase
-from safehold.blocks.layout import VolumeFiles, VolumeRecord, sync_directory
+from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, sync_directory
 from safehold.blocks.maps import BlockMap, SectorMap
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
@@ -88,7 +88,9 @@ class Prepared:
         self.epoch = epoch
         self.dirty = BlockMap.create(files.dirty(epoch), record.blocks)
         sectors = SectorMap.create(files.overlay_sectors(epoch), record.sectors)
-        self.overlay = Overlay(epoch, DataFile(files.overlay(epoch), size=record.blocks * record.block), sectors)
+        self.overlay = Overlay(
+            epoch, DataFile(files.overlay(epoch), size=record.blocks * record.block), sectors, record.block // SECTOR
+        )
         # Their content is synced later, each by itself; their names are not.
         sync_directory(files.directory)
 
@@ -253,7 +255,7 @@ class Epochs:
                 return
             # Writers of earlier phases may still redirect to it.
             gate.drain()
-            for block in oldest.blocks(volume.maps.per_block):
+            for block in oldest.blocks():
                 if self._put_away:
                     return
                 volume.fold_block(oldest, block, buffer)

@@ -59,10 +59,11 @@ class Execution:
             return errno.EINVAL
         if command == nbd.CMD_BLOCK_STATUS and (self._context is None or not length):
             return errno.EINVAL
-        if command in (nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES) and self._export.read_only:
-            return errno.EPERM
-        if command == nbd.CMD_WRITE_ZEROES and flags & nbd.CMD_FLAG_FAST_ZERO and not self._export.zeroes_fast:
-            return errno.ENOTSUP
+        if command in (nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES):
+            if self._export.read_only:
+                return errno.EPERM
+            if flags & nbd.CMD_FLAG_FAST_ZERO and not self._export.zeroes_fast:
+                return errno.ENOTSUP
         return 0
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -133,18 +134,32 @@ class DataFile:
 class Overlay:
     """Redirected writes of one epoch: a sparse file and the map of its sectors."""
 
-    def __init__(self, epoch: int, file: DataFile, sectors: SectorMap) -> None:
+    def __init__(self, epoch: int, file: DataFile, sectors: SectorMap, per_block: int) -> None:
+        """`per_block` sectors make a block. OSError."""
         self.epoch = epoch
         self.file = file
         self.sectors = sectors
+        self._per_block = per_block
+        # Takes memory only where something is set, unlike a bytearray.
+        self.touched = mmap.mmap(
+            -1, max(-(-sectors.length // per_block), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
+        """1 for blocks of which it may have sectors: reads of all others need not ask the map, which is in a file."""
+        for block in self.blocks():
+            self.touched[block] = 1
 
-    def blocks(self, per_block: int) -> Iterator[int]:
-        """Numbers of the blocks of which it has sectors, ascending; `per_block` is a block's number of sectors."""
+    def blocks(self) -> Iterator[int]:
+        """Numbers of the blocks of which it has sectors, ascending."""
         last = -1
         for start, end in self.sectors.runs():
-            for block in range(max(start // per_block, last + 1), (end - 1) // per_block + 1):
+            for block in range(max(start // self._per_block, last + 1), (end - 1) // self._per_block + 1):
                 last = block
                 yield block
+
+    def take(self, block: int, low: int, high: int) -> None:
+        """It has the sectors from `low` to before `high`, which are of one block. OSError."""
+        self.touched[block] = 1
+        self.sectors.fill(low, high, 1)
 
 
 class Phase:
@@ -171,6 +186,10 @@ class Phase:
     def holds(self, block: int) -> bool:
         """True where a sealed epoch needs the block as it is."""
         return any(dirty.cells[block] for dirty in self.held)
+
+    def bare(self, first: int, last: int) -> bool:
+        """True where no overlay has anything of the blocks from `first` to `last`."""
+        return all(overlay.touched.find(b"\1", first, last + 1) < 0 for overlay in self.overlays)
 
     def shadows(self, low: int, high: int) -> bool:
         """True where an overlay has one of the sectors from `low` to before `high`."""

@@ -203,7 +203,12 @@ def _trusting(
             # Made for a seal that did not come about.
             _remove(files, epoch)
     overlays = tuple(
-        Overlay(epoch, DataFile(files.overlay(epoch)), SectorMap(files.overlay_sectors(epoch), record.sectors))
+        Overlay(
+            epoch,
+            DataFile(files.overlay(epoch)),
+            SectorMap(files.overlay_sectors(epoch), record.sectors),
+            maps.per_block,
+        )
         for epoch in reversed(files.epochs("ov"))
     )
     there = {*files.epochs("dirty"), *(one.epoch for one in record.pending), current}
@@ -272,7 +277,8 @@ def _rebuilding(
             files.overlay(epoch).unlink(missing_ok=True)
             files.overlay_sectors(epoch).unlink(missing_ok=True)
     overlays = tuple(
-        Overlay(epoch, DataFile(files.overlay(epoch)), masks[epoch]) for epoch in sorted(masks, reverse=True)
+        Overlay(epoch, DataFile(files.overlay(epoch)), masks[epoch], maps.per_block)
+        for epoch in sorted(masks, reverse=True)
     )
     fresh = Prepared(files, record, max((*every, *(one.epoch for one in record.snapshots)), default=0) + 1)
     fresh.dirty.fill(0, record.blocks, 1)

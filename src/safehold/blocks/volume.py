@@ -64,7 +64,7 @@ class LiveVolume:
         first, last = offset // self.block, (offset + len(buf) - 1) // self.block
         phase = self.gate.phase
         try:
-            if phase.plain and self.here(first, last):
+            if (phase.plain or phase.bare(first, last)) and self.here(first, last):
                 self.data.read_into(offset, buf)
             else:
                 self.read_layers(phase.overlays, offset, buf)
@@ -79,9 +79,12 @@ class LiveVolume:
         return not length or self.here(offset // self.block, (offset + length - 1) // self.block)
 
     def lies(self, offset: int, length: int) -> tuple[DataFile, int] | None:
-        """See `ports.export.Export`: the data, where nothing is missing and no overlay is in force."""
+        """See `ports.export.Export`: the data, where nothing is missing and no overlay has any of it."""
         # While something fails it is read here, which tells how that goes.
-        if self.gate.phase.plain and not self.troubles.now and self.ready(offset, length):
+        if not length or self.troubles.now:
+            return None
+        phase, first, last = self.gate.phase, offset // self.block, (offset + length - 1) // self.block
+        if (phase.plain or phase.bare(first, last)) and self.here(first, last):
             return self.data, offset
         return None
 
@@ -271,7 +274,7 @@ class LiveVolume:
                 if ragged:
                     start, stop, data = self._whole(phase, block, start, stop, data)
                 _put(overlay.file, start, stop - start, data)
-                overlay.sectors.fill(low, high, 1)
+                overlay.take(block, low, high)
                 self._changes.append(Change(ChangeKind.OVERLAY, overlay.epoch, low, high - low, 1))
                 return
             _put(self.data, start, stop - start, data)

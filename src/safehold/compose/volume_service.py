@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
 
@@ -47,12 +46,6 @@ _OTHER_VERSION = (
 """What a command line that is of the service's version never asks for."""
 
 
-_TURN = 0.0001
-"""Seconds for which a thread that works behind may keep the interpreter from one that serves a client: with Python's own 5 ms, reads are a fifth
-slower while a snapshot is sent.
-"""
-
-
 @many_descriptors()
 def serve_volumes(
     paths: Paths, credentials: Callable[[], Credentials], ready: Callable[[], None], ctx: Context
@@ -62,7 +55,6 @@ def serve_volumes(
     `credentials` opens vaults, asked anew each time; `ready` is called once clients can connect.
     """
 
-    sys.setswitchinterval(_TURN)
     halt = CancelToken()
     patience = HaltingClock(ctx.clock, halt)
     before = work_in_root(os.environ)

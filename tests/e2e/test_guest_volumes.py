@@ -79,7 +79,8 @@ openssl pkey -in /run/identity.pem -pubout -out /run/public.pem
         + SERVE
     )
     yield made
-    made.run("safehold volume stop; rm -rf /run/home /run/vault")
+    # Tests of other modules may come between, and this be made once more.
+    made.run("safehold volume stop; rm -rf /run/home /run/vault /run/kit.txt /run/*.pem")
 
 
 def test_xfs_on_kernel_nbd_frozen_by_hand(machine: Machine) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 
 from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.epochs import PutAway
 from safehold.blocks.held import HeldVolume
-from safehold.model.background import background_thread
+from safehold.model.background import BackgroundLoop
 from safehold.model.context import Context
 
 __all__ = ["Settler", "discard"]
@@ -31,49 +30,22 @@ def discard(volumes: Sequence[HeldVolume], identity: str, why: str) -> None:
                 held.discard_snapshot(snapshot, why)
 
 
-class Settler:
-    """One thread. `problems` says of which volumes a snapshot does not survive a power loss yet, and why."""
+class Settler(BackgroundLoop):
+    """`problems` says of which volumes a snapshot does not survive a power loss yet, and why."""
 
     def __init__(self, directory: VolumeDirectory, ended: Callable[[], None], ctx: Context) -> None:
         """`ended` is called when a snapshot has ended that others may have waited behind."""
+        super().__init__("settling")
         self._directory, self._ended, self._ctx = directory, ended, ctx
         self.problems: dict[str, str] = {}
-        self._changed = threading.Condition()
-        self._woken = self._stopped = False
-        self._thread = background_thread(self._work, "settling")
 
-    def start(self) -> None:
-        """Begin with whatever is pending."""
-        self._thread.start()
+    def failed(self, error: Exception) -> float:
+        """See `BackgroundLoop`."""
+        self._ctx.progress.warn(f"snapshots do not survive a power loss yet: {error}")
+        return _AGAIN
 
-    def wake(self) -> None:
-        """There is something new."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Return when the thread has ended."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._stopped:
-            pause = _AGAIN
-            try:
-                pause = self._turn()
-            except (
-                Exception
-            ) as error:  # the last line of defence: without this thread no snapshot survives a power loss
-                self._ctx.progress.warn(f"snapshots do not survive a power loss yet: {error}")
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._woken, pause)
-                self._woken = False
-
-    def _turn(self) -> float:
-        """Do what there is to do; returns for how many seconds there is nothing more."""
+    def turn(self) -> float:
+        """See `BackgroundLoop`."""
         volumes = self._directory.all()
         found: dict[str, str] = {}
         soonest = _VOUCHING
@@ -92,7 +64,7 @@ class Settler:
     def _one(self, held: HeldVolume, volumes: Sequence[HeldVolume]) -> float:
         soonest = _VOUCHING
         for snapshot in held.record.pending:
-            if not snapshot.durable and not self._stopped:
+            if not snapshot.durable and not self.stopped:
                 held.settle(snapshot)
             left = snapshot.taken[1] + _VOUCHING - self._ctx.clock.now()
             if snapshot.vouched:

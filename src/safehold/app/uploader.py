@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 
 from safehold.app.host import Host
@@ -12,7 +11,7 @@ from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.epochs import PutAway
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot
-from safehold.model.background import background_thread
+from safehold.model.background import BackgroundLoop
 from safehold.model.context import Context
 from safehold.vault.vault import Vault
 
@@ -25,9 +24,9 @@ _PATIENCE = (1.0, 5.0, 15.0, 60.0)
 """Seconds until a snapshot that could not be brought to its vault is tried again, the last one for ever."""
 
 
-class Uploader:
-    """One thread, which also folds away what was redirected for the sake of snapshots, so that no more are sent than can be folded. `problems`
-    says why a volume's snapshots do not reach the vault at the moment, `sending` which volumes' one is on its way.
+class Uploader(BackgroundLoop):
+    """It also folds away what was redirected for the sake of snapshots, so that no more are sent than can be folded. `problems` says why a volume's
+    snapshots do not reach the vault at the moment, `sending` which volumes' one is on its way.
     """
 
     def __init__(
@@ -39,6 +38,7 @@ class Uploader:
         ctx: Context,
     ) -> None:
         """`open_vault` opens the vault at an address, anew each time."""
+        super().__init__("snapshots")
         self._directory, self._open_vault = directory, open_vault
         self._host, self._describe, self._ctx = host, describe, ctx
         self.problems: dict[str, str] = {}
@@ -46,42 +46,23 @@ class Uploader:
         self._postponed: dict[str, tuple[float, int]] = {}
         """Until when a snapshot waits, by the monotonic clock, and how often it has failed to be sent."""
         self._unfinished: list[Committed] = []
-        self._changed = threading.Condition()
-        self._woken = self._stopped = False
-        self._thread = background_thread(self._work_off, "snapshots")
+        self._failures = 0
+        """Turns that failed, one after the other."""
 
-    def start(self) -> None:
-        """Go on with whatever is pending."""
-        self._thread.start()
+    def failed(self, error: Exception) -> float:
+        """See `BackgroundLoop`."""
+        self._tell([held.name for held in self._directory.all() if held.record.pending], "waits", error)
+        pause = _PATIENCE[min(self._failures, len(_PATIENCE) - 1)]
+        self._failures += 1
+        return pause
 
-    def wake(self) -> None:
-        """There is something new."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
+    def turn(self) -> float:
+        """See `BackgroundLoop`."""
+        pause = self._next()
+        self._failures = 0
+        return pause
 
-    def stop(self) -> None:
-        """Return when the thread has ended. The run's cancel token makes that soon."""
-        self._stopped = True
-        self.wake()
-        self._thread.join()
-
-    def _work_off(self) -> None:
-        failures = 0
-        while not self._stopped:
-            try:
-                idle = self._turn()
-                failures = 0
-            except (
-                Exception
-            ) as error:  # the last line of defence: a thread that died would leave snapshots pending for ever
-                self._tell([held.name for held in self._directory.all() if held.record.pending], "waits", error)
-                idle = _PATIENCE[min(failures, len(_PATIENCE) - 1)]
-                failures += 1
-            if idle:
-                self._wait(idle)
-
-    def _turn(self) -> float:
+    def _next(self) -> float:
         """Do what is next; returns for how many seconds there is nothing more."""
         volumes = self._directory.all()
         # One moment for the whole turn: what waits at its beginning is waited for at its end.
@@ -119,17 +100,11 @@ class Uploader:
         self._postponed[identity] = self._ctx.clock.monotonic() + pause, failures + 1
 
     def _tell(self, names: Sequence[str], what: str, error: Exception) -> None:
-        if self._stopped:
+        if self.stopped:
             return
         for name in names:
             self.problems[name] = f"its snapshot {what}: {error}"
         self._ctx.progress.warn(f"snapshot of {', '.join(names)}: {error}")
-
-    def _wait(self, seconds: float) -> None:
-        with self._changed:
-            if not self._stopped and not self._woken:
-                self._changed.wait(seconds)
-            self._woken = False
 
     def _fold(self, volumes: Sequence[HeldVolume]) -> None:
         for held in volumes:

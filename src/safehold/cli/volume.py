@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -85,8 +86,9 @@ def list_(deleted: bool, as_json: bool) -> None:
     with Run.begin() as run, volume_client(run) as client:
         told = client.order("list")
         attached = client.attachments()
+        problems = client.device_problems()
         for one in told["volumes"]:
-            _add_device_problem(one, client)
+            _add_device_problem(one, problems)
     if as_json:
         for one in told["volumes"]:
             one["device"] = attached[one["name"]].device if one["name"] in attached else ""
@@ -118,9 +120,9 @@ def _gone(one: dict[str, Any]) -> list[str]:
     return [one["name"], "", when, more]
 
 
-def _add_device_problem(one: dict[str, Any], client: VolumeClient) -> None:
+def _add_device_problem(one: dict[str, Any], problems: Mapping[str, str]) -> None:
     # The service knows nothing of devices.
-    one["problem"] = "; ".join(filter(None, (client.device_problem(one["name"]), one["problem"])))
+    one["problem"] = "; ".join(filter(None, (problems.get(one["name"]), one["problem"])))
 
 
 def _last(one: dict[str, Any]) -> str:
@@ -145,7 +147,7 @@ def show(name: str, as_json: bool) -> None:
     """Tell all about one volume and its snapshots."""
     with Run.begin() as run, volume_client(run) as client:
         told = client.order("show", name=name)
-        _add_device_problem(told, client)
+        _add_device_problem(told, client.device_problems())
         made = client.attachments().get(name)
         told["device"], told["mount"] = (made.device, made.mount) if made else ("", "")
         told["nbd"] = client.exports.format(name)

@@ -87,11 +87,11 @@ class VolumeClient:
                 f"{RECONNECT} seconds and then fail → safehold volume serve"
                 for one in self.attachments().values()
                 if not devices.dead(one)
-            ] + self._dead()
+            ] + self._problems_of_devices()
         except SafeholdError as error:
-            return [f"volumes cannot be looked at: {error}", *self._dead()]
+            return [f"volumes cannot be looked at: {error}", *self._problems_of_devices()]
         found += [f"volume {one['name']}: {one['problem']}" for one in told["volumes"] if one["problem"]]
-        found += self._dead()
+        found += self._problems_of_devices()
         found += [
             f'volume {name} cannot be opened: {why} → see the runbook, "A volume cannot be opened"'
             for name, why in told["broken"].items()
@@ -168,29 +168,26 @@ class VolumeClient:
         names = [path.name for path in self._paths.volumes.glob("*")]
         return {one.volume: one for one in devices.unrecorded(self._paths.attached, names)}
 
-    def _dead(self) -> list[str]:
-        stray = self._unrecorded()
-        names = {**self.attachments(), **stray}
-        found = [f"volume {name}: {why}" for name in names if (why := self.device_problem(name))]
+    def _problems_of_devices(self) -> list[str]:
+        problems = self.device_problems()
         # Where the device is there, that is told instead.
-        lost = {name: path for name, path in devices.unreadable(self._paths.attached).items() if name not in stray}
-        return found + [
+        lost = {name: path for name, path in devices.unreadable(self._paths.attached).items() if name not in problems}
+        return [f"volume {name}: {why}" for name, why in problems.items()] + [
             f"volume {name}: what is on record of it as a device cannot be read, and there is none → remove {path}"
             for name, path in lost.items()
         ]
 
-    def device_problem(self, name: str) -> str:
-        """What somebody should know of the device that a volume is, or nothing."""
-        stray = self._unrecorded().get(name)
-        if stray is not None:
-            return _stray_problem(stray)
-        one = self.attachments().get(name)
-        if one is None:
-            return ""
+    def device_problems(self) -> dict[str, str]:
+        """What somebody should know of the devices that volumes are, by volume, of those where there is something."""
+        recorded = {one.volume: self._problem(one) for one in devices.attachments(self._paths.attached)}
+        stray = {name: _stray_problem(one) for name, one in self._unrecorded().items()}
+        return {name: why for name, why in {**recorded, **stray}.items() if why}
+
+    def _problem(self, one: Attachment) -> str:
         if not devices.dead(one):
             return Absences(self._paths.run).problem(one)
         where = one.device + (f" on {one.mount}" if one.mount else "")
-        return f"{where} gives errors, for its storage daemon is gone → safehold volume detach {name}"
+        return f"{where} gives errors, for its storage daemon is gone → safehold volume detach {one.volume}"
 
     def demand_detached(self, name: str, what: str) -> None:
         """UsageError where a volume is a device of this machine. The service does not know of one that waits for it."""

@@ -14,6 +14,7 @@ import msgspec
 
 from safehold.compose.volume_client import VolumeClient
 from safehold.model.errors import FailedError, SafeholdError, UsageError
+from safehold.model.remembered import keep
 
 __all__ = ["Plan", "SwitchStep", "Underway", "alone", "plan_switch", "read_underway", "switch", "switch_problems"]
 
@@ -158,9 +159,7 @@ def _begin(client: VolumeClient, record: Path, old: str, new: str) -> Underway:
     wanted = plan.wanted
     if plan.left is not None:
         return wanted
-    fresh = record.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(wanted))
-    os.replace(fresh, record)
+    keep(record, msgspec.json.encode(wanted))
     return wanted
 
 

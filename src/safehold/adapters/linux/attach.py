@@ -15,10 +15,11 @@ from safehold.adapters.linux.attachment import Attachment, Backing, Unsuitable, 
 from safehold.adapters.linux.holders import Held, demand_free, device_number
 from safehold.adapters.linux.kernel_device import KernelDevice
 from safehold.adapters.linux.loop_device import LoopDevice
-from safehold.adapters.linux.members import members_seen
+from safehold.adapters.linux.members import mounts_of
 from safehold.adapters.linux.mount_users import busy, demand_topmost
 from safehold.adapters.linux.mounts import Mounted, mounts
 from safehold.model.errors import FailedError, UsageError
+from safehold.model.remembered import keep
 
 __all__ = [
     "attach",
@@ -260,14 +261,7 @@ def _turn(directory: Path) -> Iterator[int]:
 
 
 def _keep(directory: Path, attached: Attachment) -> None:
-    path = directory / f"{attached.volume}.json"
-    fresh = path.with_suffix(".new")
-    try:
-        fresh.write_bytes(msgspec.json.encode(attached))
-        os.replace(fresh, path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    keep(directory / f"{attached.volume}.json", msgspec.json.encode(attached))
 
 
 def _demand_empty(place: str) -> None:
@@ -283,19 +277,9 @@ def _demand_empty(place: str) -> None:
 
 
 def _mounted_on(device: str, place: str) -> Mounted | None:
-    return next((mounted for mounted in _mounts_of(device) if mounted.path == place), None)
+    return next((mounted for mounted in mounts_of(device_number(device)) if mounted.path == place), None)
 
 
 def mounted_on(device: str) -> list[str]:
     """Where a device is mounted."""
-    return [mounted.path for mounted in _mounts_of(device)]
-
-
-def _mounts_of(device: str) -> list[Mounted]:
-    number = device_number(device)
-    return [mounted for mounted in mounts() if number and number in _numbers(mounted)]
-
-
-def _numbers(mounted: Mounted) -> frozenset[str]:
-    # What btrfs shows as its device is none.
-    return members_seen(mounted) if mounted.type == "btrfs" else frozenset([mounted.device])
+    return [mounted.path for mounted in mounts_of(device_number(device))]

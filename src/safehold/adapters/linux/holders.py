@@ -29,6 +29,8 @@ __all__ = [
     "device_number",
     "device_writers",
     "file_holders",
+    "held_by",
+    "loops_on",
 ]
 
 _CLASS = Path("/sys/class/block")
@@ -37,7 +39,7 @@ _BRIEFLY = 5.0
 """Seconds for which somebody may have it: whenever a device was written to, udev and LVM look at it."""
 _LOOK = 0.1
 _NAMED = 3
-"""So many of those who have a device are named."""
+"""So many of those who have something are named."""
 _UNSEEN = "something that cannot be seen from here has it for itself, perhaps a mount in another namespace"
 
 
@@ -69,7 +71,7 @@ def device_holders(path: str) -> list[Holder]:
     numbers = {number: Path(path).name} | _numbers((_NUMBERED / number).resolve().name)
     here = _mounted_here(numbers)
     found = [_mount(mounted) for mounted in here] + _upon(numbers)
-    found += _loop_holders(_loops(lambda name: _is(name, numbers)))
+    found += _loop_holders(loops_on(lambda name: _is(name, numbers)))
     servers = _servers(numbers)
     found += [_process(process) for process, writes in _openers(numbers) if writes and process not in servers]
     if _kept(path):
@@ -98,7 +100,7 @@ def demand_free(device: str) -> None:
         time.sleep(_LOOK)
         users = _users(device)
     if users:
-        raise _held(device, users)
+        raise held_by(users, "device", device)
 
 
 @contextlib.contextmanager
@@ -123,7 +125,7 @@ def claimed(device: str) -> Iterator[None]:
                 numbers = _numbers(Path(device).name)
                 mounted = [_mount(one) for one in _mounted_here(numbers)] or _mounted_elsewhere(numbers.keys())
                 users = [*(holder.who for holder in mounted), *_users(device)]
-                raise _held(device, users or [_UNSEEN]) from None
+                raise held_by(users or [_UNSEEN], "device", device) from None
         time.sleep(_LOOK)
     try:
         yield
@@ -144,11 +146,12 @@ def _kept(device: str) -> bool:
     return False
 
 
-def _held(device: str, users: Sequence[str]) -> Held:
+def held_by(users: Sequence[str], what: str, on: str) -> Held:
+    """What to tell of something that is in use; a few of the users are named."""
     more = f", and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
     return Held(
-        f"the device is in use: {'; '.join(users[:_NAMED])}{more}",
-        on=device,
+        f"the {what} is in use: {'; '.join(users[:_NAMED])}{more}",
+        on=on,
         remedy="nothing was changed; stop what uses it, and try again",
     )
 
@@ -157,7 +160,7 @@ def _users(device: str) -> list[str]:
     """Whoever has the device besides mounts, those who only read it included: it is about to be taken from them."""
     numbers = _numbers(Path(device).name)
     found = [holder.who for holder in _upon(numbers)]
-    found += [f"/dev/{block.name} lies on it" for block in _loops(lambda name: _is(name, numbers))]
+    found += [f"/dev/{block.name} lies on it" for block in loops_on(lambda name: _is(name, numbers))]
     return found + [_process(process).who for process, _ in _openers(numbers)]
 
 
@@ -237,7 +240,7 @@ def _is(node: str, numbers: Container[str], place: str = "") -> bool:
     return stat.S_ISBLK(info.st_mode) and major_minor(info.st_rdev) in numbers
 
 
-def _loops(lies_on: Callable[[str], bool]) -> list[Path]:
+def loops_on(lies_on: Callable[[str], bool]) -> list[Path]:
     """The loop devices, in /sys, on what the function knows by its name."""
     found = []
     for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
@@ -255,7 +258,7 @@ def _loops_on_file(path: str) -> list[Path]:
         # What lies on another file system is another file, and that file system may hang.
         return mounted is not None and mounted.device == device and os.path.samestat(os.stat(name), wanted)
 
-    return _loops(lies_on)
+    return loops_on(lies_on)
 
 
 def _loop_holders(blocks: Iterable[Path]) -> Iterator[Holder]:

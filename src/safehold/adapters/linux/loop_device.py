@@ -16,6 +16,7 @@ from pathlib import Path
 
 from safehold.adapters.linux.attachment import RECONNECT, Attachment, run_tool
 from safehold.adapters.linux.holders import claimed, device_number
+from safehold.adapters.linux.members import mounts_of
 from safehold.adapters.linux.mounts import mounts
 from safehold.adapters.linux.openers import processes
 from safehold.model.errors import FailedError, UsageError
@@ -88,13 +89,11 @@ class LoopDevice:
         """
         left = self.left(directory, [volume])
         for one in left:
-            number = device_number(one.device)
-            place = next((mounted.path for mounted in mounts() if number and mounted.device == number), "")
-            if place:
+            for mounted in mounts_of(device_number(one.device)):
                 raise UsageError(
-                    f"{one.device} is a device of the volume, mounted on {place}, and nothing of that is on record",
+                    f"{one.device} is a device of the volume, mounted on {mounted.path}, and nothing of that is on record",
                     on=volume,
-                    remedy=f"umount {place}, then safehold volume detach {volume}",
+                    remedy=f"umount {mounted.path}, then safehold volume detach {volume}",
                 )
         for one in left:
             self.take(one, turn)

@@ -10,9 +10,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.linux.mounts import Mounted, major_minor
+from safehold.adapters.linux.mounts import Mounted, major_minor, mounts
 
-__all__ = ["members", "members_seen"]
+__all__ = ["members", "members_seen", "mounts_of"]
 
 _JOURNALS = Path("/proc/fs/jbd2")
 """One entry for each journal that is in use: for one that lies on the file system's own device, that device's name, a hyphen and the inode."""
@@ -51,6 +51,16 @@ def members_seen(mounted: Mounted) -> frozenset[str]:
         return members(mounted)
     except OSError:
         return frozenset(_source(mounted))
+
+
+def mounts_of(number: str) -> list[Mounted]:
+    """What is mounted of the device of that number; nothing of none."""
+    # What btrfs shows as its device is none.
+    return [
+        mounted
+        for mounted in mounts()
+        if number and number in (members_seen(mounted) if mounted.type == "btrfs" else (mounted.device,))
+    ]
 
 
 def _source(mounted: Mounted) -> Iterator[str]:

@@ -10,14 +10,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.linux.holders import Held
+from safehold.adapters.linux.holders import Held, held_by, loops_on
 from safehold.adapters.linux.mounts import Mounted, mounts
+from safehold.adapters.linux.namespaces import namespace_of
 from safehold.adapters.linux.openers import command_of, processes
 
 __all__ = ["busy", "demand_topmost", "mount_users"]
-
-_NAMED = 3
-"""So many of those who use it are named."""
 
 
 def demand_topmost(mounted: Mounted) -> None:
@@ -36,26 +34,18 @@ def busy(mounted: Mounted) -> Held | None:
     users = mount_users(mounted)
     if not users:
         return None
-    more = f", and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
-    return Held(
-        f"the file system is in use: {'; '.join(users[:_NAMED])}{more}",
-        on=mounted.path,
-        remedy="nothing was changed; stop what uses it, and try again",
-    )
+    return held_by(users, "file system", mounted.path)
 
 
 def mount_users(mounted: Mounted) -> list[str]:
     """Everybody who can be seen, in words."""
     found = [f"{other.source} is mounted in it on {other.path}" for other in mounts() if other.parent == mounted.number]
-    for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
-        with contextlib.suppress(OSError):
-            if _lies_in(backing.read_text().rstrip("\n"), mounted):
-                found.append(f"/dev/{backing.parent.parent.name} lies on a file in it")
-    space = os.stat("/proc/self/ns/mnt").st_ino
+    found += [f"/dev/{block.name} lies on a file in it" for block in loops_on(lambda name: _lies_in(name, mounted))]
+    space = namespace_of(os.getpid())
     for process in processes():
         with contextlib.suppress(OSError):
             # The same path is another mount in another namespace, and does not keep this one.
-            if os.stat(f"/proc/{process}/ns/mnt").st_ino == space:
+            if namespace_of(process) == space:
                 use = next(_uses(process, mounted), None)
                 if use:
                     found.append(f"process {process} ({command_of(process)}) {use}")

@@ -9,27 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from safehold.app import uploader
 from safehold.app.uploader import Uploader
 from safehold.blocks import directory as directory_module
 from safehold.blocks.layout import SnapshotState, VolumeFiles, VolumeRecord
 from safehold.model.errors import FailedError
-from safehold.recovery import hydration
 from safehold.recovery.hydration import Hydrator
 from tests.faults.test_recycle_bin import orders, told
-from tests.faults.test_volume_service import SIZE, UNIT, Site, content, dependent, until
+from tests.sites import SIZE, UNIT, Site, content, dependent, until
 
 PATIENCE = 20.0
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(uploader, "_PATIENCE", (0.05,))
-    monkeypatch.setattr(hydration, "_PATIENCE", (0.05,))
-    made = Site(tmp_path, UNIT)
-    yield made
-    made.up()
-    made.service.stop()
 
 
 class Slow:

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from safehold.app import uploader
 from safehold.blocks.held import HeldVolume
-from safehold.recovery import hydration
 from safehold.recovery.hydration import Hydrator
 from tests.faults.test_busy_volumes import PATIENCE, Slow
-from tests.faults.test_volume_service import UNIT, Site, dependent, until
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(uploader, "_PATIENCE", (0.05,))
-    monkeypatch.setattr(hydration, "_PATIENCE", (0.05,))
-    made = Site(tmp_path, UNIT)
-    yield made
-    made.up()
-    made.service.stop()
+from tests.sites import Site, dependent, until
 
 
 class Watched:

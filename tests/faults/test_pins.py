@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from safehold.app import uploader
 from safehold.app.expire import plan_single
 from safehold.app.host import Host
 from safehold.app.pins import Kept, kept_for, unpin
@@ -16,22 +14,11 @@ from safehold.blocks import opening
 from safehold.blocks.inventory import find_volumes
 from safehold.blocks.layout import VolumeFiles, read_record
 from safehold.model.errors import FailedError, UsageError
-from safehold.recovery import hydration
 from safehold.vault.records import NoteBody
 from tests.faults.test_recycle_bin import binned, told
-from tests.faults.test_volume_service import UNIT, Site, dependent, pins, until
+from tests.sites import Site, dependent, pins, until
 
 HERE = Host("here", "here", "boot")
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(uploader, "_PATIENCE", (0.05,))
-    monkeypatch.setattr(hydration, "_PATIENCE", (0.05,))
-    made = Site(tmp_path, UNIT)
-    yield made
-    made.up()
-    made.service.stop()
 
 
 def left(site: Site) -> list[str]:

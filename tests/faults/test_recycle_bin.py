@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safehold.app import recycling, uploader
+from safehold.app import recycling
 from safehold.blocks import directory as directory_module
 from safehold.blocks import recycle_bin
 from safehold.compose.paths import Paths
@@ -18,19 +17,8 @@ from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_service import Orders
 from safehold.model.context import Context
 from safehold.model.errors import FailedError, UsageError
-from safehold.recovery import hydration
 from safehold.wire.control import ControlServer
-from tests.faults.test_volume_service import SIZE, UNIT, Site, content, dependent, pins, until
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(uploader, "_PATIENCE", (0.05,))
-    monkeypatch.setattr(hydration, "_PATIENCE", (0.05,))
-    made = Site(tmp_path, UNIT)
-    yield made
-    made.up()
-    made.service.stop()
+from tests.sites import SIZE, Site, content, dependent, pins, until
 
 
 def orders(site: Site) -> Orders:

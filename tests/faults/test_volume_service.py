@@ -8,7 +8,7 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ import pytest
 from blake3 import blake3
 
 from safehold.app import recycling, settling, uploader
-from safehold.app.host import Host
 from safehold.app.snapshots import next_group
 from safehold.app.uploader import Uploader
-from safehold.app.volumes import SnapshotRequest, VolumeService
+from safehold.app.volumes import SnapshotRequest
 from safehold.blocks import directory as directory_module
 from safehold.blocks import held as held_module
 from safehold.blocks import opening, sealing
-from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.epochs import Epochs, LiveHeader, PutAway
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.ids import BlockIds
@@ -31,118 +29,17 @@ from safehold.blocks.layers import PRESENT, Overlay
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeFiles, VolumeRecord
 from safehold.blocks.volume import LiveVolume
 from safehold.compose.volume_service import Orders
-from safehold.model.clock import SystemClock
 from safehold.model.consistency import Consistency
-from safehold.model.context import Context
 from safehold.model.errors import ConsistencyError, FailedError, StoreUnavailable, UsageError
 from safehold.model.quiet import Quieted
-from safehold.model.topology import Topology
-from safehold.recovery import hydration
-from safehold.recovery.disk import Losses, write_disk
-from safehold.testing.fault_store import Fault, FaultStore
-from safehold.vault.records import Parameters
-from safehold.vault.vault import Vault
+from safehold.testing.fault_store import Fault
 from tests.contents import equal
-from tests.worlds import BytesDisk, World
-
-SIZE = 6 << 20
-UNIT = 512 * 1024
-
-
-class Site:
-    """A vault behind a store that can be made to fail, and a machine with volumes."""
-
-    def __init__(self, root: Path, block_size: int) -> None:
-        self.root = root
-        self.world = World(root, parameters=Parameters(block_size=block_size, pack_size=1 << 20, page_refs=64))
-        self.store = FaultStore(self.world.store)
-        self.service = self.begin()
-        self.rng = random.Random(1)
-
-    def begin(self) -> VolumeService:
-        directory = VolumeDirectory(self.root / "volumes", "boot", SystemClock())
-        service = VolumeService(
-            directory, self.vault, Host("here", "here", "boot"), lambda blocks: Topology(), Context()
-        )
-        service.start()
-        return service
-
-    def restart(self) -> None:
-        self.service.stop()
-        self.service = self.begin()
-
-    def crash(self, name: str) -> None:
-        """As after a power loss: the maps of the volume are of another boot, and were not put away."""
-        files = self.service.directory.get(name).files
-        self.service.stop()
-        LiveHeader(files.live).write(clean=False, epoch=1, boot="another")
-        self.service = self.begin()
-
-    def vault(self, address: str) -> Vault:
-        return self.world.open(self.store)  # type: ignore[arg-type]
-
-    def down(self, verb: str = "get", prefix: str = "") -> Fault:
-        fault = Fault(verb, prefix, times=10**9, error=lambda: StoreUnavailable("the store is down"))
-        self.store.faults.append(fault)
-        return fault
-
-    def up(self) -> None:
-        self.store.faults.clear()
-
-    def write(self, held: HeldVolume, count: int = 20) -> None:
-        for _ in range(count):
-            offset = self.rng.randrange(held.volume.size // 4096) * 4096
-            held.volume.write(offset, memoryview(self.rng.randbytes(4096)))
-
-    def snapshot(self, *names: str) -> Snapshot:
-        return self.service.snapshot(SnapshotRequest(names))
-
-    def state(self, snapshot: Snapshot) -> Snapshot:
-        return self.service.find(snapshot.id)[0][1]
-
-    def finish(self, snapshot: Snapshot) -> Snapshot:
-        until(lambda: self.state(snapshot).state is not SnapshotState.PENDING)
-        return self.state(snapshot)
-
-    def point(self, identity: str, name: str) -> bytes:
-        vault = self.world.open()
-        point = next(p for p in vault.points()[0] if p.id == identity)
-        member = next(m for m in point.body.members if m.name == name)
-        target = BytesDisk(bytearray(b"\xff" * member.size))
-        write_disk(vault.disk(point, member), target, Losses(False), vault.ctx)
-        return bytes(target.data)
-
-    def made(self) -> tuple[str, bytes]:
-        """A point with some content, as RESOURCE@ID."""
-        held = self.service.create("first", SIZE, "vault")
-        self.write(held, 40)
-        done = self.finish(self.snapshot("first"))
-        return f"first@{done.point}", content(held)
-
-
-def content(held: HeldVolume) -> bytes:
-    data = bytearray(held.volume.size)
-    held.volume.read_into(0, memoryview(data))
-    return bytes(data)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never came about")
+from tests.sites import SIZE, UNIT, Site, at_site, content, dependent, pins, until
 
 
 @pytest.fixture(params=[4096, UNIT])
 def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(uploader, "_PATIENCE", (0.05,))
-    monkeypatch.setattr(settling, "_AGAIN", 0.05)
-    monkeypatch.setattr(hydration, "_PATIENCE", (0.05,))
-    made = Site(tmp_path, request.param)
-    yield made
-    made.up()
-    made.service.stop()
+    yield from at_site(tmp_path, monkeypatch, request.param)
 
 
 def test_a_snapshot_waits_for_its_store_and_is_what_was_sealed(site: Site) -> None:
@@ -622,15 +519,6 @@ def test_a_group_half_on_record_has_lost_nothing(site: Site, monkeypatch: pytest
     assert site.finish(site.snapshot("one", "two")).state is SnapshotState.COMPLETED
 
 
-def dependent(site: Site, name: str) -> HeldVolume:
-    """A volume that cannot be filled in before the store is up."""
-    origin, _ = site.made()
-    site.down("read", "packs/")
-    held = site.service.create(name, 0, "vault", origin)
-    assert held.missing
-    return held
-
-
 @pytest.mark.parametrize(("order", "holder"), [("resize", opening), ("delete", held_module)])
 def test_an_order_that_fails_leaves_a_volume_that_is_filled_in(
     site: Site, disk: FullDisk, order: str, holder: object
@@ -752,10 +640,6 @@ def test_what_is_vouched_for_can_be_read_again(site: Site, wrong: dict[str, obje
     assert site.service.directory.broken == {}
     site.service.vouch(taken.id, {}, {})
     assert site.finish(taken).state is SnapshotState.COMPLETED
-
-
-def pins(site: Site) -> list[str]:
-    return [stamp.name for stamp in site.world.store.list("pins/")]
 
 
 def test_the_recycle_bin_lets_go_of_points(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,13 +56,19 @@ def test_without_root_through_nbd(host: Host, tmp_path: Path) -> None:
     assert ranges == [[2 * MIB, 2 * MIB + 512 * 1024]]
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty directory to mount something on."""
+    made = tmp_path / "mnt"
+    made.mkdir()
+    return made
+
+
 def device(host: Host, name: str) -> str:
     return str(host.program.json("volume", "attach", name)["device"])
 
 
-def test_a_disk_that_is_lost_comes_back_on_a_file_system(host: Host, tmp_path: Path) -> None:
-    place = tmp_path / "mnt"
-    place.mkdir()
+def test_a_disk_that_is_lost_comes_back_on_a_file_system(host: Host, place: Path) -> None:
     host.program.run("volume", "create", "data", "--size", "128M")
     disk = device(host, "data")
     run("mkfs.ext4", "-q", disk)
@@ -88,14 +94,8 @@ def test_a_disk_that_is_lost_comes_back_on_a_file_system(host: Host, tmp_path: P
     host.program.run("volume", "delete", "data2", "--undo")
 
 
-def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
-    place = tmp_path / "mnt"
-    place.mkdir()
-    host.program.run("volume", "create", "data", "--size", "64M")
-    disk = device(host, "data")
-    run("mkfs.ext4", "-q", disk)
-    host.program.run("volume", "detach", "data")
-    host.program.run("volume", "attach", "data", "--mount", place, "--options", "noatime")
+def test_switch_and_the_way_back(host: Host, place: Path) -> None:
+    mounted(host, "data", place, "64M", "--options", "noatime")
     (place / "which").write_text("old")
     host.program.run("volume", "snapshot", "data", "--wait")
     run("sync", "-f", place)
@@ -120,6 +120,14 @@ def test_switch_and_the_way_back(host: Host, tmp_path: Path) -> None:
     assert (place / "which").read_text() == "newer"
 
 
+def mounted(host: Host, name: str, place: Path, size: str, *more: str) -> None:
+    """A volume with a file system, attached and mounted."""
+    host.program.run("volume", "create", name, "--size", size)
+    run("mkfs.ext4", "-q", device(host, name))
+    host.program.run("volume", "detach", name)
+    host.program.run("volume", "attach", name, "--mount", place, *more)
+
+
 def formatted(host: Host, name: str, place: Path) -> None:
     """A volume with a file system that holds its name, not attached."""
     host.program.run("volume", "create", name, "--size", "64M")
@@ -131,9 +139,7 @@ def formatted(host: Host, name: str, place: Path) -> None:
     host.program.run("volume", "detach", name)
 
 
-def test_one_switch_at_a_time(host: Host, tmp_path: Path) -> None:
-    place = tmp_path / "mnt"
-    place.mkdir()
+def test_one_switch_at_a_time(host: Host, place: Path) -> None:
     for name in ("data", "data2"):
         formatted(host, name, place)
     host.program.run("volume", "attach", "data", "--mount", place)
@@ -156,9 +162,7 @@ def test_one_switch_at_a_time(host: Host, tmp_path: Path) -> None:
     assert not record.exists()
 
 
-def test_what_is_mounted_over_a_volume_is_left_alone(host: Host, tmp_path: Path) -> None:
-    place = tmp_path / "mnt"
-    place.mkdir()
+def test_what_is_mounted_over_a_volume_is_left_alone(host: Host, tmp_path: Path, place: Path) -> None:
     for name in ("data", "data2"):
         formatted(host, name, place)
     link = tmp_path / "link"
@@ -181,9 +185,7 @@ def test_what_is_mounted_over_a_volume_is_left_alone(host: Host, tmp_path: Path)
     assert not place.is_mount()
 
 
-def test_who_keeps_a_volume_mounted_is_named(host: Host, tmp_path: Path) -> None:
-    place = tmp_path / "mnt"
-    place.mkdir()
+def test_who_keeps_a_volume_mounted_is_named(host: Host, place: Path) -> None:
     for name in ("data", "data2"):
         formatted(host, name, place)
     host.program.run("volume", "attach", "data", "--mount", place)
@@ -247,9 +249,7 @@ def test_what_is_left_of_a_device_is_told_and_let_go_of(host: Host) -> None:
     host.program.run("volume", "delete", "data", "--yes")
 
 
-def test_a_switch_that_is_refused_announces_no_outage(host: Host, tmp_path: Path) -> None:
-    place = tmp_path / "mnt"
-    place.mkdir()
+def test_a_switch_that_is_refused_announces_no_outage(host: Host, place: Path) -> None:
     for name in ("data", "data2"):
         formatted(host, name, place)
     host.program.run("volume", "attach", "data", "--mount", place)
@@ -274,10 +274,8 @@ def test_a_switch_that_is_refused_announces_no_outage(host: Host, tmp_path: Path
     assert (place / "which").read_text() == "data2"
 
 
-def test_a_switch_that_goes_on_and_fails_leaves_nothing_behind(host: Host, tmp_path: Path) -> None:
+def test_a_switch_that_goes_on_and_fails_leaves_nothing_behind(host: Host, place: Path) -> None:
     """The new volume was attached when the first one was killed, and cannot be mounted."""
-    place = tmp_path / "mnt"
-    place.mkdir()
     for name in ("data", "data2"):
         host.program.run("volume", "create", name, "--size", "16M")
     run("mkfs.ext4", "-q", device(host, "data"))
@@ -311,10 +309,8 @@ def test_what_shows_no_device_of_its_own_is_unmounted_too(host: Host, tmp_path: 
     assert not tmp_path.is_mount()
 
 
-def test_a_switch_that_is_killed_anywhere_can_be_finished_or_taken_back(host: Host, tmp_path: Path) -> None:
+def test_a_switch_that_is_killed_anywhere_can_be_finished_or_taken_back(host: Host, place: Path) -> None:
     """kill -9 of the command and of what it runs, at moments over all of its time."""
-    place = tmp_path / "mnt"
-    place.mkdir()
     for name in ("data", "data2"):
         formatted(host, name, place)
     host.program.run("volume", "attach", "data", "--mount", place, "--options", "noatime")
@@ -357,16 +353,11 @@ def fio(place: Path, seconds: int) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_a_killed_service_is_not_noticed_on_the_file_system(host: Host, tmp_path: Path) -> None:
+def test_a_killed_service_is_not_noticed_on_the_file_system(host: Host, tmp_path: Path, place: Path) -> None:
     """kill -9 while a file system is written, once while a snapshot is on its way, and nine seconds without a service; fio checks what it wrote,
     and all of it is read again from the volume, past the page cache of before.
     """
-    place = tmp_path / "mnt"
-    place.mkdir()
-    host.program.run("volume", "create", "data", "--size", "128M")
-    run("mkfs.ext4", "-q", device(host, "data"))
-    host.program.run("volume", "detach", "data")
-    host.program.run("volume", "attach", "data", "--mount", place)
+    mounted(host, "data", place, "128M")
     writer = fio(place, 18)
     time.sleep(1.5)
     for snapshot, outage in ((False, 1.5), (True, 9.0)):
@@ -490,14 +481,9 @@ def test_rubbish_orders(host: Host) -> None:
     assert "no volume service" in program.run("volume", "stop").stdout
 
 
-def test_a_frozen_file_system_needs_no_repair(host: Host, tmp_path: Path) -> None:
+def test_a_frozen_file_system_needs_no_repair(host: Host, tmp_path: Path, place: Path) -> None:
     """Under load: without a freeze the journal has to be replayed, with one it is clean; the load goes on either way."""
-    place = tmp_path / "mnt"
-    place.mkdir()
-    host.program.run("volume", "create", "data", "--size", "128M")
-    run("mkfs.ext4", "-q", device(host, "data"))
-    host.program.run("volume", "detach", "data")
-    host.program.run("volume", "attach", "data", "--mount", place)
+    mounted(host, "data", place, "128M")
     writer = fio(place, 6)
     time.sleep(1)
     crash = host.program.json("volume", "snapshot", "data", "--wait")
@@ -514,13 +500,8 @@ def test_a_frozen_file_system_needs_no_repair(host: Host, tmp_path: Path) -> Non
     assert f"fsfreeze:{place}" in json.dumps(shown)
 
 
-def test_a_bracket_that_fails_leaves_no_snapshot_and_no_freeze(host: Host, tmp_path: Path) -> None:
-    place = tmp_path / "mnt"
-    place.mkdir()
-    host.program.run("volume", "create", "data", "--size", "64M")
-    run("mkfs.ext4", "-q", device(host, "data"))
-    host.program.run("volume", "detach", "data")
-    host.program.run("volume", "attach", "data", "--mount", place)
+def test_a_bracket_that_fails_leaves_no_snapshot_and_no_freeze(host: Host, tmp_path: Path, place: Path) -> None:
+    mounted(host, "data", place, "64M")
     hook = tmp_path / "hook.sh"
     hook.write_text("#!/bin/sh\n[ $1 = freeze ] && exit 3\nexit 0\n")
     hook.chmod(0o755)
@@ -566,10 +547,7 @@ def test_a_bracket_vouches_for_what_it_holds(host: Host, tmp_path: Path) -> None
     places = {name: tmp_path / name for name in ("data", "log")}
     for name, place in places.items():
         place.mkdir()
-        host.program.run("volume", "create", name, "--size", "64M")
-        run("mkfs.ext4", "-q", device(host, name))
-        host.program.run("volume", "detach", name)
-        host.program.run("volume", "attach", name, "--mount", place)
+        mounted(host, name, place, "64M")
         (place / "file").write_text("written")
     both = ["--group", "data", "--group", "log", "--bracket", f"fsfreeze:{places['data']}"]
     said = host.program.run("volume", "snapshot", *both, "--require", "filesystem", code=7).stderr
@@ -586,16 +564,13 @@ def test_a_bracket_vouches_for_what_it_holds(host: Host, tmp_path: Path) -> None
     assert host.program.json("volume", "snapshot", *both, *more)["achieved"] == "filesystem"
 
 
-def test_a_freeze_never_stops_the_vault_of_the_volumes_or_the_state(passphrase_host: Host, tmp_path: Path) -> None:
+def test_a_freeze_never_stops_the_vault_of_the_volumes_or_the_state(
+    passphrase_host: Host, tmp_path: Path, place: Path
+) -> None:
     """The vault that counts is the volume's own, whichever the command would take by itself; and what the service works in is none to freeze."""
     host = passphrase_host
-    place = tmp_path / "mnt"
-    place.mkdir()
     inside = place / "vault"
-    host.program.run("volume", "create", "data", "--size", "64M")
-    run("mkfs.ext4", "-q", device(host, "data"))
-    host.program.run("volume", "detach", "data")
-    host.program.run("volume", "attach", "data", "--mount", place)
+    mounted(host, "data", place, "64M")
     host.program.run("vault", "init", inside, "--kit-file", tmp_path / "kit.txt", SAFEHOLD_VAULT=str(inside))
     host.program.run("volume", "create", "other", "--size", "64M", "--vault", inside)
     freeze = ["--bracket", f"fsfreeze:{place}"]
@@ -647,10 +622,7 @@ def test_what_is_attached_is_not_deleted_while_it_waits_for_the_service(host: Ho
     """The storage daemon comes back seconds after the service: until then no client is there, and the volume is mounted all the same."""
     place = tmp_path / "a place"
     place.mkdir()
-    host.program.run("volume", "create", "data", "--size", "16M")
-    run("mkfs.ext4", "-q", device(host, "data"))
-    host.program.run("volume", "detach", "data")
-    host.program.run("volume", "attach", "data", "--mount", place)
+    mounted(host, "data", place, "16M")
     host.program.run("volume", "stop")
     time.sleep(4)
     host.program.run("volume", "list")
@@ -684,10 +656,8 @@ def test_a_device_that_hangs_holds_up_nobody_else(host: Host, tmp_path: Path) ->
     host.program.run("volume", "detach", "data")
 
 
-def test_a_device_whose_daemon_was_killed_is_told_and_let_go_of(host: Host, tmp_path: Path) -> None:
+def test_a_device_whose_daemon_was_killed_is_told_and_let_go_of(host: Host, place: Path) -> None:
     """Also while something is open on it; what was acknowledged is there when it is attached again."""
-    place = tmp_path / "mnt"
-    place.mkdir()
     host.program.run("volume", "create", "data", "--size", "16M")
     run("mkfs.ext4", "-q", device(host, "data"))
     host.program.run("volume", "detach", "data")
@@ -770,10 +740,7 @@ def test_a_service_that_is_started_on_a_volume_keeps_nobody_from_unmounting_it(
     """All that was given relative to where it was started is found all the same, and nothing that lies there is run."""
     place = tmp_path / "mnt"
     place.mkdir()
-    host.program.run("volume", "create", "data", "--size", "64M")
-    run("mkfs.ext4", "-q", device(host, "data"))
-    host.program.run("volume", "detach", "data")
-    host.program.run("volume", "attach", "data", "--mount", place)
+    mounted(host, "data", place, "64M")
     (place / "safehold.py").write_text("raise SystemExit('not the program')")
     host.program.run("volume", "stop")
     monkeypatch.chdir(place)

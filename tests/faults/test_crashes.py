@@ -281,12 +281,17 @@ def test_a_killed_backup_is_reused(scene: Scene) -> None:
 
 
 def test_a_backup_killed_half_way_is_reused(scene: Scene) -> None:
+    """What the index knows of is not uploaded again. Packs and runs of the index go out side by side: the third may be there before the first."""
     scene.program.run("vault", "init", scene.place)
     disk = make_disk(scene.tmp / "disk.img", "".join(chr(0x4E00 + n) for n in range(320)))
     report = scene.tmp / "report"
     assert scene.program.crash("-000003", "after", report, "backup", disk).returncode == KILLED
+    with scene.opened() as vault:
+        runs = len(list(vault.store.list("index/")))
+        known = 0.95 * vault.parameters.pack_size * runs
+    assert runs
     done = scene.program.json("backup", disk)["points"][0]
-    assert done["new"] < 0.75 * disk.stat().st_size
+    assert done["new"] < disk.stat().st_size - known
 
 
 def test_full_disk(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -453,7 +454,31 @@ def test_kills_at_any_moment_lose_nothing_that_was_acknowledged(host: Host, tmp_
             host.program.run("restore", f"data@{one['point']}", "--to", image)
             equal(image.read_bytes(), expected[one["id"]])
     assert seen > 5
+    points = [one["point"] for one in host.show("data")["snapshots"]]  # type: ignore[attr-defined]
+    assert len(points) == len(set(points)) == len(host.program.json("points")["points"])
     assert host.program.json("verify", "--data")["ok"]
+
+
+def test_a_service_killed_when_the_vault_has_the_point_makes_no_second_one(host: Host, tmp_path: Path) -> None:
+    host.program.run("volume", "create", "data", "--size", "4M")
+    run("qemu-io", "-f", "raw", "-c", "write -P 5 0 2M", host.nbd("data"))
+    host.program.run("volume", "snapshot", "data", "--wait")
+    host.program.run("volume", "stop")
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(host.program.crash, r"points/\w+/\w+$", "after", tmp_path / "report", "volume", "serve")
+        while not host.control.exists():
+            time.sleep(0.05)
+        run("qemu-io", "-f", "raw", "-c", "write -P 6 1M 1M", host.nbd("data"))
+        host.program.run("volume", "snapshot", "data")
+        assert killed.result().returncode == -signal.SIGKILL
+    host.program.run("volume", "list")
+    host.wait_until_sent("data")
+    run("qemu-io", "-f", "raw", "-c", "write -P 7 3M 1M", host.nbd("data"))
+    host.program.run("volume", "snapshot", "data", "--wait")
+    assert len(host.program.json("points")["points"]) == 3
+    run("qemu-img", "convert", "-f", "raw", "-O", "raw", host.nbd("data"), tmp_path / "now.img")
+    host.program.run("restore", "data@latest", "--to", tmp_path / "back.img")
+    run("cmp", tmp_path / "now.img", tmp_path / "back.img")
 
 
 def test_rubbish_orders(host: Host) -> None:

@@ -319,6 +319,75 @@ def test_a_point_that_cannot_be_noted_is_not_committed_again(
     assert len(site.world.open().points()[0]) == (2 if name == "write_record" else 3)
 
 
+@pytest.mark.parametrize("lineage", ["none", "an earlier point"])
+@pytest.mark.parametrize("end", ["killed", "unanswered"])
+def test_a_point_that_nobody_was_told_of_is_not_made_again(site: Site, disk: FullDisk, lineage: str, end: str) -> None:
+    """The service ended when the vault had the point, and the volumes did not know it; or the vault's answer never came. What follows counts on
+    the ids of that point.
+    """
+    names = ("one", "two")
+    one, two = (site.service.create(name, SIZE, "vault") for name in names)
+    if lineage != "none":
+        site.write(one), site.write(two)
+        site.finish(site.snapshot(*names))
+    points = len(site.world.open().points()[0])
+    site.write(one), site.write(two)
+    was = {name: content(held) for name, held in zip(names, (one, two), strict=True)}
+    if end == "killed":
+        disk.needed_by(HeldVolume, "complete_snapshot")
+        disk.full = True
+        first = site.snapshot(*names)
+        until(lambda: disk.refused > 0)
+    else:
+        site.store.fail("put", "points/", lost=True, error=lambda: ConnectionError("no answer"))
+        site.down("put", "points/")
+        first = site.snapshot(*names)
+        until(lambda: "no answer" in site.service.problem(site.service.directory.get("one")))
+    del one, two
+    site.service.stop()
+    disk.full = False
+    site.up()
+    site.service = site.begin()
+    done = site.finish(first)
+    assert site.state(first).attempt is None
+    assert len(site.world.open().points()[0]) == points + 1
+    for name in names:
+        equal(site.point(done.point, name), was[name])
+    assert done.read > 0
+    assert done.stored > 0
+    one = site.service.directory.get("one")
+    site.write(one, 3)
+    done = site.finish(site.snapshot("one"))
+    assert not done.full
+    equal(site.point(done.point, "one"), content(one))
+
+
+@pytest.mark.parametrize("lost", ["the point", "the ids"])
+def test_an_attempt_that_came_to_nothing_is_made_again(site: Site, lost: str) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.write(held)
+    was = content(held)
+    site.store.fail("put", "points/", lost=lost == "the ids", error=lambda: ConnectionError("no answer"))
+    site.down("put", "points/")
+    first = site.snapshot("data")
+    until(lambda: "no answer" in site.service.problem(held))
+    assert site.state(first).attempt is not None
+    files = held.files
+    del held
+    site.service.stop()
+    if lost == "the ids":
+        os.truncate(files.ids_delta, 100)
+    site.up()
+    site.service = site.begin()
+    held = site.service.directory.get("data")
+    equal(site.point(site.finish(first).point, "data"), was)
+    site.write(held, 3)
+    equal(site.point(site.finish(site.snapshot("data")).point, "data"), content(held))
+    assert len(site.world.open().points()[0]) == (4 if lost == "the ids" else 3)
+
+
 def test_what_cannot_be_discarded_keeps_no_other_waiting(
     site: Site, disk: FullDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

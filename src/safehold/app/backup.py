@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import safehold
 from safehold.app.downtime import Downtime, Stillness, announcement, together
@@ -41,6 +41,7 @@ _MOST_PROBLEMS = 1000
 class BackupOptions:
     """What the user asked for. `adopt` lets this host go on with a history that another host began. `downtime` makes the resource quiet
     while it is read. Of captures that were made earlier, `least_of` says what of each resource will do, and `quieted` what made it quiet then.
+    `beforehand` is called with the object name of the point and with what will come of each resource, when all that is missing is the commit.
     """
 
     require: Consistency | None = None
@@ -50,6 +51,7 @@ class BackupOptions:
     downtime: Downtime | None = None
     least_of: Mapping[str, Consistency] = field(default_factory=dict)
     quieted: Mapping[str, tuple[Quieted, ...]] = field(default_factory=dict)
+    beforehand: Callable[[str, Sequence[BackupOutcome]], None] = lambda name, outcomes: None
 
     def least(self, ref: ResourceRef) -> Consistency:
         """The least consistency that will do: what was asked for, else what the brackets promise, and at least crash for disks. What is read
@@ -78,7 +80,7 @@ class BackupOutcome:
     stored: int
     twice: int
     achieved: Consistency
-    seconds: float
+    seconds: float = 0.0
     entries: int = 0
     partial: tuple[str, ...] = ()
     pause: float = 0.0
@@ -140,16 +142,17 @@ def back_up_together(
             stored=session.totals.stored,
             twice=vault.stored_twice(session),
         )
+        outcomes = [
+            _outcome(member, session, body, stored.read) for member, stored in zip(members, contents, strict=True)
+        ]
+        options.beforehand(session.point, outcomes)
         name = session.commit(body)
         ctx.progress.done()
         vault.committed(name, [member.name for member in members])
         for capture in captures:
             capture.committed()
         seconds = ctx.clock.monotonic() - began
-        return [
-            _outcome(member, session, body, stored.read, seconds)
-            for member, stored in zip(members, contents, strict=True)
-        ]
+        return [replace(outcome, seconds=seconds) for outcome in outcomes]
 
 
 def _admit(vault: Vault, ref: ResourceRef, host: Host, options: BackupOptions) -> Point | None:
@@ -309,7 +312,7 @@ def _member(
     )
 
 
-def _outcome(member: Member, session: Session, body: PointBody, read: int, seconds: float) -> BackupOutcome:
+def _outcome(member: Member, session: Session, body: PointBody, read: int) -> BackupOutcome:
     return BackupOutcome(
         resource=member.name,
         point=session.sid.hex(),
@@ -319,7 +322,6 @@ def _outcome(member: Member, session: Session, body: PointBody, read: int, secon
         stored=session.totals.stored,
         twice=body.twice,
         achieved=Consistency.parse(member.achieved),
-        seconds=seconds,
         entries=member.entries,
         partial=member.partial,
         pause=member.pause,

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from safehold.app.backup import BackupOptions, back_up_together
+from safehold.app.backup import BackupOptions, BackupOutcome, back_up_together
 from safehold.app.host import Host
 from safehold.backup.disk import BaseGone
 from safehold.blocks.held import HeldVolume
-from safehold.blocks.layout import Lineage, Snapshot
+from safehold.blocks.layout import Attempt, Lineage, Snapshot
 from safehold.blocks.sealed import SealedDisk
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context
-from safehold.model.errors import FailedError
+from safehold.model.errors import FailedError, ObjectNotFound
 from safehold.model.resource import ResourceRef
 from safehold.model.topology import Topology
 from safehold.ports.blocks import Blocks
@@ -126,19 +126,33 @@ def _lost(names: Sequence[str], identity: str, volumes: Sequence[HeldVolume]) ->
 
 
 def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Described, ctx: Context) -> Committed:
-    """Make the recovery point of one instant. FailedError where a snapshot can never become one (it is marked so, and the
-    next one compares everything); other errors leave it pending.
+    """Make the recovery point of one instant, unless an earlier attempt has, of which nobody was told. FailedError where a snapshot can never
+    become one (it is marked so, and the next one compares everything); other errors leave it pending.
     """
     here = _here(vault)
+    came_of = _came_to_be(vault, group)
+    if came_of is not None:
+        return came_of
+    _forget(group)
     for held, snapshot in group:
         lineage = held.record.lineage
         if lineage is not None and not snapshot.full and (lineage.vault, lineage.domain) != here:
             _fail(group, "the vault or the writer is another one than that of the volume's last point")
     snapshot = group[0][1]
+    attempts: list[str] = []
+
+    def beforehand(name: str, outcomes: Sequence[BackupOutcome]) -> None:
+        attempts.append(name)
+        # Where there is no room for it: two points of one instant, should nobody be told of the first, are better than none.
+        with contextlib.suppress(OSError):
+            for (held, mine), outcome in zip(group, outcomes, strict=True):
+                held.attempt(mine.id, Attempt(name, outcome.point, outcome.read, outcome.stored))
+
     options = BackupOptions(
         tags=snapshot.tags,
         least_of={held.name: Consistency.parse(mine.asked) for held, mine in group},
         quieted={held.name: mine.quiet for held, mine in group},
+        beforehand=beforehand,
     )
     resources = []
     for held, mine in group:
@@ -151,13 +165,34 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     except BaseGone as error:
         _fail(group, str(error))
     except BaseException:
-        _forget(group)
+        if not attempts:
+            _forget(group)
         raise
+    return _committed(vault, group, outcomes)
+
+
+def _came_to_be(vault: Vault, group: Sequence[Sealed]) -> Committed | None:
+    """What an earlier attempt made of the group, where the vault has its point and each volume the ids that go with it."""
+    attempts = [mine.attempt for _, mine in group if mine.attempt is not None]
+    if len(attempts) < len(group) or len({attempt.name for attempt in attempts}) != 1:
+        return None
+    if not all(held.ids.kept(attempt.point) for (held, _), attempt in zip(group, attempts, strict=True)):
+        return None
+    try:
+        vault.store.head(attempts[0].name)
+    except ObjectNotFound:
+        return None
+    vault.committed(attempts[0].name, [held.name for held, _ in group])
+    return _committed(vault, group, attempts)
+
+
+def _committed(vault: Vault, group: Sequence[Sealed], came_of: Sequence[Attempt | BackupOutcome]) -> Committed:
+    identity, domain = _here(vault)
     members = {
-        held.name: Stored(Lineage(here[0], outcome.point, held.record.size, here[1]), outcome.read, outcome.stored)
-        for (held, _), outcome in zip(group, outcomes, strict=True)
+        held.name: Stored(Lineage(identity, mine.point, held.record.size, domain), mine.read, mine.stored)
+        for (held, _), mine in zip(group, came_of, strict=True)
     }
-    return Committed(snapshot.id, outcomes[0].point, members)
+    return Committed(group[0][1].id, came_of[0].point, members)
 
 
 def complete(committed: Committed, volumes: Sequence[HeldVolume]) -> None:

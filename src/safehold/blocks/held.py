@@ -14,6 +14,7 @@ from safehold.blocks.epochs import Epochs
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layers import PRESENT
 from safehold.blocks.layout import (
+    Attempt,
     Lineage,
     Snapshot,
     SnapshotState,
@@ -68,7 +69,10 @@ class HeldVolume:
         self.volume.troubles.log = _named(self.name, log)
         self.epochs: Epochs = opened.epochs
         self.ids = BlockIds(self.files)
-        if self.record.lineage:
+        # What was collected for a point that may have come to be is needed once that is known.
+        if self.record.lineage and not any(
+            one.attempt and self.ids.kept(one.attempt.point) for one in self.record.pending
+        ):
             self.ids.adopt(self.record.lineage.point)
         if self.volume.read_only:
             self.told(self.record.failed or opened.suspect)
@@ -189,6 +193,11 @@ class HeldVolume:
         if not self.volume.read_only:
             self.epochs.drop(snapshot.epoch)
 
+    def attempt(self, identity: str, attempt: Attempt) -> None:
+        """The snapshot is about to become a point. OSError; should its vault have the point and nobody be told, there will be another of it."""
+        self.ids.keep(attempt.point)
+        self.change_snapshot(identity, attempt=attempt)
+
     def complete_snapshot(self, identity: str, lineage: Lineage, *, read: int, stored: int) -> None:
         """The oldest pending snapshot has become the point of that lineage. OSError; what is left is done by another call then."""
         snapshot = next((one for one in self.record.snapshots if one.id == identity), None)
@@ -204,6 +213,7 @@ class HeldVolume:
                 read=read,
                 stored=stored,
                 problem="",
+                attempt=None,
             )
         self.ids.adopt(lineage.point)
         if self.volume.read_only:

@@ -73,9 +73,13 @@ class BlockIds:
             self._files.ids_delta.unlink(missing_ok=True)
 
     def keep(self, point: str) -> None:
-        """Make what is remembered durable beside the ids, before the record names the point that they are of. OSError."""
+        """Make what is remembered durable beside the ids, before anything names the point that they are of; again is harmless, also by another
+        process. OSError.
+        """
         with self._writing:
             if self._digest is None:
+                if self.kept(point):
+                    return
                 self._digest = self._begin()
             name = _named(point)
             with open(self._files.ids_delta, "r+b") as out:
@@ -83,6 +87,14 @@ class BlockIds:
                 out.flush()
                 os.fsync(out.fileno())
             sync_directory(self._files.directory)
+
+    def kept(self, point: str) -> bool:
+        """True where `keep` did so for that point, and all of it is there. OSError."""
+        try:
+            with open(self._files.ids_delta, "rb") as delta:
+                return _whole(delta, point)
+        except FileNotFoundError:
+            return False
 
     def adopt(self, point: str) -> None:
         """Put what was kept for the point into the ids; harmless a second time. What was kept for another one never became the
@@ -93,11 +105,7 @@ class BlockIds:
         except FileNotFoundError:
             return
         with delta:
-            head, name = delta.read(_HEAD), _named(point)
-            digest = blake3()
-            while piece := delta.read(_PIECE):
-                digest.update(piece)
-            if head == blake3(name + digest.digest()).digest() + name:
+            if _whole(delta, point):
                 delta.seek(_HEAD)
                 self._put(delta)
         self.forget()
@@ -111,6 +119,14 @@ class BlockIds:
             else:
                 ids.zero(first * _ID, count * _ID)
         ids.sync()
+
+
+def _whole(delta: BinaryIO, point: str) -> bool:
+    head, name = delta.read(_HEAD), _named(point)
+    digest = blake3()
+    while piece := delta.read(_PIECE):
+        digest.update(piece)
+    return head == blake3(name + digest.digest()).digest() + name
 
 
 def _named(point: str) -> bytes:

@@ -13,6 +13,7 @@ from safehold.model.quiet import Quieted
 
 __all__ = [
     "SECTOR",
+    "Attempt",
     "Lineage",
     "Snapshot",
     "SnapshotState",
@@ -37,12 +38,22 @@ class SnapshotState(enum.StrEnum):
     FAILED = "failed"
 
 
+class Attempt(msgspec.Struct, frozen=True):
+    """What a snapshot is once its vault has the object `name`: the point of that id, for which so many bytes were read and stored."""
+
+    name: str
+    point: str
+    read: int
+    stored: int
+
+
 class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     """One seal that somebody asked for.
 
     `taken` is seconds since 1970 from when to when the gate was closed, `group` names the volumes sealed at the same instant,
     `point` the recovery point once there is one. `durable` is true once its content survives a power loss, `vouched` once whoever took
-    it has said how still it was held: `quiet` are the brackets that did. `full` says that everything is compared.
+    it has said how still it was held: `quiet` are the brackets that did. `full` says that everything is compared. `attempt` is what it was
+    last sent to the vault as; whether it came to be that, the vault knows.
     """
 
     id: str
@@ -61,6 +72,7 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     full: bool = False
     read: int = 0
     stored: int = 0
+    attempt: Attempt | None = None
 
 
 class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -2,15 +2,16 @@
 
     python -m safehold.testing.crashing WHICH WHEN REPORT ARGUMENT...
 
-WHICH is the number of a change, from 1, or a text: then it is the first change whose path or name holds that text. WHEN is before, during
-or after. With a local store a change is one file-system call (half of a file's bytes are written in `during`), with any other store one
-put or delete (the request is under way in `during`). REPORT is a file that takes a line for each change of a run that came to its end:
-`whole`, or `parts` for a change that can be half done.
+WHICH is the number of a change, from 1, or a regular expression: then it is the first change whose path or name has it somewhere. WHEN is
+before, during or after. With a local store a change is one file-system call (half of a file's bytes are written in `during`), with any other
+store one put or delete (the request is under way in `during`). REPORT is a file that takes a line for each change of a run that came to its
+end: `whole`, or `parts` for a change that can be half done.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -43,7 +44,9 @@ class _Trigger:
         """Carry out a change, or die before, after, or having carried out half of it."""
         with self._lock:
             self.changes.append("parts" if half else "whole")
-            chosen = len(self.changes) == int(self._which) if self._which.isdigit() else self._which in name
+            chosen = (
+                len(self.changes) == int(self._which) if self._which.isdigit() else bool(re.search(self._which, name))
+            )
             if chosen and self._when == "before":
                 _die()
             if chosen and self._when == "during" and half:

@@ -370,6 +370,11 @@ class Session:
 
     # -- commit ------------------------------------------------------------------------------------------------------
 
+    @property
+    def point(self) -> str:
+        """The object name of the point that this session may come to be."""
+        return commit_name(self._writer.wid, self.sid)
+
     def commit(self, body: PointBody) -> str:
         """W4: create the point; returns its object name. FencedError where somebody ended this session in the
         meantime.
@@ -377,7 +382,7 @@ class Session:
         self.flush()
         if self._stop.is_set():
             raise RuntimeError("a session that was left has nothing to commit")
-        name = commit_name(self._writer.wid, self.sid)
+        name = self.point
         sealed = seal_body(self._secret.session_key, self._vault, name, encode(body))
         stored = close(self._vault, name, encode(PointObject(self._key, sealed, self._certificate)), self._writer.sign)
         self._commit_object(name, stored)

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from safehold.compose.paths import Paths
+from safehold.compose.volume_brackets import VolumeBrackets, find_brackets
+from safehold.compose.volume_client import VolumeClient
+from safehold.compose.volume_snapshot import take_snapshot
+from safehold.compose.volume_writers import Served
+from safehold.model.context import Context
+from safehold.model.errors import ConsistencyError
 from safehold.wire.nbd_negotiation import open_export
 from tests.e2e.hosts import Host, run
 
 NAME = Path("/proc/self/comm").read_text().strip()
 LEFT = """
 import os, sys
+from safehold.compose.paths import Paths
+from safehold.compose.volume_brackets import VolumeBrackets, find_brackets
+from safehold.compose.volume_client import VolumeClient
+from safehold.compose.volume_snapshot import take_snapshot
+from safehold.compose.volume_writers import Served
+from safehold.model.context import Context
+from safehold.model.errors import ConsistencyError
 from safehold.wire.nbd_negotiation import open_export
 kept = open_export(sys.argv[1], "data", 10)[0]
 if os.fork():
@@ -110,3 +125,47 @@ def test_another_namespace(host: Host, disk: str, tmp_path: Path) -> None:
     finally:
         for number in (1, 2):
             run("delpart", disk, number)
+
+
+def _and_went(host: Host, disk: str, there: ExitStack) -> None:
+    run("qemu-io", "-f", "raw", "-c", "write -P 5 8M 4k", host.nbd("data"))
+
+
+def _and_stays(host: Host, disk: str, there: ExitStack) -> None:
+    there.enter_context(open_export(str(host.socket), "data", 10)[0])
+
+
+def _has_the_device(host: Host, disk: str, there: ExitStack) -> None:
+    with open(disk, "r+b") as opened:
+        sleeper = there.enter_context(subprocess.Popen(["sleep", "60"], stdin=opened))
+    there.callback(sleeper.kill)
+
+
+@pytest.mark.parametrize(
+    ("come", "who"),
+    [
+        (_and_went, "a client that has come meanwhile"),
+        (_and_stays, f"the client process {os.getpid()} "),
+        (_has_the_device, "the process "),
+    ],
+)
+def test_whoever_comes_while_brackets_are_entered(
+    host: Host, disk: str, tmp_path: Path, come: Callable[[Host, str, ExitStack], None], who: str
+) -> None:
+    """After the look at who writes, and before the seal."""
+    paths = Paths(host.home / "config", host.home / "state", host.home / "cache", host.home / "run")
+
+    def find(served: Served) -> VolumeBrackets:
+        found = find_brackets([bracket[1]], served, paths, Context())
+        come(host, disk, there)
+        return found
+
+    with on(disk, tmp_path / "on") as bracket, ExitStack() as there:
+        with pytest.raises(
+            ConsistencyError, match=f"crash consistency can be reached, filesystem asked for: {re.escape(who)}"
+        ):
+            take_snapshot(VolumeClient(paths, {}, Context()), ["data"], None, find, {}, Context())
+        snapshots = host.show("data")["snapshots"]
+        assert [one["state"] for one in snapshots] == ["failed"]  # type: ignore[attr-defined]
+        assert who in snapshots[0]["snapshot_problem"]  # type: ignore[index]
+    host.program.run("volume", "snapshot", "data", "--wait")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from safehold.adapters.linux.guest_disks import has_open
 from safehold.adapters.linux.mounts import major_minor, mount_of
@@ -29,13 +29,14 @@ __all__ = ["VolumeBrackets", "find_brackets"]
 @dataclass(frozen=True)
 class VolumeBrackets:
     """Brackets by these terms; `covers` are for each of them the volumes on which nothing else can write while it is held. `loose` says of a volume
-    that something else can write to, in words, what that is.
+    that something else can write to, in words, what that is. `again` takes another look, and says the same of all the time since the first.
     """
 
     brackets: tuple[Bracket, ...]
     terms: Terms
     covers: tuple[frozenset[str], ...]
-    loose: Mapping[str, str] = field(default_factory=dict)
+    loose: Mapping[str, str]
+    again: Callable[[], VolumeBrackets]
 
     def promised(self, name: str) -> Consistency:
         """What is reached at least in a volume."""
@@ -97,6 +98,7 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
         return bool(covered)
 
     specs = [parse_bracket(text) for text in texts]
+    joined = {name: served.joined(name) for name in served.names}
     made: list[Bracket] = []
     covers: list[frozenset[str]] = []
     held = {mount_of(spec.argument).device for spec in specs if _is_mount(spec) and os.path.exists(spec.argument)}
@@ -104,14 +106,23 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
         covered.clear()
         made.append(make_bracket(spec, Covering(check, guest), ctx))
         covers.append(frozenset(covered))
-    loose = others(served, volumes, held, guests) if specs else {}
-    for place, spec in enumerate(specs):
-        # What a hook makes quiet is for whoever wrote it to know.
-        covers[place] = frozenset(served.names) if spec.kind is BracketKind.HOOK else covers[place] - loose.keys()
-    brackets = tuple(made)
+    brackets, terms = tuple(made), Terms(min(GRACE, MOMENT), MOMENT, watchdog_log(paths))
     check_apart(brackets)
     check_allowed(brackets, list(needed_by_run(paths, served.vaults)))
-    return VolumeBrackets(brackets, Terms(min(GRACE, MOMENT), MOMENT, watchdog_log(paths)), tuple(covers), loose)
+
+    def look() -> VolumeBrackets:
+        loose = others(served, volumes, held, guests) if specs else {}
+        for name, before in joined.items():
+            if served.joined(name) != before:
+                loose.setdefault(name, "a client that has come meanwhile")
+        # What a hook makes quiet is for whoever wrote it to know.
+        around = tuple(
+            frozenset(served.names) if spec.kind is BracketKind.HOOK else covered - loose.keys()
+            for spec, covered in zip(specs, covers, strict=True)
+        )
+        return VolumeBrackets(brackets, terms, around, loose, look)
+
+    return look()
 
 
 def _is_mount(spec: BracketSpec) -> bool:

@@ -47,9 +47,12 @@ def take_snapshot(
     def clients(name: str) -> list[int]:
         return [int(one) for one in client.order("show", name=name)["processes"]]
 
+    def joined(name: str) -> int:
+        return int(client.order("show", name=name)["joined"])
+
     # A device is connected by a process of its own, or by the service, which is itself no client.
     own = {int(client.order("ping")["pid"]), *(attached[name].pid for name in devices)} - {0}
-    around = find(Served(devices, vaults, clients, names, own))
+    around = find(Served(devices, vaults, clients, names, own, joined))
     asked = {name: around.promised(name) if require is None else require for name in names}
     words = {name: level.label for name, level in asked.items()}
     if not around.brackets:
@@ -73,6 +76,10 @@ def take_snapshot(
 
     try:
         _, level, quiet = capture_quietly(around.brackets, create, around.terms, max(asked.values()), ctx)
+        # Whoever came while the brackets were entered may have written before the seal.
+        around = around.again()
+        for name in names:
+            _demand_within_reach(name, asked[name], around)
         done = {name: around.done(name, quiet) for name in names}
         levels = {name: _level(level, done[name]) for name in names}
         client.order(

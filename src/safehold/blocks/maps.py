@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["BlockMap", "Maps", "SectorMap"]
+__all__ = ["BlockMap", "Maps", "SectorMap", "is_sound"]
 
 _PIECE = 1 << 20
 _FLAGS = bytes((0,)) + bytes((1,)) * 255
@@ -112,28 +112,46 @@ class SectorMap:
 
     def runs(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
         """(start, end) of the runs that are not zero. Holes of the file are skipped, so that an empty map of any size is cheap."""
-        for low, high in self._parts(start, self.length if end is None else end):
+        for low, high in _parts(self._descriptor, start, self.length if end is None else end):
             for first, last in runs_of(self.get(low, high)):
                 yield low + first, low + last
-
-    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Where the file has data, in pieces of bounded size."""
-        at = start
-        while at < end:
-            try:
-                low = max(os.lseek(self._descriptor, at, os.SEEK_DATA), at)
-            except OSError:
-                return
-            if low >= end:
-                return
-            high = min(os.lseek(self._descriptor, low, os.SEEK_HOLE), end)
-            for piece in range(low, high, _PIECE):
-                yield piece, min(piece + _PIECE, high)
-            at = high
 
     def sync(self) -> None:
         """Return when all that is set is durable. OSError where it cannot be."""
         os.fdatasync(self._descriptor)
+
+
+def is_sound(path: Path, length: int) -> bool:
+    """True where a map is there, as long as it has to be, and can be read to its end: a page of mapped memory that cannot be ends the process."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        _check_length(descriptor, path, length)
+        for low, high in _parts(descriptor, 0, length):
+            os.pread(descriptor, high - low, low)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _parts(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the file has data, in pieces of bounded size."""
+    at = start
+    while at < end:
+        try:
+            low = max(os.lseek(descriptor, at, os.SEEK_DATA), at)
+        except OSError:
+            return
+        if low >= end:
+            return
+        high = min(os.lseek(descriptor, low, os.SEEK_HOLE), end)
+        for piece in range(low, high, _PIECE):
+            yield piece, min(piece + _PIECE, high)
+        at = high
 
 
 def _fill(descriptor: int, start: int, end: int, value: int) -> None:

@@ -15,7 +15,7 @@ from safehold.blocks.epochs import Epochs, LiveHeader, Prepared
 from safehold.blocks.ids import write_ids
 from safehold.blocks.layers import PRESENT, DataFile, Overlay, Phase
 from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, sync_directory, write_record
-from safehold.blocks.maps import BlockMap, Maps, SectorMap
+from safehold.blocks.maps import BlockMap, Maps, SectorMap, is_sound
 from safehold.blocks.summary import block_states, everything
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
@@ -91,9 +91,9 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
     """Open a volume after an orderly end, after a crash of the service, or after a power loss. FailedError where its files are damaged.
 
     After a crash on the same boot (or an orderly end) the maps are believed: the page cache outlives the process. After a
-    power loss, and where the maps of what is there are missing or short, they are made anew from the checkpoint, everything counts as
-    changed, and sealed epochs that had not been made durable are lost as such (their writes are not). Where a map of changes is missing
-    or short, everything counts as changed. A volume that its disk has failed is read-only.
+    power loss, and where the maps of what is there are missing, short or unreadable, they are made anew from the checkpoint, everything counts as
+    changed, and sealed epochs that had not been made durable are lost as such (their writes are not). Where a map of changes is,
+    everything counts as changed. A volume that its disk has failed is read-only.
     """
     files = VolumeFiles(directory)
     try:
@@ -212,7 +212,7 @@ def _trusting(
         for epoch in reversed(files.epochs("ov"))
     )
     there = {*files.epochs("dirty"), *(one.epoch for one in record.pending), current}
-    lost = [epoch for epoch in sorted(there) if not _whole(files.dirty(epoch), record.blocks)]
+    lost = [epoch for epoch in sorted(there) if not is_sound(files.dirty(epoch), record.blocks)]
     # A snapshot whose map is missing is none: an opening after a power loss that was cut short may have dropped it already.
     sealed = {epoch: _dirty(files, record, epoch) for epoch in files.epochs("dirty") if epoch < current}
     phase = Phase(current, _dirty(files, record, current), tuple(sealed.values()), overlays)
@@ -341,16 +341,11 @@ def _maps(files: VolumeFiles, record: VolumeRecord) -> Maps:
     )
 
 
-def _whole(path: Path, length: int) -> bool:
-    """True where a map is there, and as long as it has to be."""
-    return path.exists() and path.stat().st_size >= length
-
-
 def _lost_states(files: VolumeFiles, record: VolumeRecord) -> str:
-    """The name of a map of what is there that is missing or short, or nothing."""
+    """The name of a map of what is there that is missing, short, or cannot be read; or nothing."""
     maps = [(files.states, record.blocks), (files.sectors, record.sectors)]
     maps += [(files.overlay_sectors(epoch), record.sectors) for epoch in files.epochs("ov")]
-    return next((path.name for path, length in maps if not _whole(path, length)), "")
+    return next((path.name for path, length in maps if not is_sound(path, length)), "")
 
 
 def _demand_whole(files: VolumeFiles, record: VolumeRecord, counted: Callable[[], Iterable[int]]) -> None:
@@ -372,8 +367,8 @@ def _demand_whole(files: VolumeFiles, record: VolumeRecord, counted: Callable[[]
 
 
 def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:
-    """The map of the blocks that an epoch changed; where it is missing or short, that is all of them."""
-    if _whole(files.dirty(epoch), record.blocks):
+    """The map of the blocks that an epoch changed; where it is lost, that is all of them."""
+    if is_sound(files.dirty(epoch), record.blocks):
         return BlockMap(files.dirty(epoch), record.blocks)
     dirty = BlockMap.create(files.dirty(epoch), record.blocks)
     dirty.fill(0, record.blocks, 1)

@@ -940,6 +940,67 @@ def test_a_short_map_of_a_sealed_epoch_loses_no_change(site: Site, cut: int | No
             equal(site.point(one.point, "data"), was)
 
 
+def _gone(path: Path) -> None:
+    path.unlink()
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, 40)
+
+
+def _zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[next(at for at, byte in enumerate(data) if byte)] ^= 1
+    path.write_bytes(data)
+
+
+def _of_before(path: Path) -> None:
+    """As valid as can be, and of another point: ids of two blocks, the other way round."""
+    data = path.read_bytes()
+    ids = [data[at : at + 32] for at in range(0, len(data), 32)]
+    one, other = [number for number, identity in enumerate(ids) if identity.strip(b"\0")][:2]
+    ids[one], ids[other] = ids[other], ids[one]
+    path.write_bytes(b"".join(ids))
+
+
+@pytest.mark.parametrize("harm", [_gone, _cut, _zeroed, _flipped, _of_before])
+@pytest.mark.parametrize("origin", ["written here", "made of a point"])
+def test_what_is_noted_of_the_last_point_is_verified_before_it_is_trusted(
+    site: Site, harm: Callable[[Path], None], origin: str
+) -> None:
+    """Where it is damaged the snapshot fails, and the next one reads everything: no point is ever made of ids that are not those of the last."""
+    if origin == "written here":
+        held = site.service.create("data", SIZE, "vault")
+        site.write(held, 400)
+        site.finish(site.snapshot("data"))
+    else:
+        held = dependent(site, "data")
+    ids = held.files.ids
+    del held
+    site.service.stop()
+    harm(ids)
+    site.up()
+    site.service = site.begin()
+    held = site.service.directory.get("data")
+    site.write(held, 3)
+    was = content(held)
+    lost = site.finish(site.snapshot("data"))
+    assert (lost.state, lost.point) == (SnapshotState.FAILED, "")
+    assert "what was noted here of the volume's last point is damaged" in lost.problem
+    assert "what was noted here" in held.problem
+    done = site.finish(site.snapshot("data"))
+    assert done.full
+    equal(site.point(done.point, "data"), was)
+    site.write(held, 3)
+    done = site.finish(site.snapshot("data"))
+    assert not done.full
+    equal(site.point(done.point, "data"), content(held))
+
+
 def test_damage_that_nobody_thought_of_is_one_volumes(site: Site) -> None:
     """It is listed with the reason; the other one is served."""
     other = site.service.create("other", SIZE, "vault")

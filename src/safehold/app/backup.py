@@ -69,7 +69,7 @@ class BackupOptions:
 class BackupOutcome:
     """A committed point and what it cost. Sizes in bytes, `seconds` of wall time. `partial` says what is missing in it,
     `pause` for how many seconds others had to wait. It is the `first` one where it follows none that is known of here; `recognised` says that
-    partitions or file systems were found on a disk.
+    partitions or file systems were found on a disk. `root` is the top of what was stored of the resource, in hex.
     """
 
     resource: str
@@ -86,6 +86,7 @@ class BackupOutcome:
     pause: float = 0.0
     first: bool = False
     recognised: bool = False
+    root: str = ""
 
 
 def back_up(
@@ -327,4 +328,5 @@ def _outcome(member: Member, session: Session, body: PointBody, read: int) -> Ba
         pause=member.pause,
         first=not member.lineage,
         recognised=bool(member.topology and member.topology.contents),
+        root=member.root.hex(),
     )

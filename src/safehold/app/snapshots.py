@@ -19,6 +19,9 @@ from safehold.model.resource import ResourceRef
 from safehold.model.topology import Topology
 from safehold.ports.blocks import Blocks
 from safehold.ports.source import Capture, Interval
+from safehold.vault.disk_builder import root_of
+from safehold.vault.node import Node, encode_node
+from safehold.vault.sealing import chunk_id
 from safehold.vault.vault import Vault
 
 __all__ = [
@@ -134,10 +137,20 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     if came_of is not None:
         return came_of
     _forget(group)
+    known = set()
     for held, snapshot in group:
         lineage = held.record.lineage
-        if lineage is not None and not snapshot.full and (lineage.vault, lineage.domain) != here:
-            _fail(group, "the vault or the writer is another one than that of the volume's last point")
+        if lineage is None:
+            continue
+        if (lineage.vault, lineage.domain) != here:
+            wrong = "the vault or the writer is another one than that of the volume's last point"
+        elif lineage.root and lineage.root != _root(vault, held, lineage):
+            wrong = "what was noted here of the volume's last point is damaged"
+        else:
+            known.add(held.name)
+            continue
+        if not snapshot.full:
+            _fail(group, wrong)
     snapshot = group[0][1]
     attempts: list[str] = []
 
@@ -146,7 +159,7 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
         # Where there is no room for it: two points of one instant, should nobody be told of the first, are better than none.
         with contextlib.suppress(OSError):
             for (held, mine), outcome in zip(group, outcomes, strict=True):
-                held.attempt(mine.id, Attempt(name, outcome.point, outcome.read, outcome.stored))
+                held.attempt(mine.id, Attempt(name, outcome.point, outcome.root, outcome.read, outcome.stored))
 
     options = BackupOptions(
         tags=snapshot.tags,
@@ -156,10 +169,8 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     )
     resources = []
     for held, mine in group:
-        lineage = held.record.lineage
-        same = lineage is not None and (lineage.vault, lineage.domain) == here
         ref = ResourceRef("volume", held.name, f"volume:{held.name}")
-        resources.append((SealedSource(held, mine, same, describe), ref))
+        resources.append((SealedSource(held, mine, held.name in known, describe), ref))
     try:
         outcomes = back_up_together(vault, resources, host, options, ctx)
     except BaseGone as error:
@@ -189,7 +200,7 @@ def _came_to_be(vault: Vault, group: Sequence[Sealed]) -> Committed | None:
 def _committed(vault: Vault, group: Sequence[Sealed], came_of: Sequence[Attempt | BackupOutcome]) -> Committed:
     identity, domain = _here(vault)
     members = {
-        held.name: Stored(Lineage(identity, mine.point, held.record.size, domain), mine.read, mine.stored)
+        held.name: Stored(Lineage(identity, mine.point, held.record.size, domain, mine.root), mine.read, mine.stored)
         for (held, _), mine in zip(group, came_of, strict=True)
     }
     return Committed(group[0][1].id, came_of[0].point, members)
@@ -201,6 +212,20 @@ def complete(committed: Committed, volumes: Sequence[HeldVolume]) -> None:
         stored = committed.members.get(held.name)
         if stored is not None:
             held.complete_snapshot(committed.snapshot, stored.lineage, read=stored.read, stored=stored.stored)
+
+
+def _root(vault: Vault, held: HeldVolume, lineage: Lineage) -> str:
+    """What the ids that are noted of the last point come to; nothing where they cannot be read."""
+    parameters, dedup_key = vault.parameters, vault.writer().dedup_key
+    blocks = -(-lineage.size // parameters.block_size)
+
+    def identify(node: Node) -> bytes:
+        return chunk_id(dedup_key, encode_node(node))
+
+    try:
+        return root_of(blocks, parameters.page_refs, held.ids.joined, identify).hex()
+    except OSError:
+        return ""
 
 
 def _here(vault: Vault) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def record_of(record: VolumeRecord, vault: Vault, point: Point, member: Member, 
         record.vault,
         record.created,
         origin=f"{member.name}@{point.id}",
-        lineage=None if suspect else Lineage(vault.id.hex(), point.id, member.size, domain),
+        lineage=None if suspect else Lineage(vault.id.hex(), point.id, member.size, domain, member.root.hex()),
         suspect=f"{suspect}: the first snapshot reads everything" if suspect else "",
     )
 

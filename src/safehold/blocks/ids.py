@@ -39,10 +39,14 @@ class BlockIds:
         """Of the runs that are collected; None where nothing is."""
 
     def read(self, first: int, count: int) -> list[bytes]:
-        """The ids of consecutive blocks; beyond what the file has, blocks are zeros."""
-        with open(self._files.ids, "rb") as file:
-            data = os.pread(file.fileno(), count * _ID, first * _ID).ljust(count * _ID, b"\0")
+        """The ids of consecutive blocks; beyond what the file has, blocks are zeros. OSError."""
+        data = self.joined(first, count)
         return [data[at : at + _ID] for at in range(0, len(data), _ID)]
+
+    def joined(self, first: int, count: int) -> bytes:
+        """The same in one piece. Nothing here says whether they are right: that is for whoever knows the point's root to see."""
+        with open(self._files.ids, "rb") as file:
+            return os.pread(file.fileno(), count * _ID, first * _ID).ljust(count * _ID, b"\0")
 
     def remember(self, first: int, identities: Iterable[bytes]) -> None:
         """Blocks that were read and stored. From several threads. OSError."""
@@ -89,28 +93,26 @@ class BlockIds:
             sync_directory(self._files.directory)
 
     def kept(self, point: str) -> bool:
-        """True where `keep` did so for that point, and all of it is there. OSError."""
+        """True where `keep` did so for that point, and all of it is there and can be read."""
         try:
             with open(self._files.ids_delta, "rb") as delta:
                 return _whole(delta, point)
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def adopt(self, point: str) -> None:
         """Put what was kept for the point into the ids; harmless a second time. What was kept for another one never became the
         volume's last point, and goes. OSError.
         """
-        try:
-            delta = open(self._files.ids_delta, "rb")  # noqa: SIM115, it need not be there
-        except FileNotFoundError:
-            return
-        with delta:
-            if _whole(delta, point):
+        if self.kept(point):
+            with open(self._files.ids_delta, "rb") as delta:
                 delta.seek(_HEAD)
                 self._put(delta)
         self.forget()
 
     def _put(self, delta: BinaryIO) -> None:
+        if not self._files.ids.exists():
+            write_ids(self._files.ids, ())
         ids = DataFile(self._files.ids)
         while run := delta.read(_RUN.size):
             first, count, listed = _RUN.unpack(run)

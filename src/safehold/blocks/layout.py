@@ -39,10 +39,13 @@ class SnapshotState(enum.StrEnum):
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """What a snapshot is once its vault has the object `name`: the point of that id, for which so many bytes were read and stored."""
+    """What a snapshot is once its vault has the object `name`: the point of that id, with that root of the volume, for which so many bytes were read
+    and stored.
+    """
 
     name: str
     point: str
+    root: str
     read: int
     stored: int
 
@@ -76,12 +79,15 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the ids in the file `ids` are: of which point in which vault; `size` is the volume's length at that time."""
+    """What the ids in the file `ids` are: of which point in which vault; `size` is the volume's length at that time, and `root` what all of them
+    together come to, in hex.
+    """
 
     vault: str
     point: str
     size: int
     domain: str = ""
+    root: str = ""
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -9,7 +9,15 @@ from safehold.vault.disk_tree import INNER, LEAF
 from safehold.vault.names import ZERO_ID
 from safehold.vault.node import ID, Node
 
-__all__ = ["DiskTreeBuilder"]
+__all__ = ["DiskTreeBuilder", "root_of"]
+
+
+def root_of(blocks: int, page_refs: int, ids: Callable[[int, int], bytes], identify: Callable[[Node], bytes]) -> bytes:
+    """The root that a disk of that many blocks has. `ids` gives those of consecutive blocks in one piece, by first and count."""
+    tree = DiskTreeBuilder(blocks, page_refs, identify)
+    for first in range(0, blocks, page_refs):
+        tree.set_joined(first, ids(first, min(page_refs, blocks - first)))
+    return tree.finish()[0]
 
 
 class DiskTreeBuilder:
@@ -27,11 +35,15 @@ class DiskTreeBuilder:
 
     def set(self, first: int, identities: list[bytes]) -> None:
         """The ids of consecutive blocks from number `first`; each block is set exactly once."""
-        at = 0
-        while at < len(identities):
+        self.set_joined(first, b"".join(identities))
+
+    def set_joined(self, first: int, identities: bytes) -> None:
+        """The same, with the ids in one piece."""
+        at, count = 0, len(identities) // ID
+        while at < count:
             page, slot = divmod(first + at, self._refs)
-            take = min(self._refs - slot, len(identities) - at)
-            self._fill(page, slot, identities[at : at + take])
+            take = min(self._refs - slot, count - at)
+            self._fill(page, slot, identities[at * ID : (at + take) * ID])
             at += take
 
     def set_zero(self, first: int, count: int) -> None:
@@ -41,18 +53,18 @@ class DiskTreeBuilder:
             page, slot = divmod(first, self._refs)
             take = min(self._refs - slot, end - first)
             if take < self._page_length(page):
-                self._fill(page, slot, [ZERO_ID] * take)
+                self._fill(page, slot, ZERO_ID * take)
             first += take
 
     def _page_length(self, page: int) -> int:
         return min(self._refs, self._blocks - page * self._refs)
 
-    def _fill(self, page: int, slot: int, identities: list[bytes]) -> None:
+    def _fill(self, page: int, slot: int, identities: bytes) -> None:
         length = self._page_length(page)
         with self._lock:
             ids, count = self._open.get(page) or (bytearray(length * ID), 0)
-            ids[slot * ID : (slot + len(identities)) * ID] = b"".join(identities)
-            count += len(identities)
+            ids[slot * ID : slot * ID + len(identities)] = identities
+            count += len(identities) // ID
             if count < length:
                 self._open[page] = (ids, count)
                 return

@@ -145,7 +145,7 @@ def _has_the_device(host: Host, disk: str, there: ExitStack) -> None:
     ("come", "who"),
     [
         (_and_went, "a client that has come meanwhile"),
-        (_and_stays, f"the client process {os.getpid()} "),
+        (_and_stays, "the client process "),
         (_has_the_device, "the process "),
     ],
 )

@@ -132,6 +132,8 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     """Make the recovery point of one instant, unless an earlier attempt has, of which nobody was told. FailedError where a snapshot can never
     become one (it is marked so, and the next one compares everything); other errors leave it pending.
     """
+    for held, snapshot in group:
+        held.demand_pending(snapshot.id)
     here = _here(vault)
     came_of = _came_to_be(vault, group)
     if came_of is not None:
@@ -155,6 +157,9 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     attempts: list[str] = []
 
     def beforehand(name: str, outcomes: Sequence[BackupOutcome]) -> None:
+        # All of it was read by now, and may have been read after something was lost.
+        for held, mine in group:
+            held.demand_pending(mine.id)
         attempts.append(name)
         # Where there is no room for it: two points of one instant, should nobody be told of the first, are better than none.
         with contextlib.suppress(OSError):

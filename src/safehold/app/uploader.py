@@ -109,8 +109,8 @@ class Uploader(BackgroundLoop):
     def _fold(self, volumes: Sequence[HeldVolume]) -> None:
         for held in volumes:
             try:
-                if not held.volume.read_only:
-                    held.epochs.fold()
+                if not held.volume.read_only and not self.stopped:
+                    held.epochs.fold(lambda: self.stopped)
             except PutAway:
                 pass
             except OSError as error:

@@ -119,7 +119,7 @@ class Connection:
                 self.cut()
             time.sleep(_SOON)
         for lane in self._lanes:
-            lane.drain()
+            lane.drain(deadline)
         self._flush()
 
     def stop(self) -> None:

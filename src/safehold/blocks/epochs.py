@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from safehold.blocks.checkpoint import Change, ChangeKind
@@ -31,7 +31,7 @@ class LiveHeader:
     mapped, for the reason that `maps` gives.
     """
 
-    _FORM = struct.Struct("<8sBB6xQ64s")
+    _FORM = struct.Struct("<8sBBB5xQ64s")
     _MAGIC = b"SHLIVE01"
     _LENGTH = 4096
 
@@ -46,14 +46,14 @@ class LiveHeader:
 
     def read(self) -> tuple[bool, int, str]:
         """(put away in order, current epoch, boot); epoch 0 where the file says nothing. OSError."""
-        magic, clean, _, epoch, boot = self._FORM.unpack(os.pread(self._descriptor, self._FORM.size, 0))
+        magic, clean, _, _, epoch, boot = self._FORM.unpack(os.pread(self._descriptor, self._FORM.size, 0))
         if magic != self._MAGIC:
             return False, 0, ""
         return bool(clean), epoch, boot.rstrip(b"\0").decode(errors="replace")
 
     def write(self, *, clean: bool, epoch: int, boot: str) -> None:
         """Say all of it, durably. OSError."""
-        self._put(0, self._FORM.pack(self._MAGIC, clean, self.failed, epoch, boot.encode()[:64]))
+        self._put(0, self._FORM.pack(self._MAGIC, clean, self.failed, self.moving, epoch, boot.encode()[:64]))
         os.fdatasync(self._descriptor)
 
     @property
@@ -66,6 +66,15 @@ class LiveHeader:
         with contextlib.suppress(OSError):
             self._put(9, b"\1")
             os.fdatasync(self._descriptor)
+
+    @property
+    def moving(self) -> bool:
+        """True where what was redirected is being moved into the data, and the maps may say so of some that has not reached the disk. OSError."""
+        return os.pread(self._descriptor, 1, 10) != b"\0"
+
+    def move(self, *, begun: bool) -> None:
+        """Say that, or that all of it has. OSError."""
+        self._put(10, bytes((begun,)))
 
     def put_away(self) -> None:
         """The maps are on the disk as they are. OSError."""
@@ -228,6 +237,14 @@ class Epochs:
                 later[0].fill(start, end, 1)
             self._sync(later[0])
 
+    def pass_on_all(self, epoch: int) -> None:
+        """What an epoch changed whose map is gone is not known: everything counts as changed in the one after it, durably. OSError."""
+        with self._at_work(self._ending):
+            with self.volume.gate.lock:
+                later = [self._sealed[one] for one in self._sealed if one > epoch] or [self.volume.gate.phase.dirty]
+            later[0].fill(0, later[0].length, 1)
+            self._sync(later[0])
+
     def _sync(self, dirty: BlockMap) -> None:
         with self.volume.failing():
             dirty.sync()
@@ -238,15 +255,15 @@ class Epochs:
             dirty = self.volume.gate.phase.dirty
             dirty.fill(0, dirty.length, 1)
 
-    def fold(self) -> None:
+    def fold(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Move into the data what no open epoch keeps apart any more: after each `drop`, and when a volume was opened. It may take minutes, and
-        ends early where the volume is put away meanwhile. OSError.
+        ends early where the volume is put away meanwhile, or somebody has `stopped` it. OSError.
         """
         if self.volume.gate.phase.overlays:
             with self._at_work(self._folding):
-                self._fold()
+                self._fold(stopped)
 
-    def _fold(self) -> None:
+    def _fold(self, stopped: Callable[[], bool]) -> None:
         volume, gate = self.volume, self.volume.gate
         buffer = memoryview(bytearray(volume.block))
         while gate.phase.overlays:
@@ -255,11 +272,13 @@ class Epochs:
                 return
             # Writers of earlier phases may still redirect to it.
             gate.drain()
+            self.header.move(begun=True)
             for block in oldest.blocks():
-                if self._put_away:
+                if self._put_away or stopped():
                     return
                 volume.fold_block(oldest, block, buffer)
             volume.flush()
+            self.header.move(begun=False)
             with gate.lock:
                 # Nothing is redirected to it any more: what is not held goes in place, what is held has a newer overlay.
                 phase = gate.phase

@@ -25,6 +25,7 @@ from safehold.blocks.layout import (
 )
 from safehold.blocks.opening import open_volume
 from safehold.blocks.volume import LiveVolume
+from safehold.model.errors import FailedError
 from safehold.model.quiet import Quieted
 
 __all__ = ["HeldVolume"]
@@ -148,18 +149,45 @@ class HeldVolume:
         pending = {one.epoch: one for one in self.record.pending}
         for one in pending.values():
             if one.epoch not in self.epochs.open:
+                if not self.volume.read_only:
+                    self.epochs.pass_on_all(one.epoch)
                 self.fail_snapshot(one, _WENT_DOWN, compare=False)
-            elif self.volume.read_only and not one.durable:
+            elif self._unwritten(one):
                 self.fail_snapshot(one, _NOT_WRITTEN, compare=False)
-        if self.volume.read_only:
-            return
-        for epoch in list(self.epochs.open):
-            if epoch not in pending:
-                done = any(s.epoch == epoch and s.state is SnapshotState.COMPLETED for s in self.record.snapshots)
-                # A seal that nobody recorded belongs to nobody; a completed one only has to be let go of.
-                if not done:
-                    self.epochs.pass_on(epoch)
+        if not self.volume.read_only:
+            self.end_nobodys()
+            for epoch in self._completed():
                 self.epochs.drop(epoch)
+
+    def _completed(self) -> set[int]:
+        """Open epochs that only have to be let go of."""
+        return {one.epoch for one in self.record.snapshots if one.state is SnapshotState.COMPLETED} & set(
+            self.epochs.open
+        )
+
+    def end_nobodys(self) -> None:
+        """A seal that nobody recorded belongs to nobody, and what it changed to the next one. Nobody seals meanwhile. OSError."""
+        pending = {one.epoch for one in self.record.pending}
+        for epoch in sorted(set(self.epochs.open) - pending - self._completed()):
+            self.epochs.pass_on(epoch)
+            self.epochs.drop(epoch)
+
+    def _unwritten(self, snapshot: Snapshot) -> bool:
+        """True where the disk below may not have what the maps say that it has of a pending snapshot."""
+        return self.volume.read_only and (not snapshot.durable or self.epochs.header.moving)
+
+    def demand_pending(self, identity: str) -> None:
+        """FailedError where a snapshot is pending no more, or can be no point any more, which is on record then: somebody is about to send it."""
+        for one in self.record.pending:
+            if one.id == identity and self._unwritten(one):
+                self.fail_snapshot(one, _NOT_WRITTEN, compare=False)
+        failed = next((one for one in self.record.snapshots if one.id == identity), None)
+        if failed is None or failed.state is not SnapshotState.PENDING:
+            raise FailedError(
+                (failed and failed.problem) or "the snapshot is pending no more",
+                on=self.name,
+                remedy="take another one",
+            )
 
     def settle(self, snapshot: Snapshot) -> None:
         """Have a pending snapshot survive a power loss. OSError where it does not; on a volume that its disk has failed it is none then."""

@@ -111,12 +111,14 @@ class DataFile:
                 self.write(at, _ZEROS[: offset + length - at])
 
     def allocated(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        """The range as (start, end, has data)."""
+        """The range as (start, end, has data). OSError."""
         at = start
         while at < end:
             try:
                 low = min(max(os.lseek(self.descriptor, at, os.SEEK_DATA), at), end)
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
                 low = end
             if low > at:
                 yield at, low, False

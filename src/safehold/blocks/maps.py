@@ -144,7 +144,9 @@ def _parts(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     while at < end:
         try:
             low = max(os.lseek(descriptor, at, os.SEEK_DATA), at)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
             return
         if low >= end:
             return

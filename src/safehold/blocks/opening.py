@@ -234,6 +234,8 @@ def _trusting(
 def _rebuilding(
     files: VolumeFiles, record: VolumeRecord, header: LiveHeader, boot: str, report: Callable[[str], None], why: str
 ) -> Opened:
+    # What the maps said of it is made anew.
+    header.move(begun=False)
     # First: where the log is damaged, the maps that it would replace stay as they are.
     changes = CheckpointLog.read(files.checkpoint)
     _demand_whole(

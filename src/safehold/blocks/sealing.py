@@ -20,6 +20,10 @@ def seal_volumes(
     """Seal volumes that nobody else seals or puts away meanwhile; `describe` makes each one's snapshot from when the gate was closed. OSError
     where that cannot be put on record: there is no snapshot then.
     """
+    for held in volumes:
+        # One of an earlier call that could not take it back.
+        if not held.volume.read_only:
+            held.end_nobodys()
     prepared = [held.epochs.prepare() for held in volumes]
     reasons = [held.record.suspect for held in volumes]
     for held, reason in zip(volumes, reasons, strict=True):

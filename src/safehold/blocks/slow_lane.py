@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,10 +47,14 @@ class SlowLane:
         finally:
             self._places.release()
 
-    def drain(self) -> None:
-        """Return when nothing is under way. The caller sees that nothing is added meanwhile."""
+    def drain(self, deadline: float) -> None:
+        """Return when nothing is under way. The caller sees that nothing is added meanwhile. A client that has not taken its replies by then
+        (time.monotonic) is cut off.
+        """
         for _ in range(_WAITING):
-            self._places.acquire()
+            if not self._places.acquire(timeout=max(deadline - time.monotonic(), 0)):
+                self._cut()
+                self._places.acquire()
         for _ in range(_WAITING):
             self._places.release()
 

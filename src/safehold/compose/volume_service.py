@@ -74,6 +74,8 @@ def serve_volumes(
     for name, problem in directory.broken.items():
         ctx.progress.warn(f"volume {name} cannot be opened: {problem}")
     service = VolumeService(directory, vault, host, _on_device, ctx)
+    # Before anybody can ask for what is missing.
+    service.start()
     exports = NbdServer(str(paths.volume_exports), directory, progress=ctx.progress)
     reconnector = Reconnector(lambda: attachments(paths.attached), paths.volume_exports, ctx.progress)
     absences = Absences(paths.run)
@@ -81,7 +83,6 @@ def serve_volumes(
     control = ControlServer(paths.volume_control, orders.answer, _log)
     try:
         absences.begin(attachments(paths.attached))
-        service.start()
         reconnector.start()
         ready()
         while not ctx.cancel.wait(BEAT):

@@ -1,0 +1,201 @@
+"""Snapshots of a volume whose disk fails while they are sealed, folded away or sent: what is sent is what was there, or nothing is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+
+import pytest
+
+from safehold.app.volumes import VolumeService
+from safehold.blocks import held as held_module
+from safehold.blocks.held import HeldVolume
+from safehold.blocks.layers import DataFile
+from safehold.blocks.layout import SnapshotState
+from safehold.blocks.maps import BlockMap
+from safehold.blocks.volume import LiveVolume
+from tests.contents import equal
+from tests.sites import SIZE, Site, content, until
+
+PAGE = 4096
+
+
+def fail(*arguments: object, **more: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def full(*arguments: object, **more: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_was_being_moved_when_the_disk_failed_is_not_sent(
+    site: Site, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    """The map says that it lies in the data, and the disk has not got it there."""
+    held = site.service.create("data", SIZE, "vault")
+    held.volume.write(0, memoryview(b"A" * PAGE))
+    away = site.down("put")
+    first = site.snapshot("data")
+    held.volume.write(0, memoryview(b"B" * PAGE))
+    second = site.snapshot("data")
+    until(lambda: site.state(first).durable and site.state(second).durable)
+    fold, sync, moved = LiveVolume.fold_block, DataFile.sync, threading.Event()
+
+    def folded(self: LiveVolume, *arguments: object) -> int:
+        done = fold(self, *arguments)  # type: ignore[arg-type]
+        moved.set()
+        if restarted:
+            # The uploader goes no further than that before the service ends.
+            site.store.faults.append(away)
+        return done
+
+    def synced(self: DataFile) -> None:
+        if moved.is_set() and self.path.name == "data":
+            # What the disk still has, once the page that could not be written is evicted.
+            os.pwrite(self.descriptor, b"A" * PAGE, 0)
+            fail()
+        sync(self)
+
+    monkeypatch.setattr(LiveVolume, "fold_block", folded)
+    monkeypatch.setattr(DataFile, "sync", synced)
+    site.up()
+    assert site.finish(first).state is SnapshotState.COMPLETED
+    if restarted:
+        until(lambda: held.volume.read_only)
+        del held
+        site.service.stop()
+        site.up()
+        site.service = site.begin()
+    lost = site.finish(second)
+    assert (lost.state, lost.point) == (SnapshotState.FAILED, "")
+    assert "the disk below failed to write" in lost.problem
+    assert len(site.world.open().points()[0]) == 1
+
+
+def test_what_has_failed_is_not_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    site.finish(site.snapshot("data"))
+    site.write(held)
+    monkeypatch.setattr(held.volume.data, "sync", fail)
+    assert site.finish(site.snapshot("data")).state is SnapshotState.FAILED
+    site.service.rest()
+    assert len(site.world.open().points()[0]) == 1
+
+
+def test_a_snapshot_that_fails_while_it_is_sent_is_no_point(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held)
+    demand, asked = HeldVolume.demand_pending, []
+
+    def demanded(self: HeldVolume, identity: str) -> None:
+        asked.append(identity)
+        if len(asked) == 2:
+            self.fail_snapshot(self.record.pending[0], "its disk failed meanwhile", compare=False)
+        demand(self, identity)
+
+    monkeypatch.setattr(HeldVolume, "demand_pending", demanded)
+    lost = site.finish(site.snapshot("data"))
+    assert "meanwhile" in lost.problem
+    site.service.rest()
+    assert site.world.open().points()[0] == []
+
+
+def test_the_changes_of_a_seal_that_could_not_be_taken_back_are_in_the_next(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held, 3)
+    site.finish(site.snapshot("data"))
+    until(lambda: not held.epochs.open)
+    held.volume.write(0, memoryview(b"A" * PAGE))
+    with monkeypatch.context() as patch:
+        patch.setattr(held_module, "write_record", full)
+        patch.setattr(BlockMap, "fill", full)
+        with pytest.raises(OSError, match="No space left"):
+            site.snapshot("data")
+    assert held.epochs.open
+    held.volume.write(SIZE // 2, memoryview(b"B" * PAGE))
+    was = content(held)
+    equal(site.point(site.finish(site.snapshot("data")).point, "data"), was)
+    until(lambda: not held.epochs.open)
+
+
+def test_the_changes_of_a_snapshot_whose_map_is_gone_are_in_the_next(site: Site) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held, 3)
+    site.finish(site.snapshot("data"))
+    site.down("put")
+    held.volume.write(0, memoryview(b"A" * PAGE))
+    first = site.snapshot("data")
+    held.volume.write(SIZE // 2, memoryview(b"B" * PAGE))
+    was, second = content(held), site.snapshot("data")
+    until(lambda: site.state(first).durable and site.state(second).durable)
+    files = held.files
+    del held
+    site.service.stop()
+    files.dirty(first.epoch).unlink()
+    site.up()
+    site.service = site.begin()
+    assert site.finish(first).state is SnapshotState.FAILED
+    equal(site.point(site.finish(second).point, "data"), was)
+
+
+@pytest.mark.parametrize("kind", ["the data", "an overlay's map"])
+def test_where_something_lies_that_cannot_be_told_is_not_taken_for_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held, 100)
+    site.down("put")
+    pending = site.snapshot("data")
+    sealed = content(held)
+    site.write(held, 100)
+    held.volume.flush()
+    was = content(held)
+    data, overlay = held.volume.data, held.volume.gate.phase.overlays[-1].sectors
+    bad = data.descriptor if kind == "the data" else overlay._descriptor
+    right, refused = os.lseek, []
+
+    def lseek(descriptor: int, at: int, how: int) -> int:
+        if descriptor == bad and how == os.SEEK_DATA:
+            refused.append(at)
+            fail()
+        return right(descriptor, at, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lseek", lseek)
+        site.up()
+        until(lambda: bool(refused))
+    done = site.finish(pending)
+    equal(site.point(done.point, "data"), sealed)
+    equal(content(held), was)
+    equal(site.point(site.finish(site.snapshot("data")).point, "data"), was)
+    until(lambda: not held.volume.gate.phase.overlays)
+    equal(content(held), was)
+
+
+def test_a_service_that_stops_does_not_wait_for_a_fold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held, 300)
+    away = site.down("put")
+    site.snapshot("data")
+    site.write(held, 300)
+    was = content(held)
+    right, folding = LiveVolume.fold_block, []
+
+    def slow(self: LiveVolume, *arguments: object) -> int:
+        folding.append(1)
+        time.sleep(0.3)
+        return right(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LiveVolume, "fold_block", slow)
+    site.store.faults.remove(away)
+    until(lambda: bool(folding))
+    service: VolumeService = site.service
+    service.rest()
+    assert len(folding) < 4
+    equal(content(held), was)

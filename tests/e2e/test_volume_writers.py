@@ -127,10 +127,6 @@ def test_another_namespace(host: Host, disk: str, tmp_path: Path) -> None:
             run("delpart", disk, number)
 
 
-def _and_went(host: Host, disk: str, there: ExitStack) -> None:
-    run("qemu-io", "-f", "raw", "-c", "write -P 5 8M 4k", host.nbd("data"))
-
-
 def _and_stays(host: Host, disk: str, there: ExitStack) -> None:
     there.enter_context(open_export(str(host.socket), "data", 10)[0])
 
@@ -144,7 +140,6 @@ def _has_the_device(host: Host, disk: str, there: ExitStack) -> None:
 @pytest.mark.parametrize(
     ("come", "who"),
     [
-        (_and_went, "a client that has come meanwhile"),
         (_and_stays, "the client process "),
         (_has_the_device, "the process "),
     ],

@@ -186,7 +186,7 @@ class VolumeDirectory:
             held = self._volumes.get(name)
             if held is None or name in self._busy:
                 return None
-            held.join()
+            held.clients += 1
             return held.volume
 
     def release(self, name: str) -> None:

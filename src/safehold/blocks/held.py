@@ -61,7 +61,7 @@ class HeldVolume:
         self.record = read_record(self.files)
         self._told = ""
         self._log = log
-        self.clients = self.joined = 0
+        self.clients = 0
         self._changing = threading.Lock()
         # Not bound to this object: in a circle nothing is closed before the garbage collector comes along.
         mine = weakref.ref(self)
@@ -80,11 +80,6 @@ class HeldVolume:
         elif opened.suspect:
             self.update(suspect=opened.suspect)
         self._reconcile()
-
-    def join(self) -> None:
-        """A client begins to use it: of `clients` it has one more, and of `joined`, which are all since it was opened."""
-        self.clients += 1
-        self.joined += 1
 
     @property
     def name(self) -> str:

@@ -29,7 +29,7 @@ __all__ = ["VolumeBrackets", "find_brackets"]
 @dataclass(frozen=True)
 class VolumeBrackets:
     """Brackets by these terms; `covers` are for each of them the volumes on which nothing else can write while it is held. `loose` says of a volume
-    that something else can write to, in words, what that is. `again` takes another look, and says the same of all the time since the first.
+    that something else can write to, in words, what that is. `again` takes another look: whoever has come since the first may have written.
     """
 
     brackets: tuple[Bracket, ...]
@@ -98,7 +98,6 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
         return bool(covered)
 
     specs = [parse_bracket(text) for text in texts]
-    joined = {name: served.joined(name) for name in served.names}
     made: list[Bracket] = []
     covers: list[frozenset[str]] = []
     held = {mount_of(spec.argument).device for spec in specs if _is_mount(spec) and os.path.exists(spec.argument)}
@@ -112,9 +111,6 @@ def find_brackets(texts: Sequence[str], served: Served, paths: Paths, ctx: Conte
 
     def look() -> VolumeBrackets:
         loose = others(served, volumes, held, guests) if specs else {}
-        for name, before in joined.items():
-            if served.joined(name) != before:
-                loose.setdefault(name, "a client that has come meanwhile")
         # What a hook makes quiet is for whoever wrote it to know.
         around = tuple(
             frozenset(served.names) if spec.kind is BracketKind.HOOK else covered - loose.keys()

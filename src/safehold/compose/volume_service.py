@@ -211,7 +211,6 @@ class Orders:
             **_record(record),
             "missing": min(held.missing * record.block, record.size),
             "clients": held.clients,
-            "joined": held.joined,
             "processes": sorted(self._processes(held.name)),
             "read_only": held.volume.read_only,
             "problem": self._problem(held),

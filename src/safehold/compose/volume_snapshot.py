@@ -47,12 +47,9 @@ def take_snapshot(
     def clients(name: str) -> list[int]:
         return [int(one) for one in client.order("show", name=name)["processes"]]
 
-    def joined(name: str) -> int:
-        return int(client.order("show", name=name)["joined"])
-
     # A device is connected by a process of its own, or by the service, which is itself no client.
     own = {int(client.order("ping")["pid"]), *(attached[name].pid for name in devices)} - {0}
-    around = find(Served(devices, vaults, clients, names, own, joined))
+    around = find(Served(devices, vaults, clients, names, own))
     asked = {name: around.promised(name) if require is None else require for name in names}
     words = {name: level.label for name, level in asked.items()}
     if not around.brackets:

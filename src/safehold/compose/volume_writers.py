@@ -19,7 +19,7 @@ __all__ = ["Served", "others"]
 class Served:
     """Volumes as they are served: the devices that those are attached as on this machine that are, by their names; the vaults that their snapshots
     go to; which processes are clients of the service for one, each as often as it is connected, and 0 for each that cannot be seen; their names; and
-    the processes that connect the devices; and how many clients there have been so far.
+    the processes that connect the devices.
     """
 
     devices: Mapping[str, str]
@@ -27,7 +27,6 @@ class Served:
     clients: Callable[[str], Sequence[int]]
     names: Sequence[str]
     own: Set[int] = field(default_factory=frozenset)
-    joined: Callable[[str], int] = lambda name: 0
 
 
 def others(served: Served, volumes: Mapping[str, str], held: Set[str], guests: Set[int]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -103,7 +104,8 @@ def serve_volumes(
 
 def _log(error: Exception) -> None:
     """For whoever is to find out what went wrong; standard error is the service's log."""
-    traceback.print_exception(error)
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
 
 
 def _on_device(blocks: Blocks) -> Topology:

@@ -658,6 +658,14 @@ def test_a_list_has_the_last_snapshot_of_each_volume(site: Site) -> None:
     assert [one["id"] for one in told["snapshots"]] == [one.id for one in taken]
 
 
+def test_a_text_that_is_none_is_not_the_fault_of_another_version(site: Site) -> None:
+    """A command line may have any bytes among its words."""
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
+    with pytest.raises(UsageError, match="no text in UTF-8") as told:
+        orders.answer({"verb": "show", "name": "a\udc80"})
+    assert "version" not in told.value.remedy
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

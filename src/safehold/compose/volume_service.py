@@ -277,8 +277,10 @@ def _text(order: Mapping[str, object], key: str) -> str:
 
 def _checked(value: object, key: str) -> str:
     """What is to be on record as a text has to be one, and none that JSON alone can write."""
-    if not isinstance(value, str) or (not value.isascii() and value != value.encode(errors="ignore").decode()):
+    if not isinstance(value, str):
         raise UsageError("not a text", on=key, remedy=_OTHER_VERSION)
+    if not value.isascii() and value != value.encode(errors="ignore").decode():
+        raise UsageError(f"no text in UTF-8: {value}", on=key, remedy="write it in UTF-8")
     return value
 
 

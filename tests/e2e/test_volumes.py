@@ -92,6 +92,8 @@ def test_a_disk_that_is_lost_comes_back_on_a_file_system(host: Host, place: Path
     run("e2fsck", "-fn", disk)
     host.program.run("volume", "detach", "data2")
     host.program.run("volume", "delete", "data2", "--yes")
+    host.program.run("volume", "delete", "data2", "--undo", "--dry-run", code=2)
+    assert "data2" not in [one["name"] for one in host.program.json("volume", "list")["volumes"]]
     host.program.run("volume", "delete", "data2", "--undo")
 
 

@@ -362,6 +362,47 @@ def test_a_point_that_nobody_was_told_of_is_not_made_again(site: Site, disk: Ful
     equal(site.point(done.point, "one"), content(one))
 
 
+@pytest.mark.parametrize("other", ["knows its point", "is gone", "is gone, and so is the point"])
+def test_a_volume_that_alone_was_not_told_of_its_point_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """The service was killed between two volumes of a group."""
+    one, two = (site.service.create(name, SIZE, "vault") for name in ("one", "two"))
+    site.write(one), site.write(two)
+    was = content(two)
+    right = HeldVolume.complete_snapshot
+
+    def killed(self: HeldVolume, *of: Any, **stored: Any) -> None:
+        if self.name == "two":
+            raise OSError("killed")
+        right(self, *of, **stored)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldVolume, "complete_snapshot", killed)
+        first = site.snapshot("one", "two")
+        until(lambda: "killed" in site.service.problem(two))
+        if other != "knows its point":
+            site.service.delete_for_good("one")
+        del one, two
+        site.service.stop()
+    if other.endswith("the point"):
+        for stamp in site.world.store.list("points/"):
+            site.world.store.delete(stamp.name)
+    site.service = site.begin()
+    two = site.service.directory.get("two")
+    until(lambda: not two.record.pending)
+    done = next(one for one in two.record.snapshots if one.id == first.id)
+    if other.endswith("the point"):
+        assert (done.state, done.problem) == (SnapshotState.FAILED, "one lost its part of it")
+        assert not two.record.suspect
+    else:
+        assert done.state is SnapshotState.COMPLETED
+        equal(site.point(done.point, "two"), was)
+        assert len(site.world.open().points()[0]) == 1
+    site.write(two, 3)
+    equal(site.point(site.finish(site.snapshot("two")).point, "two"), content(two))
+
+
 @pytest.mark.parametrize("lost", ["the point", "the ids"])
 def test_an_attempt_that_came_to_nothing_is_made_again(site: Site, lost: str) -> None:
     held = site.service.create("data", SIZE, "vault")
@@ -656,6 +697,14 @@ def test_a_list_has_the_last_snapshot_of_each_volume(site: Site) -> None:
     assert [one["id"] for one in told["volumes"][0]["snapshots"]] == [taken[-1].id]
     told = orders.answer({"verb": "show", "name": "data"})["result"]
     assert [one["id"] for one in told["snapshots"]] == [one.id for one in taken]
+
+
+def test_a_text_that_is_none_is_not_the_fault_of_another_version(site: Site) -> None:
+    """A command line may have any bytes among its words."""
+    orders = Orders(site.service, lambda name: set(), lambda name: "", lambda: None)
+    with pytest.raises(UsageError, match="no text in UTF-8") as told:
+        orders.answer({"verb": "show", "name": "a\udc80"})
+    assert "version" not in told.value.remedy
 
 
 @pytest.mark.parametrize(

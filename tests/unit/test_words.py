@@ -143,3 +143,24 @@ def test_progress_on_a_terminal_is_one_line_that_moves() -> None:
     progress.note("hello")
     progress.done()
     assert stream.getvalue() == "\r\x1b[Kverify: 1.0 MiB, 1.0 MiB/s\r\x1b[Khello\n\r\x1b[K"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_that_cannot_be_written_ends_nothing(terminal: bool) -> None:
+    """Such as the log of a service, on a disk that is full."""
+
+    class Full(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    clock = FakeClock()
+    progress = LineProgress(clock, "run1", Full())
+    progress.start("verify", None)
+    clock.sleep(60)
+    progress.advance(1 << 20)
+    progress.note("hello")
+    progress.warn("look at this")
+    progress.done()

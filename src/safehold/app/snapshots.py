@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from safehold.app.backup import BackupOptions, BackupOutcome, back_up_together
 from safehold.app.host import Host
@@ -100,6 +101,7 @@ def next_group(
     """The snapshot that is to go to its vault next, with all volumes that were sealed at its instant; empty where there is none but those
     `postponed`, those that nobody has vouched for yet, and those of volumes that are `unfinished`: their last point is committed, and
     they do not know it. And instead of it what is left of a snapshot of which a member was lost: it will never be the instant that was asked for.
+    Unless it was sent: the others may know already that it is a point, or be gone. Then that is what goes next.
     """
     heads = {
         held.name: (held, held.record.pending[0])
@@ -115,6 +117,10 @@ def next_group(
                 return group, []
             continue
         if any(not _waits(name, snapshot.id, volumes) for name in names):
+            if all(mine.attempt for _, mine in group):
+                if snapshot.id in postponed:
+                    continue
+                return group, []
             why = f"{_lost(names, snapshot.id, volumes)} lost its part of it"
             return [], [(one, mine, why) for one, mine in group]
     return [], []
@@ -138,6 +144,9 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     came_of = _came_to_be(vault, group)
     if came_of is not None:
         return came_of
+    rest = set(group[0][1].group) - {held.name for held, _ in group}
+    if rest:
+        _fail(group, f"{', '.join(sorted(rest))} lost its part of it", compare=False)
     _forget(group)
     known = set()
     for held, snapshot in group:
@@ -242,10 +251,12 @@ def _forget(group: Sequence[Sealed]) -> None:
         held.ids.forget()
 
 
-def _fail(group: Sequence[Sealed], why: str) -> None:
+def _fail(group: Sequence[Sealed], why: str, *, compare: bool = True) -> NoReturn:
     _forget(group)
     for held, snapshot in group:
-        held.fail_snapshot(snapshot, why, compare=True)
+        held.fail_snapshot(snapshot, why, compare=compare)
     raise FailedError(
-        why, on=", ".join(held.name for held, _ in group), remedy="take another snapshot: it compares everything"
+        why,
+        on=", ".join(held.name for held, _ in group),
+        remedy="take another snapshot" + (": it compares everything" if compare else ""),
     )

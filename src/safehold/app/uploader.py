@@ -77,8 +77,9 @@ class Uploader(BackgroundLoop):
             # What is being put away is not sent; whether it is lost to its group is seen after that.
             busy = self._directory.busy.keys()
             group, torn = next_group(volumes, waiting, unfinished | busy)
-            if any(busy & set(snapshot.group) for _, snapshot, _ in torn):
-                torn = []
+            of = [snapshot for _, snapshot in group] + [snapshot for _, snapshot, _ in torn]
+            if any(busy & set(snapshot.group) for snapshot in of):
+                group, torn = [], []
             # Nobody deletes a volume from here on.
             self.sending = frozenset(held.name for held, _ in group)
         if torn:

@@ -58,8 +58,7 @@ class LineProgress:
         else:
             text += f", {format_rate(self._done, spent)}"
         if self._moving:
-            self._stream.write(f"\r\x1b[K{text}")
-            self._stream.flush()
+            self._write(f"\r\x1b[K{text}")
         else:
             self._line(text)
 
@@ -69,8 +68,13 @@ class LineProgress:
         # Where both go to one file, this comes after what was printed before it.
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
-        self._stream.write(f"{clear}{prefix}{printable(text)}\n")
-        self._stream.flush()
+        self._write(f"{clear}{prefix}{printable(text)}\n")
+
+    def _write(self, text: str) -> None:
+        # A log for which there is no room, or that nobody reads any more, ends no work.
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
 
     def note(self, text: str) -> None:
         """See `model.progress.Progress`."""
@@ -86,5 +90,4 @@ class LineProgress:
         """See `model.progress.Progress`."""
         with self._lock:
             if self._moving:
-                self._stream.write("\r\x1b[K")
-                self._stream.flush()
+                self._write("\r\x1b[K")

@@ -67,6 +67,12 @@ def delete(name: str, undo: bool, for_good: bool, yes: bool, dry_run: bool, as_j
     """Put a volume into the recycle bin, where it stays for a week. Its points stay in the vault."""
     if undo and for_good:
         raise UsageError("--undo and --for-good contradict each other", remedy="give one of them")
+    if undo and dry_run:
+        raise UsageError(
+            "--undo takes it back at once, and nothing goes: it cannot be tried with --dry-run",
+            on=name,
+            remedy="see what there is to take back: safehold volume list --deleted",
+        )
     with Run.begin() as run, volume_client(run) as client:
         if undo:
             client.order("undelete", name=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -103,7 +104,8 @@ def serve_volumes(
 
 def _log(error: Exception) -> None:
     """For whoever is to find out what went wrong; standard error is the service's log."""
-    traceback.print_exception(error)
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
 
 
 def _on_device(blocks: Blocks) -> Topology:
@@ -274,8 +276,10 @@ def _text(order: Mapping[str, object], key: str) -> str:
 
 def _checked(value: object, key: str) -> str:
     """What is to be on record as a text has to be one, and none that JSON alone can write."""
-    if not isinstance(value, str) or (not value.isascii() and value != value.encode(errors="ignore").decode()):
+    if not isinstance(value, str):
         raise UsageError("not a text", on=key, remedy=_OTHER_VERSION)
+    if not value.isascii() and value != value.encode(errors="ignore").decode():
+        raise UsageError(f"no text in UTF-8: {value}", on=key, remedy="write it in UTF-8")
     return value
 
 

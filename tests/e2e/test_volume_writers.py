@@ -26,13 +26,6 @@ from tests.e2e.hosts import Host, run
 NAME = Path("/proc/self/comm").read_text().strip()
 LEFT = """
 import os, sys
-from safehold.compose.paths import Paths
-from safehold.compose.volume_brackets import VolumeBrackets, find_brackets
-from safehold.compose.volume_client import VolumeClient
-from safehold.compose.volume_snapshot import take_snapshot
-from safehold.compose.volume_writers import Served
-from safehold.model.context import Context
-from safehold.model.errors import ConsistencyError
 from safehold.wire.nbd_negotiation import open_export
 kept = open_export(sys.argv[1], "data", 10)[0]
 if os.fork():

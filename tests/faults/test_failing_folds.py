@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from safehold.app.volumes import VolumeService
 from safehold.blocks import held as held_module
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layers import DataFile
@@ -181,7 +180,7 @@ def test_where_something_lies_that_cannot_be_told_is_not_taken_for_nothing(
 def test_a_service_that_stops_does_not_wait_for_a_fold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     held = site.service.create("data", SIZE, "vault")
     site.write(held, 300)
-    away = site.down("put")
+    site.down("put")
     site.snapshot("data")
     site.write(held, 300)
     was = content(held)
@@ -193,9 +192,8 @@ def test_a_service_that_stops_does_not_wait_for_a_fold(site: Site, monkeypatch: 
         return right(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LiveVolume, "fold_block", slow)
-    site.store.faults.remove(away)
+    site.up()
     until(lambda: bool(folding))
-    service: VolumeService = site.service
-    service.rest()
+    site.service.rest()
     assert len(folding) < 4
     equal(content(held), was)

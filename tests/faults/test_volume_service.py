@@ -1007,8 +1007,8 @@ def _flipped(path: Path) -> None:
     path.write_bytes(data)
 
 
-def _of_before(path: Path) -> None:
-    """As valid as can be, and of another point: ids of two blocks, the other way round."""
+def _swapped(path: Path) -> None:
+    """As valid as can be, and not those of the last point."""
     data = path.read_bytes()
     ids = [data[at : at + 32] for at in range(0, len(data), 32)]
     one, other = [number for number, identity in enumerate(ids) if identity.strip(b"\0")][:2]
@@ -1016,7 +1016,7 @@ def _of_before(path: Path) -> None:
     path.write_bytes(b"".join(ids))
 
 
-@pytest.mark.parametrize("harm", [_gone, _cut, _zeroed, _flipped, _of_before])
+@pytest.mark.parametrize("harm", [_gone, _cut, _zeroed, _flipped, _swapped])
 @pytest.mark.parametrize("origin", ["written here", "made of a point"])
 def test_what_is_noted_of_the_last_point_is_verified_before_it_is_trusted(
     site: Site, harm: Callable[[Path], None], origin: str

@@ -21,9 +21,11 @@ from safehold.adapters.linux.mounts import mounts
 from safehold.adapters.linux.openers import processes
 from safehold.model.errors import FailedError, UsageError
 
-__all__ = ["LoopDevice"]
+__all__ = ["LoopDevice", "end_daemon"]
 
 _PATIENCE = 10.0
+_AGAIN = 0.5
+"""Seconds after which a daemon that is still there is told once more to end."""
 _NEVER = -1
 """As the start of a process, where there is none."""
 
@@ -60,9 +62,8 @@ class LoopDevice:
             # Never with --direct-io: past the page cache the daemon's file gives back something else than was written.
             device = run_tool(["losetup", "--find", "--show", str(file)], f"volume {volume}", turn).strip()
         except BaseException:
-            os.kill(pid, signal.SIGTERM)
             with contextlib.suppress(FailedError, OSError):
-                _wait_for_end(pid, _start(pid), time.monotonic() + _PATIENCE)
+                end_daemon(pid, _start(pid), time.monotonic() + _PATIENCE)
                 file.unlink()
             raise
         return Attachment(volume, device, str(file), pid, _start(pid))
@@ -117,10 +118,10 @@ class LoopDevice:
         if dead:
             _unmount_file(Path(attached.file), turn)
         else:
-            self._end_daemon(attached)
+            self._end_daemon_of(attached)
         Path(attached.file).unlink(missing_ok=True)
 
-    def _end_daemon(self, attached: Attachment) -> None:
+    def _end_daemon_of(self, attached: Attachment) -> None:
         # The kernel lets go of a loop device behind; the daemon can be stopped only then.
         end = time.monotonic() + _PATIENCE
         while self.there(attached):
@@ -131,9 +132,7 @@ class LoopDevice:
                     remedy="see who: lsof " + attached.device,
                 )
             time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(attached.pid, signal.SIGTERM)
-        _wait_for_end(attached.pid, attached.started, end)
+        end_daemon(attached.pid, attached.started, end)
 
 
 def _demand() -> None:
@@ -166,10 +165,17 @@ def _unmount_file(file: Path, turn: int) -> None:
         run_tool(["umount", "--lazy", str(file)], str(file), turn)
 
 
-def _wait_for_end(pid: int, started: int, end: float) -> None:
+def end_daemon(pid: int, started: int, end: float) -> None:
+    """Stop the storage daemon `pid`, that `started` at these ticks, and return when it is gone. FailedError where it is there still at `end`."""
+    due = time.monotonic()
     while _start(pid) == started != 0:
-        if time.monotonic() > end:
+        if (now := time.monotonic()) > end:
             raise FailedError("the storage daemon does not end", on=f"process {pid}", remedy="stop it by hand")
+        if now >= due:
+            # More than once: QEMU only notes a signal, and sleeps over one that comes just before it waits for events.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            due = now + _AGAIN
         time.sleep(0.02)
 
 

@@ -120,6 +120,31 @@ def test_another_namespace(host: Host, disk: str, tmp_path: Path) -> None:
             run("delpart", disk, number)
 
 
+def test_what_is_mounted_by_way_of_a_loop_device(host: Host, disk: str, tmp_path: Path) -> None:
+    """A second file system of the device, on a loop device that begins where it does."""
+    for number, start in ((1, 2048), (2, 51200)):
+        run("addpart", disk, number, start, 49152)
+    other = tmp_path / "other"
+    other.mkdir()
+    try:
+        with on(f"{disk}p1", tmp_path / "on") as bracket:
+            for backing, offset in ((f"{disk}p2", 0), (disk, 51200 * 512)):
+                run("mkfs.ext4", "-q", "-F", f"{disk}p2")
+                loop = run("losetup", "--find", "--show", "--offset", offset, backing).strip()
+                try:
+                    host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
+                    run("mount", loop, other)
+                    not_held(host, bracket, f"what is mounted on {other}")
+                    run("umount", other)
+                    with open(loop, "r+b"):
+                        not_held(host, bracket, f"the process {os.getpid()} ({NAME}) that has {disk} open")
+                finally:
+                    run("losetup", "--detach", loop)
+    finally:
+        for number in (1, 2):
+            run("delpart", disk, number)
+
+
 def _and_stays(host: Host, disk: str, there: ExitStack) -> None:
     there.enter_context(open_export(str(host.socket), "data", 10)[0])
 

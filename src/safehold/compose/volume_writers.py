@@ -34,12 +34,14 @@ def others(served: Served, volumes: Mapping[str, str], held: Set[str], guests: S
     processes of virtual machines that brackets are about.
     """
     found: dict[str, str] = {}
+    made = {number: above(number) for number in volumes}
+    upon = {device: volumes[number] for number, devices in made.items() for device in devices}
     for where, mounted in _written_to(held):
         for number in roots_seen(mounted):
-            if number in volumes:
-                found[volumes[number]] = f"what is mounted on {where}"
+            if number in upon:
+                found[upon[number]] = f"what is mounted on {where}"
     for number, name in volumes.items():
-        for process in device_writers(above(number)):
+        for process in device_writers(made[number]):
             if process not in guests:
                 found.setdefault(name, f"the process {_title(process)} that has {served.devices[name]} open")
     for name in served.names:

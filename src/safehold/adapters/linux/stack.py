@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ def _device(number: str, seen: set[str]) -> None:
 
 
 def above(number: str) -> frozenset[str]:
-    """Numbers of a device, its partitions, and all that LVM, md and other mapped devices make of them."""
+    """Numbers of a device, its partitions, and all that LVM, md, other mapped devices and loop devices make of them."""
+    loops = _loops()
     found: set[str] = set()
     waiting = [number]
     while waiting:
@@ -66,7 +68,21 @@ def above(number: str) -> frozenset[str]:
             place = (_BLOCK / one).resolve()
             parts = (part.parent / "dev" for part in place.glob("*/partition"))
             waiting += [path.read_text().strip() for path in (*parts, *place.glob("holders/*/dev"))]
+            waiting += [loop for loop, device in loops.items() if device == one]
     return frozenset(found)
+
+
+def _loops() -> dict[str, str]:
+    """Numbers of the loop devices that lie on a device instead of a file, each with that of what it lies on."""
+    found = {}
+    for place in Path("/sys/block").glob("loop*"):
+        # One may be taken away at this moment.
+        with contextlib.suppress(OSError):
+            backing = (place / "loop" / "backing_file").read_text().rstrip("\n")
+            # What lies elsewhere is no device, and its file system may hang.
+            if backing.startswith("/dev/") and stat.S_ISBLK((info := os.stat(backing)).st_mode):
+                found[(place / "dev").read_text().strip()] = major_minor(info.st_rdev)
+    return found
 
 
 def swap_places() -> Iterator[str]:

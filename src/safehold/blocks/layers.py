@@ -44,8 +44,11 @@ class DataFile:
         flags = os.O_RDWR | os.O_CLOEXEC
         self.path = path
         self._past_cache: int | None = None
+        self._descriptors: list[int] = []
+        """All there are. None is closed before the end: others may be writing by it."""
         self._opening = threading.Lock()
         self.descriptor = os.open(path, flags if size is None else flags | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._descriptors.append(self.descriptor)
         if size is not None:
             os.truncate(self.descriptor, size)
         # Behind the end, where there is nothing to lose.
@@ -53,10 +56,8 @@ class DataFile:
         """True where the file system makes holes; elsewhere zeros have to be written."""
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-            if self._past_cache not in (None, self.descriptor):
-                os.close(self._past_cache)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
 
     def fileno(self) -> int:
         """See `ports.export.OpenFile`."""
@@ -100,6 +101,7 @@ class DataFile:
                     self._past_cache = os.open(
                         f"/proc/self/fd/{self.descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
                     )
+                    self._descriptors.append(self._past_cache)
                 except OSError:
                     self._past_cache = self.descriptor
             return self._past_cache

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,41 @@ def test_a_full_disk_costs_writes_and_nothing_else(tmp_path: Path) -> None:
             host.close()
         finally:
             run("umount", "--lazy", home)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_volume_can_be_deleted_to_make_room(kind: str, made: Path) -> None:
+    """Also one that has writes which are in no log yet, for which there is no room; until it is gone for good it can be taken back."""
+    content = random.Random(7).randbytes(16 * MIB)
+    with (
+        tempfile.TemporaryDirectory(prefix="sh", dir="/tmp") as folder,
+        mounted(Path(folder) / "fs", kind, size=400 * MIB) as where,
+    ):
+        (where / "home").mkdir()
+        host = Host(where / "home", made)
+        try:
+            host.program.run("volume", "create", "data", "--size", "64M")
+            host.program.run("volume", "snapshot", "data", "--wait")
+            writer = Writer(host.socket, "data")
+            with writer.connection:
+                for at in range(0, len(content), MIB):
+                    writer.write(at, content[at : at + MIB])
+                run("sync", "-f", where)
+                fill(where / "filler")
+            for _ in range(100):
+                if not host.show("data")["clients"]:
+                    break
+                time.sleep(0.05)
+            host.program.run("volume", "delete", "data", "--yes")
+            assert "data" in host.program.run("volume", "list", "--deleted").stdout
+            host.program.run("volume", "delete", "data", "--for-good", "--yes")
+            run("sync", "-f", where)
+            # There is room again, and what was full goes on.
+            (where / "more").write_bytes(content[: 8 * MIB])
+            host.program.run("volume", "create", "other", "--size", "1M")
+        finally:
+            (where / "filler").unlink(missing_ok=True)
+            host.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -22,6 +23,7 @@ from safehold.app.volumes import SnapshotRequest
 from safehold.blocks import directory as directory_module
 from safehold.blocks import held as held_module
 from safehold.blocks import opening, sealing
+from safehold.blocks.checkpoint import NoRoom
 from safehold.blocks.epochs import Epochs, LiveHeader, PutAway
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.ids import BlockIds
@@ -1067,11 +1069,18 @@ def test_damage_that_nobody_thought_of_is_one_volumes(site: Site) -> None:
     assert site.service.directory.names() == ["other"]
 
 
+def no_room() -> None:
+    raise NoRoom(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("room", [True, False])
 @pytest.mark.parametrize("order", ["resize", "delete"])
 def test_nothing_goes_on_with_a_volume_that_is_put_away(
-    site: Site, monkeypatch: pytest.MonkeyPatch, order: str
+    site: Site, monkeypatch: pytest.MonkeyPatch, order: str, room: bool
 ) -> None:
-    """What was redirected beside the data is still being folded away when somebody else opens the volume."""
+    """What was redirected beside the data is still being folded away when somebody else opens the volume, also where there was no room to put it
+    away in order.
+    """
     held = site.service.create("data", SIZE, "vault")
     site.write(held, 100)
     with monkeypatch.context() as patch:
@@ -1090,8 +1099,12 @@ def test_nothing_goes_on_with_a_volume_that_is_put_away(
         site.up()
         assert site.finish(snapshot).state is SnapshotState.COMPLETED
         until(lambda: len(folded) > 0)
+        if not room:
+            patch.setattr(held.volume, "flush", no_room)
         if order == "resize":
-            again = site.service.resize("data", 2 * SIZE)
+            with contextlib.nullcontext() if room else pytest.raises(NoRoom):
+                site.service.resize("data", 2 * SIZE)
+            again = site.service.directory.get("data")
         else:
             site.service.delete("data")
             again = site.service.undelete("data")

@@ -17,9 +17,10 @@ from safehold.app.settling import Settler, discard
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader
 from safehold.app.volume_origin import BLOCK, data_runs, ids_of, record_of
-from safehold.blocks.directory import VolumeDirectory, check_name
+from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeRecord
+from safehold.blocks.names import check_name
 from safehold.blocks.recycle_bin import Deleted
 from safehold.model.consistency import Consistency
 from safehold.model.context import Context

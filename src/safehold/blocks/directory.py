@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeFiles, VolumeRecord, read_record, write_record
+from safehold.blocks.names import LOCK, check_name
 from safehold.blocks.opening import close_volume, create_volume, grow_volume, unfinished
 from safehold.blocks.recycle_bin import RecycleBin
 from safehold.blocks.sealing import seal_volumes
@@ -22,26 +22,9 @@ from safehold.model.clock import Clock
 from safehold.model.errors import FailedError, UsageError
 from safehold.ports.export import Export
 
-__all__ = ["VolumeDirectory", "check_name"]
+__all__ = ["VolumeDirectory"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_DELETED = "deleted"
-_LOCK = "lock"
 _T = TypeVar("_T")
-
-
-def check_name(name: str) -> None:
-    """UsageError where a volume cannot be called that."""
-    if name in (_DELETED, _LOCK):
-        raise UsageError(
-            "a volume cannot be called that: what keeps the volumes is", on=name, remedy="choose another name"
-        )
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            "a volume cannot be called that",
-            on=name,
-            remedy="use up to 64 letters, digits, dots, dashes and underscores, the first a letter or digit",
-        )
 
 
 class VolumeDirectory:
@@ -55,7 +38,7 @@ class VolumeDirectory:
         self._lock = threading.RLock()
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._claim = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._claim = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FailedError(
@@ -71,6 +54,8 @@ class VolumeDirectory:
         self._freed = threading.Condition(self._lock)
         self._closing = False
         self._volumes: dict[str, HeldVolume] = {}
+        with contextlib.suppress(OSError):
+            self.bin.make()
         for left in root.glob(".*.new"):
             # A volume that was being made when its service was killed; it may have had a point kept for it already.
             # A disk that does not take that now is no reason to serve nothing.
@@ -162,14 +147,15 @@ class VolumeDirectory:
 
     @contextlib.contextmanager
     def _away(self, held: HeldVolume) -> Iterator[None]:
-        """Put a volume away meanwhile. It is opened again, whatever came of it, unless it is somewhere else by then."""
+        """Inside, nobody has the volume. It is opened again, whatever came of it, unless it is somewhere else by then."""
         directory = held.files.directory
         with self._lock:
             del self._volumes[directory.name]
         try:
-            close_volume(held.volume, held.epochs)
             yield
         finally:
+            # Who still has it from before begins nothing any more, also where it could not be put away in order.
+            held.epochs.abandon()
             if directory.exists():
                 self._open(directory)
 
@@ -300,7 +286,10 @@ class VolumeDirectory:
             if held is None:
                 return self._delete_broken(name)
             with self._away(held):
-                held.update(deleted=self._clock.now())
+                # There may be no room for that, and this is to make some. It is as after a crash then, and the bin sees when it came there.
+                with contextlib.suppress(OSError):
+                    close_volume(held.volume, held.epochs)
+                    held.update(deleted=self._clock.now())
                 return self.bin.put(held.files.directory, held.record.uuid[:8])
         finally:
             self._end(name)
@@ -376,6 +365,7 @@ class VolumeDirectory:
         try:
             before(name)
             with self._away(held):
+                close_volume(held.volume, held.epochs)
                 # Whatever comes of it: the record tells which size counts, and what is longer than that does no harm.
                 grow_volume(held.files, held.record, size)
         finally:

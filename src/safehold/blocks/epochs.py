@@ -206,6 +206,12 @@ class Epochs:
             self._put_away = False
             raise
 
+    def abandon(self) -> None:
+        """Return when nothing is under way; nothing is begun any more, ever. Also where it could not be put away."""
+        self._put_away = True
+        with self._folding, self._ending:
+            pass
+
     def drop(self, epoch: int) -> None:
         """Nothing is held for a sealed epoch any more, which has reached the vault, or never will; harmless where it is dropped already. OSError.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safehold.blocks.layout import VolumeFiles, VolumeRecord, read_record, sync_directory
+from safehold.blocks.names import DELETED
 from safehold.model.errors import FailedError
 
 __all__ = ["Deleted", "RecycleBin"]
@@ -43,7 +44,12 @@ class RecycleBin:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.place = root / "deleted"
+        self.place = root / DELETED
+
+    def make(self) -> Path:
+        """Have the bin there; returns where. It is made beforehand, as who deletes to make room may have none for that. OSError."""
+        self.place.mkdir(exist_ok=True, mode=0o700)
+        return self.place
 
     def entries(self) -> list[Deleted]:
         """What can be taken back, by name. One that is damaged is among them, and keeps nobody from the others."""
@@ -55,7 +61,7 @@ class RecycleBin:
 
     def put(self, directory: Path, token: str) -> Path:
         """Have a volume's directory in the bin, durably; returns where it lies. `token` tells it from others of its name. OSError."""
-        return self._move(directory, self._made() / f"{directory.name}.{token}")
+        return self._move(directory, self.make() / f"{directory.name}.{token}")
 
     def take(self, entry: Deleted) -> Path:
         """The directory of what is taken back, among the volumes again. OSError."""
@@ -63,7 +69,7 @@ class RecycleBin:
 
     def cast_out(self, directory: Path, name: str) -> None:
         """Have what was to be a volume of that name go for good: it never was one. OSError."""
-        self._move(directory, self._made() / f".{name}.{os.urandom(4).hex()}")
+        self._move(directory, self.make() / f".{name}.{os.urandom(4).hex()}")
 
     def expel(self, entry: Deleted) -> Deleted:
         """From here on it cannot be taken back. OSError."""
@@ -77,10 +83,6 @@ class RecycleBin:
     def destroy(self, entry: Deleted) -> None:
         """Give the space of what was expelled back. OSError; what is left then is `outgoing`."""
         shutil.rmtree(entry.place)
-
-    def _made(self) -> Path:
-        self.place.mkdir(exist_ok=True, mode=0o700)
-        return self.place
 
     def _move(self, old: Path, new: Path) -> Path:
         os.replace(old, new)

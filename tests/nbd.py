@@ -138,6 +138,12 @@ class MemoryExport:
         if what in self.broken:
             raise self.broken[what]
 
+    def read_ready(self, offset: int, buf: memoryview) -> bool:
+        if not self.ready(offset, len(buf)):
+            return False
+        self.read_into(offset, buf)
+        return True
+
     def ready(self, offset: int, length: int) -> bool:
         return offset + length <= self.far or self.arrived.is_set()
 

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from safehold.blocks.execution import Execution
+from safehold.blocks.execution import SHORT, Execution
+from safehold.blocks.negotiating import negotiate
 from safehold.blocks.slow_lane import Changing, SlowLane
 from safehold.model.progress import Progress
 from safehold.ports.export import ExportDirectory
 from safehold.wire import nbd_protocol as nbd
-from safehold.wire.nbd_handshake import Agreed, Handshake, HangUp
+from safehold.wire.nbd_handshake import Agreed, HangUp
 from safehold.wire.nbd_outlet import Outlet
 from safehold.wire.nbd_replies import Replies, room_for
 from safehold.wire.peer import peer_process
@@ -70,6 +71,7 @@ class Connection:
         nothing changes the export any more for clients that are gone. `refusal` says why this client gets no export at all, if it does not.
         """
         self._socket = client
+        self._outlet = Outlet(client)
         self._directory = directory
         self._patience = patience
         self._progress = progress
@@ -89,7 +91,7 @@ class Connection:
     def serve(self) -> None:
         """Return when the client has left, broken the protocol or been stopped, and nothing of it is under way."""
         try:
-            agreed = self._negotiate()
+            agreed = negotiate(self._socket, self._directory, self._patience, self.refusal)
             if agreed is None:
                 return
             self.export = agreed.name
@@ -111,11 +113,11 @@ class Connection:
         self._stopping = True
 
     def rest(self, deadline: float) -> None:
-        """Return when nothing is under way and what was answered is durable, after `hold`. A client that has not taken its replies by then
-        (time.monotonic) is cut off.
+        """Return when nothing is under way and what was answered is durable, after `hold`. A client that takes no replies is cut off from then on
+        (time.monotonic); one that waits for what it asked for is not.
         """
         while self._busy:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and self._outlet.stalled:
                 self.cut()
             time.sleep(_SOON)
         for lane in self._lanes:
@@ -151,48 +153,12 @@ class Connection:
         except OSError:
             pass
 
-    # -- negotiation -------------------------------------------------------------------------------------------------
-
-    def _negotiate(self) -> Agreed | None:
-        deadline = time.monotonic() + self._patience
-        talk = Handshake(self._directory, self.refusal)
-        try:
-            self._socket.settimeout(self._patience)
-            self._socket.sendall(talk.greeting)
-            talk.flags(self._receive(4, deadline))
-            while talk.agreed is None:
-                length = talk.header(self._receive(nbd.OPTION.size, deadline))
-                self._socket.sendall(talk.option(self._receive(length, deadline)))
-        except HangUp as reason:
-            if len(reason.args) > 1:
-                self._socket.sendall(reason.args[1])
-            return None
-        except OSError:
-            if talk.agreed is not None:
-                self._directory.release(talk.agreed.name)
-            return None
-        self._socket.settimeout(None)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNDERWAY)
-        return talk.agreed
-
-    def _receive(self, length: int, deadline: float) -> bytes:
-        data = b""
-        while len(data) < length:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise HangUp("a client that negotiates for too long")
-            self._socket.settimeout(left)
-            got = self._socket.recv(length - len(data))
-            if not got:
-                raise HangUp("the client left")
-            data += got
-        return data
-
     # -- transmission ------------------------------------------------------------------------------------------------
 
     def _transmit(self, agreed: Agreed) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNDERWAY)
         execution = Execution(agreed.export, agreed.name, agreed.context, self._progress)
-        outlet = Outlet(self._socket)
+        outlet = self._outlet
         replies = Replies(outlet, agreed.structured)
         durable, far, wide = (
             SlowLane(threads, outlet, agreed.structured, self.cut) for threads in (_DURABLE, _FAR, _WIDE)
@@ -226,6 +192,7 @@ class Connection:
     def _loop(self, agreed: Agreed, execution: Execution, replies: Replies) -> None:
         """Receive, carry out all that has come whole, send the replies together, and only then wait for more."""
         ready, refusal, read, write = agreed.export.ready, execution.refusal, execution.read, execution.write
+        read_short, size = execution.read_short, agreed.export.size
         part = agreed.export.block_size - 1
         durable, far, wide = self._lanes
         changing, now = self._changing, time.monotonic
@@ -256,6 +223,11 @@ class Connection:
                 if self._stopping:
                     self._park(replies)
                     return
+                # What most requests are, by the shortest way: all that follows would come to the same.
+                if command == nbd.CMD_READ and not flags and 0 < length < SHORT and offset + length <= size:
+                    if not read_short(cookie, offset, length, replies):
+                        far.add(replies, self._late_read(execution, flags, cookie, offset, length))
+                    continue
                 error = refusal(flags, command, offset, length)
                 if error:
                     if command == nbd.CMD_READ or command == nbd.CMD_BLOCK_STATUS:

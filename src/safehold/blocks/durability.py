@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,19 @@ from safehold.blocks.maps import Maps
 from safehold.blocks.summary import everything
 from safehold.blocks.troubles import Doing, Told, Troubles
 
-__all__ = ["Durability"]
+__all__ = ["Durability", "unbound"]
+
+
+def unbound(lose: Callable[[OSError], None]) -> Callable[[OSError], None]:
+    """A method, without referring to its object: in a circle nothing is closed before the garbage collector comes along."""
+    method = weakref.WeakMethod(lose)
+
+    def call(error: OSError) -> None:
+        there = method()
+        if there is not None:
+            there(error)
+
+    return call
 
 
 class Durability:
@@ -69,6 +82,16 @@ class Durability:
         if self._troubles.now:
             self._troubles.passed(Doing.FLUSHING)
 
+    def prove(self) -> None:
+        """Have the disk take the content, whatever is not in the log yet. OSError as for `failing`."""
+        with self._flushing, self.failing():
+            self._sync()
+
+    def _sync(self) -> None:
+        self._data.sync()
+        for overlay in self._gate.phase.overlays:
+            overlay.file.sync()
+
     def _make_durable(self) -> None:
         if self._lost:
             raise Told(errno.EROFS, os.strerror(errno.EROFS))
@@ -78,9 +101,7 @@ class Durability:
         # Only what was there before the data is synced: its data is in the page cache by now.
         changes = [self.changes.popleft() for _ in range(len(self.changes))]
         with self.failing():
-            self._data.sync()
-            for overlay in self._gate.phase.overlays:
-                overlay.file.sync()
+            self._sync()
             if fresh is not None and fresh.take_over(self._log.path, changes):
                 self._log = fresh
             else:

@@ -11,9 +11,9 @@ from safehold.ports.export import Export
 from safehold.wire import nbd_protocol as nbd
 from safehold.wire.nbd_replies import CAPACITY, Replies, error_on_the_wire
 
-__all__ = ["Execution"]
+__all__ = ["SHORT", "Execution"]
 
-_WORTH_HOLES = 64 * 1024
+SHORT = 64 * 1024
 """Reads shorter than this many bytes are answered with data alone: asking for holes costs more than sending zeros."""
 _WORTH_PASSING_ON = 64 * 1024
 """From this many bytes on, having the kernel send a file's pages costs less than copying them."""
@@ -45,6 +45,7 @@ class Execution:
         self._context = context
         self._progress = progress
         self._size = export.size
+        self._read_ready = export.read_ready
 
     def refusal(self, flags: int, command: int, offset: int, length: int) -> int:
         """The protocol's error number of a request that cannot be carried out by what it says; 0 where it can."""
@@ -72,7 +73,7 @@ class Execution:
         """Answer a read that was not refused."""
         if not length:
             replies.nothing(cookie)
-        elif length < _WORTH_HOLES:
+        elif length < SHORT:
             self._read_piece(cookie, offset, length, _DONE, replies)
         elif not replies.structured or flags & nbd.CMD_FLAG_DF:
             if length <= replies.capacity:
@@ -89,6 +90,21 @@ class Execution:
                     replies.failed(cookie, whole.failure)
         else:
             self._read_runs(cookie, offset, length, replies)
+
+    def read_short(self, cookie: int, offset: int, length: int, replies: Replies) -> bool:
+        """Answer a read of less than SHORT bytes, none of them beyond the end, without flags; False, and no answer, where that may have to wait for
+        more than local disks.
+        """
+        view = replies.data(cookie, offset, length, _DONE)
+        try:
+            if self._read_ready(offset, view):
+                return True
+        except Exception as error:
+            replies.withdraw()
+            replies.failed(cookie, self._seen(error))
+            return True
+        replies.withdraw()
+        return False
 
     def _read_piece(self, cookie: int, offset: int, length: int, flags: int, replies: Replies) -> bool:
         """True where it went well; otherwise the reply has ended with an error."""

@@ -106,6 +106,13 @@ class DataFile:
                     self._past_cache = self.descriptor
             return self._past_cache
 
+    def put(self, offset: int, length: int, data: memoryview | None) -> None:
+        """`write` the `data` that are this long, or `zero` where there are none. OSError."""
+        if data is None:
+            self.zero(offset, length)
+        else:
+            self.write(offset, data)
+
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, as a hole where the file system can. OSError."""
         if not self.punches or not _punched(self.descriptor, offset, length):

@@ -145,8 +145,8 @@ class NbdServer:
         self._listener.close()
 
     def rest(self, grace: float = 10.0) -> None:
-        """Return when nothing is under way and what was answered is durable, after `hold`. A client that has not taken its replies after `grace`
-        seconds is cut off.
+        """Return when nothing is under way and what was answered is durable, after `hold`. A client that takes no replies is cut off after
+        `grace` seconds.
         """
         deadline = time.monotonic() + grace
         with self._lock:

@@ -13,6 +13,8 @@ from safehold.wire.nbd_replies import CAPACITY, Replies
 
 __all__ = ["Changing", "SlowLane"]
 
+_LOOK = 0.1
+"""Seconds until it looks again at what it waits for."""
 _WAITING = 128
 """Requests in one lane that are under way or wait for a thread; with more, the connection's next requests wait too. The kernel's driver never has
 more on one connection.
@@ -48,13 +50,13 @@ class SlowLane:
             self._places.release()
 
     def drain(self, deadline: float) -> None:
-        """Return when nothing is under way. The caller sees that nothing is added meanwhile. A client that has not taken its replies by then
-        (time.monotonic) is cut off.
+        """Return when nothing is under way. The caller sees that nothing is added meanwhile. A client that takes no replies is cut off from then
+        on (time.monotonic); one that waits for what it asked for is not.
         """
         for _ in range(_WAITING):
-            if not self._places.acquire(timeout=max(deadline - time.monotonic(), 0)):
-                self._cut()
-                self._places.acquire()
+            while not self._places.acquire(timeout=_LOOK):
+                if time.monotonic() > deadline and self._outlet.stalled:
+                    self._cut()
         for _ in range(_WAITING):
             self._places.release()
 

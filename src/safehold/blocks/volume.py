@@ -7,11 +7,10 @@ import errno
 import itertools
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 
 from safehold.blocks.checkpoint import Change, ChangeKind, CheckpointLog
-from safehold.blocks.durability import Durability
+from safehold.blocks.durability import Durability, unbound
 from safehold.blocks.layers import MISSING, PARTIAL, PRESENT, REGION, DataFile, Gate, Overlay, Phase
 from safehold.blocks.layout import SECTOR
 from safehold.blocks.maps import Maps, runs_of
@@ -53,7 +52,7 @@ class LiveVolume:
         self.fetch: Callable[[int], None] | None = None
         """Makes a missing block present by calling `fill`; DamageError or OSError where it cannot."""
         self._report, self._fail = report, fail
-        self._durability = Durability(data, maps, self.gate, log, self.troubles, _unbound(self))
+        self._durability = Durability(data, maps, self.gate, log, self.troubles, unbound(self._lose))
         self.settled, self._changes = self._durability.settled, self._durability.changes
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
@@ -73,6 +72,25 @@ class LiveVolume:
             raise
         if self.troubles.now:
             self.troubles.passed(Doing.READING)
+
+    def read_ready(self, offset: int, buf: memoryview) -> bool:
+        """See `ports.export.Export`."""
+        first, length = offset // self.block, len(buf)
+        if first == (offset + length - 1) // self.block and self._states[first] == PRESENT and not self.troubles.now:
+            for overlay in self.gate.phase.overlays:
+                if overlay.touched[first]:
+                    break
+            else:
+                try:
+                    self.data.read_into(offset, buf)
+                except OSError as error:
+                    self.troubles.met(Doing.READING, error)
+                    raise
+                return True
+        elif not self.ready(offset, length):
+            return False
+        self.read_into(offset, buf)
+        return True
 
     def ready(self, offset: int, length: int) -> bool:
         """See `ports.export.Export`."""
@@ -243,10 +261,7 @@ class LiveVolume:
             phase.writers += 1
         try:
             if phase.plain and self.here(first, last):
-                if data is None:
-                    self.data.zero(offset, length)
-                else:
-                    self.data.write(offset, data)
+                self.data.put(offset, length, data)
                 return
             for block in range(first, last + 1):
                 start = max(offset, block * self.block)
@@ -273,11 +288,11 @@ class LiveVolume:
                 overlay = phase.overlay
                 if ragged:
                     start, stop, data = self._whole(phase, block, start, stop, data)
-                _put(overlay.file, start, stop - start, data)
+                overlay.file.put(start, stop - start, data)
                 overlay.take(block, low, high)
                 self._changes.append(Change(ChangeKind.OVERLAY, overlay.epoch, low, high - low, 1))
                 return
-            _put(self.data, start, stop - start, data)
+            self.data.put(start, stop - start, data)
             if self.maps.states.cells[block] != PRESENT:
                 self.written(block, low, high)
 
@@ -316,6 +331,10 @@ class LiveVolume:
         """See `ports.export.Export`. After a failure the volume is read-only: the kernel has forgotten what it could not write."""
         self._check_writable()
         self._durability.flush()
+
+    def prove(self) -> None:
+        """Have the disk take what was written, and say so. OSError where it does not: the volume is read-only then."""
+        self._durability.prove()
 
     def failing(self) -> contextlib.AbstractContextManager[None]:
         """An OSError in here means that something written before is lost: from then on nothing is written to the volume any more."""
@@ -367,22 +386,3 @@ class LiveVolume:
         except OSError as error:
             self.troubles.met(Doing.READING, error)
             raise
-
-
-def _unbound(volume: LiveVolume) -> Callable[[OSError], None]:
-    """What has the volume lose something, without referring to it: in a circle nothing is closed before the garbage collector comes along."""
-    mine = weakref.ref(volume)
-
-    def lose(error: OSError) -> None:
-        there = mine()
-        if there is not None:
-            there._lose(error)
-
-    return lose
-
-
-def _put(file: DataFile, offset: int, length: int, data: memoryview | None) -> None:
-    if data is None:
-        file.zero(offset, length)
-    else:
-        file.write(offset, data)

@@ -54,6 +54,12 @@ class Export(Protocol):
         """Fill all of `buf`."""
         ...
 
+    def read_ready(self, offset: int, buf: memoryview) -> bool:
+        """`read_into` where the range is `ready`: in one call, as most requests are short reads. False where it is not; what is in `buf` means
+        nothing then.
+        """
+        ...
+
     def lies(self, offset: int, length: int) -> tuple[OpenFile, int] | None:
         """A file that has the range, all of it, and from which of its bytes on; None where it is not in one file, or not for sure.
         Zeros are what lies beyond the file's end. The file may be read for as long as the answer is kept: changes that are made after this

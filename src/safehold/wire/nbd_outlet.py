@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import math
 import os
 import socket
 import threading
+import time
+from collections.abc import Iterator
 
 from safehold.ports.export import OpenFile
 
 __all__ = ["Outlet"]
 
 _PIECE = 256 * 1024
+_TAKES_NOTHING = 1.0
+"""Seconds after which a client that has not taken what is sent to it is thought to take nothing any more."""
 _ZEROS = memoryview(bytes(_PIECE))
 
 
@@ -21,10 +27,25 @@ class Outlet:
     def __init__(self, client: socket.socket) -> None:
         self._socket = client
         self._sending = threading.Lock()
+        self._began = math.inf
+
+    @property
+    def stalled(self) -> bool:
+        """True where something has been being sent for so long that the client seems to take nothing."""
+        return time.monotonic() - self._began > _TAKES_NOTHING
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._sending:
+            self._began = time.monotonic()
+            try:
+                yield
+            finally:
+                self._began = math.inf
 
     def send(self, data: memoryview) -> None:
         """Send all of `data`, which belongs to the caller again afterwards."""
-        with self._sending:
+        with self._turn():
             self._socket.sendall(data)
 
     def send_file(self, head: memoryview, file: OpenFile, offset: int, length: int) -> int:
@@ -34,7 +55,7 @@ class Outlet:
         later than a read would, and still before its request is answered. Returns 0, or the errno of a file that could not
         be read; zeros took the place of what was missing then.
         """
-        with self._sending:
+        with self._turn():
             self._socket.sendall(head)
             sent = self._pass_on(file, offset, length)
             if sent < length:

@@ -59,6 +59,7 @@ class Replies:
         self.capacity = capacity
         self._outlet = outlet
         self._view = room_for(capacity + _OVERHEAD)
+        self._most = len(self._view)
         self._used = 0
         self._before = 0
         self.failure = 0
@@ -79,7 +80,7 @@ class Replies:
         return Replies(self._outlet, self.structured, capacity)
 
     def _room(self, length: int) -> int:
-        if self._used + length > len(self._view) or self._used >= _ENOUGH:
+        if self._used + length > self._most or self._used >= _ENOUGH:
             self.flush()
         return self._used
 
@@ -91,12 +92,14 @@ class Replies:
 
     def data(self, cookie: int, offset: int, length: int, flags: int) -> memoryview:
         """The place for `length` bytes (at most `capacity`) read at byte `offset`; `flags` is REPLY_FLAG_DONE in the last."""
+        at = self._used
+        if at + length + _DATA_HEADER > self._most or at >= _ENOUGH:
+            self.flush()
+            at = 0
         if self.structured:
-            at = self._room(length + _DATA_HEADER)
             _pack_data(self._view, at, nbd.STRUCTURED_REPLY_MAGIC, flags, 1, cookie, length + 8, offset)
             start = at + _DATA_HEADER
         else:
-            at = self._room(length + _SIMPLE_HEADER)
             _pack_simple(self._view, at, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
             start = at + _SIMPLE_HEADER
         self._before = at

@@ -593,6 +593,38 @@ def test_a_client_that_takes_no_replies_is_cut_off(tmp_path: Path, export: Memor
         export.arrived.set()
         client.receive(1)
         server.stop(grace=0.2)
+        taken = 0
+        while part := client.socket.recv(1 << 20):
+            taken += len(part)
+        assert taken < 20 << 20
+
+
+@pytest.mark.parametrize("command", [nbd.CMD_FLUSH, nbd.CMD_READ])
+def test_a_client_that_waits_longer_than_that_is_not(tmp_path: Path, export: MemoryExport, command: int) -> None:
+    """Its replies are late because what it asked for takes its time."""
+    begun, over = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        begun.set()
+        assert over.wait(20)
+
+    export.flush = slow  # type: ignore[method-assign]
+    if command == nbd.CMD_READ:
+        export.far, export.arrived = 0, over
+        begun = export.asked
+    server = NbdServer(str(tmp_path / "s"), FixedDirectory({"disk": export}))
+    with RawClient(server.path) as client:
+        client.settle()
+        client.send(request(command, 1, 0, 4096 if command == nbd.CMD_READ else 0))
+        assert begun.wait(20)
+        stopping = threading.Thread(target=server.stop, args=(0.1,))
+        stopping.start()
+        time.sleep(1.5)
+        assert stopping.is_alive()
+        over.set()
+        answered = client.chunk().cookie if command == nbd.CMD_READ else client.simple()[0]
+        assert answered == 1
+        stopping.join()
 
 
 def test_one_client_too_many(tmp_path: Path, directory: FixedDirectory) -> None:

@@ -6,6 +6,8 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,9 @@ from safehold.blocks.layers import DataFile
 from safehold.blocks.layout import SnapshotState
 from safehold.blocks.maps import BlockMap
 from safehold.blocks.volume import LiveVolume
+from safehold.recovery.hydration import Hydrator
 from tests.contents import equal
-from tests.sites import SIZE, Site, content, until
+from tests.sites import SIZE, UNIT, Site, content, until
 
 PAGE = 4096
 
@@ -123,24 +126,87 @@ def test_the_changes_of_a_seal_that_could_not_be_taken_back_are_in_the_next(
     until(lambda: not held.epochs.open)
 
 
-def test_the_changes_of_a_snapshot_whose_map_is_gone_are_in_the_next(site: Site) -> None:
+@pytest.mark.parametrize("lost", ["the first's", "the second's"])
+@pytest.mark.parametrize("how", [lambda path: path.unlink(), lambda path: os.truncate(path, 3)], ids=["gone", "cut"])
+def test_the_changes_of_a_snapshot_whose_map_is_gone_are_in_the_next(
+    site: Site, lost: str, how: Callable[[Path], None]
+) -> None:
+    """One that rests on it is none either: what was written since is beside nothing that no map names."""
     held = site.service.create("data", SIZE, "vault")
     site.write(held, 3)
     site.finish(site.snapshot("data"))
     site.down("put")
     held.volume.write(0, memoryview(b"A" * PAGE))
-    first = site.snapshot("data")
+    earlier, first = content(held), site.snapshot("data")
     held.volume.write(SIZE // 2, memoryview(b"B" * PAGE))
-    was, second = content(held), site.snapshot("data")
+    second = site.snapshot("data")
+    held.volume.write(8 * UNIT, memoryview(b"C" * PAGE))
     until(lambda: site.state(first).durable and site.state(second).durable)
-    files = held.files
+    files, was = held.files, content(held)
     del held
     site.service.stop()
-    files.dirty(first.epoch).unlink()
+    how(files.dirty(first.epoch if lost == "the first's" else second.epoch))
     site.up()
     site.service = site.begin()
-    assert site.finish(first).state is SnapshotState.FAILED
-    equal(site.point(site.finish(second).point, "data"), was)
+    done = site.finish(first)
+    if lost == "the first's":
+        assert done.state is SnapshotState.FAILED
+    else:
+        equal(site.point(done.point, "data"), earlier)
+    assert site.finish(second).state is SnapshotState.FAILED
+    equal(site.point(site.finish(site.snapshot("data")).point, "data"), was)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_was_filled_in_when_the_disk_failed_is_not_sent(
+    site: Site, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """The map says that the rest of a block is here, and the disk has not got it: whether a flush has told before it is sent, or nobody has."""
+    origin, was = site.made()
+    page = next(at for at in range(0, SIZE, PAGE) if any(was[at : at + PAGE]))
+    other = page + PAGE if (page + PAGE) // UNIT == page // UNIT else page - PAGE
+    site.down("read", "packs/")
+    held = site.service.create("two", 0, "vault", origin)
+    held.volume.write(other, memoryview(b"A" * PAGE))
+    data, sync = held.volume.data, DataFile.sync
+    pending = site.snapshot("two")
+    until(lambda: site.state(pending).durable)
+    site.down("put")
+    lost = []
+
+    def synced(self: DataFile) -> None:
+        if self is data and lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(self)
+
+    monkeypatch.setattr(DataFile, "sync", synced)
+    present, fill = LiveVolume._present, threading.Event()
+
+    def filled(self: LiveVolume, first: int, end: int) -> None:
+        present(self, first, end)
+        if first <= page // UNIT < end:
+            # As after a write-back that failed: the page is thrown out, and the disk has something else there.
+            os.pwrite(data.descriptor, bytes(PAGE), page)
+            lost.append(first)
+            fill.set()
+
+    monkeypatch.setattr(LiveVolume, "_present", filled)
+    if not told:
+        # It is never let go of: hydration would flush first.
+        monkeypatch.setattr(Hydrator, "_finish", lambda self: None)
+    site.store.faults.clear()
+    away = site.down("put")
+    assert fill.wait(20)
+    if told:
+        with pytest.raises(OSError, match="Input/output"):
+            held.volume.flush()
+    del away
+    site.up()
+    done = site.finish(pending)
+    assert (done.state, done.problem) == (
+        SnapshotState.FAILED,
+        "the disk below failed to write before the snapshot was on it",
+    )
 
 
 @pytest.mark.parametrize("kind", ["the data", "an overlay's map"])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from safehold.blocks import opening
+from safehold.blocks import growing, opening
 from safehold.blocks.epochs import seal_together
+from safehold.blocks.growing import grow_volume
 from safehold.blocks.layout import VolumeFiles, VolumeRecord
-from safehold.blocks.opening import close_volume, create_volume, grow_volume, open_volume
+from safehold.blocks.opening import close_volume, create_volume, open_volume
 
 BLOCK = 64 * 1024
 RECORD = VolumeRecord("v", "v", 4 * BLOCK, BLOCK, "vault", 0.0)
@@ -45,7 +46,7 @@ def test_a_larger_volume_has_its_length_before_its_record(directory: Path, monke
     def write_record(files: VolumeFiles, record: VolumeRecord) -> None:
         lengths.append({path.name: path.stat().st_size for path in files.directory.iterdir()})
 
-    monkeypatch.setattr(opening, "write_record", write_record)
+    monkeypatch.setattr(growing, "write_record", write_record)
     before = {path.name: path.stat().st_size for path in directory.iterdir()}
     grow_volume(VolumeFiles(directory), RECORD, 64 * BLOCK)
     grown = {name: length for name, length in lengths[0].items() if length != before[name]}

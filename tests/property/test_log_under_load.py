@@ -15,10 +15,11 @@ import pytest
 
 from safehold.blocks import checkpoint, durability, summary
 from safehold.blocks.epochs import LiveHeader, seal_together
+from safehold.blocks.growing import grow_volume
 from safehold.blocks.layers import Phase
 from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, read_record
 from safehold.blocks.maps import Maps
-from safehold.blocks.opening import close_volume, create_volume, grow_volume, open_volume
+from safehold.blocks.opening import close_volume, create_volume, open_volume
 from safehold.blocks.volume import LiveVolume
 from tests.contents import equal
 

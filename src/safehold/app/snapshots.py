@@ -138,17 +138,16 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     """Make the recovery point of one instant, unless an earlier attempt has, of which nobody was told. FailedError where a snapshot can never
     become one (it is marked so, and the next one compares everything); other errors leave it pending.
     """
-    for held, snapshot in group:
-        held.demand_pending(snapshot.id)
-    here = _here(vault)
     came_of = _came_to_be(vault, group)
     if came_of is not None:
         return came_of
+    for held, snapshot in group:
+        held.demand_pending(snapshot.id)
     rest = set(group[0][1].group) - {held.name for held, _ in group}
     if rest:
-        _fail(group, f"{', '.join(sorted(rest))} lost its part of it", compare=False)
+        _fail(group, f"{', '.join(sorted(rest))} has no part of it any more, and its point is not there", compare=False)
     _forget(group)
-    known = set()
+    here, known = _here(vault), set()
     for held, snapshot in group:
         lineage = held.record.lineage
         if lineage is None:
@@ -168,7 +167,7 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     def beforehand(name: str, outcomes: Sequence[BackupOutcome]) -> None:
         # All of it was read by now, and may have been read after something was lost.
         for held, mine in group:
-            held.demand_pending(mine.id)
+            held.demand_read(mine.id)
         attempts.append(name)
         # Where there is no room for it: two points of one instant, should nobody be told of the first, are better than none.
         with contextlib.suppress(OSError):

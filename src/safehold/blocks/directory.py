@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import msgspec
 
+from safehold.blocks.growing import grow_volume
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, VolumeFiles, VolumeRecord, read_record, write_record
 from safehold.blocks.names import LOCK, check_name
-from safehold.blocks.opening import close_volume, create_volume, grow_volume, unfinished
+from safehold.blocks.opening import close_volume, create_volume, unfinished
 from safehold.blocks.recycle_bin import RecycleBin
 from safehold.blocks.sealing import seal_volumes
 from safehold.model.clock import Clock
@@ -71,7 +72,7 @@ class VolumeDirectory:
         try:
             held = HeldVolume(directory, self._boot, self._log)
         except FailedError as error:
-            problem = error
+            problem = _afresh(error)
         except OSError as error:
             problem = FailedError(
                 f"the volume cannot be opened ({error.strerror})",
@@ -213,7 +214,7 @@ class VolumeDirectory:
         with self._lock:
             self._demand_idle(name)
             if name in self._broken:
-                raise self._broken[name]
+                raise _afresh(self._broken[name])
             if name not in self._volumes:
                 there = ", ".join(sorted(self._volumes)) or "none yet: safehold volume create NAME --size 10G"
                 raise UsageError("no such volume", on=name, remedy=f"there are {there}")
@@ -290,6 +291,7 @@ class VolumeDirectory:
                 with contextlib.suppress(OSError):
                     close_volume(held.volume, held.epochs)
                     held.update(deleted=self._clock.now())
+                held.epochs.abandon()
                 return self.bin.put(held.files.directory, held.record.uuid[:8])
         finally:
             self._end(name)
@@ -340,7 +342,9 @@ class VolumeDirectory:
                     on=name,
                     remedy=f"mend that and restart the service, or put it back: safehold volume delete {name}",
                 )
-            held.update(deleted=0.0)
+            # Without room for it: the bin goes by when a volume came there, should that be later.
+            with contextlib.suppress(OSError):
+                held.update(deleted=0.0)
             return held
         finally:
             self._end(name)
@@ -388,3 +392,8 @@ class VolumeDirectory:
         """Seal volumes at one instant; see `seal_volumes`."""
         with self._lock:
             return seal_volumes([self.get(name) for name in names], describe)
+
+
+def _afresh(error: FailedError) -> FailedError:
+    """The same error without where it was raised: that has hold of what was being opened, whose files would stay open while the error is kept."""
+    return type(error)(error.what, on=error.on, remedy=error.remedy)

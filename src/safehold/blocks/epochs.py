@@ -237,22 +237,11 @@ class Epochs:
         with self._at_work(self._ending):
             if epoch not in self._sealed:
                 return
-            later = self._after(epoch)
+            with self.volume.gate.lock:
+                later = next((self._sealed[one] for one in self._sealed if one > epoch), self.volume.gate.phase.dirty)
             for start, end in self._sealed[epoch].runs():
                 later.fill(start, end, 1)
             self._sync(later)
-
-    def pass_on_all(self, epoch: int) -> None:
-        """What an epoch changed whose map is gone is not known: everything counts as changed in the one after it, durably. OSError."""
-        with self._at_work(self._ending):
-            later = self._after(epoch)
-            later.fill(0, later.length, 1)
-            self._sync(later)
-
-    def _after(self, epoch: int) -> BlockMap:
-        """The map of changes of the epoch that follows, sealed or current."""
-        with self.volume.gate.lock:
-            return next((self._sealed[one] for one in self._sealed if one > epoch), self.volume.gate.phase.dirty)
 
     def _sync(self, dirty: BlockMap) -> None:
         with self.volume.failing():

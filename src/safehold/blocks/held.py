@@ -30,7 +30,8 @@ from safehold.model.quiet import Quieted
 
 __all__ = ["HeldVolume"]
 
-_WENT_DOWN = "the machine went down before the snapshot was on its disk; take another"
+_GONE = "which blocks it changed is not known any more (the machine went down before that was on its disk, or the file is damaged); take another"
+_RESTED = "it rests on the snapshot before it, which is lost; take another"
 _NOT_WRITTEN = "the disk below failed to write before the snapshot was on it"
 _KEPT_SNAPSHOTS = 100
 """Finished snapshots that a record remembers; the vault has their points."""
@@ -141,13 +142,14 @@ class HeldVolume:
 
     def _reconcile(self) -> None:
         """Bring snapshots and epochs together after whatever came between."""
-        pending = {one.epoch: one for one in self.record.pending}
-        for one in pending.values():
-            if one.epoch not in self.epochs.open:
-                if not self.volume.read_only:
-                    self.epochs.pass_on_all(one.epoch)
-                self.fail_snapshot(one, _WENT_DOWN, compare=False)
-            elif self._unwritten(one):
+        there, pending = self.epochs.open, self.record.pending
+        lost = next((at for at, one in enumerate(pending) if one.epoch not in there), len(pending))
+        # From the last to the first: should this end halfway, the next start still finds the one that the others rest on.
+        for one in reversed(pending[lost:]):
+            self.fail_snapshot(one, _RESTED if one.epoch in there else _GONE, compare=False)
+        for one in pending[:lost]:
+            # Where it may be a point already, the vault is asked first.
+            if not one.attempt and self._unwritten(one):
                 self.fail_snapshot(one, _NOT_WRITTEN, compare=False)
         if not self.volume.read_only:
             self.end_nobodys()
@@ -168,8 +170,21 @@ class HeldVolume:
             self.epochs.drop(epoch)
 
     def _unwritten(self, snapshot: Snapshot) -> bool:
-        """True where the disk below may not have what the maps say that it has of a pending snapshot."""
-        return self.volume.read_only and (not snapshot.durable or self.epochs.header.moving)
+        """True where the disk below may not have what the maps say that it has of a pending snapshot: what it was sealed with, what was moved
+        to where it is since, or what was filled in since.
+        """
+        moved = self.epochs.header.moving or bool(self.record.pin)
+        return self.volume.read_only and (not snapshot.durable or moved)
+
+    def demand_read(self, identity: str) -> None:
+        """As `demand_pending`, once all of a snapshot was read: what was moved or filled in since it was sealed was read from the page cache, or from
+        where the disk should have it and has not, of which only a flush tells.
+        """
+        if not self.volume.read_only and (self.epochs.header.moving or self.record.pin):
+            # It is read-only then, which is looked at next.
+            with contextlib.suppress(OSError):
+                self.volume.prove()
+        self.demand_pending(identity)
 
     def demand_pending(self, identity: str) -> None:
         """FailedError where a snapshot is pending no more, or can be no point any more, which is on record then: somebody is about to send it."""
@@ -189,7 +204,8 @@ class HeldVolume:
         try:
             self.epochs.settle(snapshot.epoch)
         except OSError:
-            if self.volume.read_only:
+            # Where it may be a point already, the vault is asked first.
+            if self.volume.read_only and not snapshot.attempt:
                 self.fail_snapshot(snapshot, _NOT_WRITTEN, compare=False)
             raise
         with self._changing:
@@ -227,9 +243,11 @@ class HeldVolume:
         self.change_snapshot(identity, attempt=attempt)
 
     def complete_snapshot(self, identity: str, lineage: Lineage, *, read: int, stored: int) -> None:
-        """The oldest pending snapshot has become the point of that lineage. OSError; what is left is done by another call then."""
+        """The oldest pending snapshot has become the point of that lineage; harmless where it has failed meanwhile. OSError; what is left is done
+        by another call then.
+        """
         snapshot = next((one for one in self.record.snapshots if one.id == identity), None)
-        if snapshot is None:
+        if snapshot is None or snapshot.state is SnapshotState.FAILED:
             return
         if snapshot.state is SnapshotState.PENDING:
             self.ids.keep(lineage.point)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from safehold.blocks.checkpoint import ChangeKind, CheckpointLog
 from safehold.blocks.epochs import Epochs, LiveHeader, Prepared
@@ -20,7 +18,7 @@ from safehold.blocks.summary import block_states, everything
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
 
-__all__ = ["Opened", "close_volume", "create_volume", "grow_volume", "open_volume", "unfinished"]
+__all__ = ["Opened", "close_volume", "create_volume", "open_volume", "unfinished"]
 
 
 _LOST = "the disk below failed to write, so what the volume has may not be what was written: it is read-only"
@@ -29,14 +27,11 @@ _COMPARES = "the next snapshot compares everything"
 
 @dataclass(frozen=True)
 class Opened:
-    """An open volume. `suspect` says why the map of changes cannot be believed, or nothing; `lost` are the epochs that were sealed and did not
-    survive a power loss.
-    """
+    """An open volume. `suspect` says why the map of changes cannot be believed, or nothing."""
 
     volume: LiveVolume
     epochs: Epochs
     suspect: str
-    lost: frozenset[int]
 
 
 def unfinished(directory: Path) -> Path:
@@ -93,7 +88,8 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
     After a crash on the same boot (or an orderly end) the maps are believed: the page cache outlives the process. After a
     power loss, and where the maps of what is there are missing, short or unreadable, they are made anew from the checkpoint, everything counts as
     changed, and sealed epochs that had not been made durable are lost as such (their writes are not). Where a map of changes is,
-    everything counts as changed. A volume that its disk has failed is read-only.
+    everything counts as changed, and a sealed epoch whose it was is lost: what was written since is not beside what it did not name.
+    A volume that its disk has failed is read-only.
     """
     files = VolumeFiles(directory)
     try:
@@ -105,7 +101,12 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
         clean, current, last_boot = header.read()
         if not current or not (clean or last_boot == boot):
             return _rebuilding(
-                files, record, header, boot, report, "this machine went down without putting the volume away"
+                files,
+                record,
+                header,
+                boot,
+                report,
+                "this machine went down without putting the volume away" if last_boot else "its maps were half made",
             )
         lost = _lost_states(files, record)
         if lost:
@@ -148,46 +149,6 @@ def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
         epochs.header.put_away()
 
 
-def grow_volume(files: VolumeFiles, record: VolumeRecord, size: int) -> None:
-    """Make the files of a volume that was put away fit a larger size; what is added is zeros, present and changed. FailedError."""
-    grown = msgspec.structs.replace(record, size=size)
-    clean, epoch, _ = LiveHeader(files.live).read()
-    if not clean:
-        raise FailedError(
-            "the volume was not put away in order", on=record.name, remedy="start the service and try again"
-        )
-    sparse = [(files.data, grown.blocks * grown.block), (files.sectors, grown.sectors)]
-    for one in files.epochs("ov"):
-        sparse += [(files.overlay(one), grown.blocks * grown.block), (files.overlay_sectors(one), grown.sectors)]
-    try:
-        for path, length in sparse:
-            _lengthen(path, length)
-        for path in (files.states, *(files.dirty(one) for one in files.epochs("dirty"))):
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, grown.blocks)
-                os.fsync(file.fileno())
-        # The block that was last may have been short: what lies behind its old end is part of the volume from here on.
-        states, dirty = BlockMap(files.states, grown.blocks), BlockMap(files.dirty(epoch), grown.blocks)
-        states.fill(record.blocks, grown.blocks, PRESENT)
-        dirty.fill(max(record.blocks - 1, 0), grown.blocks, 1)
-        states.sync()
-        dirty.sync()
-        write_record(files, grown)
-    except OSError as error:
-        raise FailedError(
-            f"the volume cannot be resized ({error.strerror})",
-            on=f"{record.name}, in {files.directory}",
-            remedy=f"see that its disk has room for files of that size: df -h {files.directory}; the volume is as it was",
-        ) from error
-
-
-def _lengthen(path: Path, length: int) -> None:
-    """Durably: the record that asks for the length is durable too, and a map that is short of it is taken for damaged."""
-    with open(path, "r+b") as file:
-        os.truncate(file.fileno(), length)
-        os.fsync(file.fileno())
-
-
 def _trusting(
     files: VolumeFiles,
     record: VolumeRecord,
@@ -213,9 +174,15 @@ def _trusting(
     )
     there = {*files.epochs("dirty"), *(one.epoch for one in record.pending), current}
     lost = [epoch for epoch in sorted(there) if not is_sound(files.dirty(epoch), record.blocks)]
-    # A snapshot whose map is missing is none: an opening after a power loss that was cut short may have dropped it already.
-    sealed = {epoch: _dirty(files, record, epoch) for epoch in files.epochs("dirty") if epoch < current}
-    phase = Phase(current, _dirty(files, record, current), tuple(sealed.values()), overlays)
+    dirty = _dirty(files, record, current)
+    if not header.failed:
+        _forget(files, dirty, [epoch for epoch in lost if epoch != current])
+    sealed = {
+        epoch: BlockMap(files.dirty(epoch), record.blocks)
+        for epoch in files.epochs("dirty")
+        if epoch < current and epoch not in lost
+    }
+    phase = Phase(current, dirty, tuple(sealed.values()), overlays)
     data = DataFile(files.data)
     if header.failed or files.checkpoint.exists():
         # It says what was flushed, which is as much as is promised, and the first flush begins another. To wait for the disk here would keep
@@ -228,14 +195,22 @@ def _trusting(
     opened = _assemble(files, record, header, data, maps, phase, sealed, log, settled, report)
     header.write(clean=False, epoch=current, boot=boot)
     suspect = f"the map of changes was damaged ({files.dirty(lost[0]).name}): {_COMPARES}" if lost else ""
-    return Opened(*opened, _LOST if header.failed else suspect, frozenset())
+    return Opened(*opened, _LOST if header.failed else suspect)
+
+
+def _forget(files: VolumeFiles, current: BlockMap, lost: Sequence[int]) -> None:
+    """Sealed epochs whose maps are gone or damaged are none, and what they changed counts as changed since."""
+    if lost:
+        current.fill(0, current.length, 1)
+        # First: what is gone without a trace cannot be passed on the next time.
+        current.sync()
+    for epoch in lost:
+        files.dirty(epoch).unlink(missing_ok=True)
 
 
 def _rebuilding(
     files: VolumeFiles, record: VolumeRecord, header: LiveHeader, boot: str, report: Callable[[str], None], why: str
 ) -> Opened:
-    # What the maps said of it is made anew.
-    header.move(begun=False)
     # First: where the log is damaged, the maps that it would replace stay as they are.
     changes = CheckpointLog.read(files.checkpoint)
     _demand_whole(
@@ -243,6 +218,8 @@ def _rebuilding(
         record,
         lambda: (one.epoch for one in CheckpointLog.read(files.checkpoint) if one.kind is ChangeKind.OVERLAY),
     )
+    # From here on, should this end halfway, the maps are nobody's: the next start makes them anew too.
+    header.write(clean=False, epoch=header.read()[1], boot="")
     states = BlockMap.create(files.states, record.blocks)
     sectors = SectorMap.create(files.sectors, record.sectors)
     masks: dict[int, SectorMap] = {}
@@ -270,8 +247,11 @@ def _rebuilding(
     # A partial block that filled up says so in its state; its sectors do not matter then.
     maps = Maps(states, sectors, record.block // SECTOR, -(-record.size // SECTOR))
     every = {*files.epochs("dirty"), *there}
-    held = sorted((settled - drained) & set(files.epochs("dirty")))
-    sealed = {epoch: _dirty(files, record, epoch) for epoch in held}
+    sealed = {
+        epoch: BlockMap(files.dirty(epoch), record.blocks)
+        for epoch in sorted((settled - drained) & set(files.epochs("dirty")))
+        if is_sound(files.dirty(epoch), record.blocks)
+    }
     for epoch in every:
         if epoch not in sealed:
             files.dirty(epoch).unlink(missing_ok=True)
@@ -290,8 +270,10 @@ def _rebuilding(
     # What the disk lost counts as written to the kernel; what the log says is still true.
     log = CheckpointLog(files.checkpoint) if header.failed else _fresh_log(files, header, data, maps, phase, sealed)
     opened = _assemble(files, record, header, data, maps, phase, sealed, log, sealed, report)
+    # What was being moved, the maps do not say any more.
+    header.move(begun=False)
     header.write(clean=False, epoch=fresh.epoch, boot=boot)
-    return Opened(*opened, _LOST if header.failed else f"{why}: {_COMPARES}", frozenset(every - set(sealed)))
+    return Opened(*opened, _LOST if header.failed else f"{why}: {_COMPARES}")
 
 
 def _fresh_log(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from safehold.app import recycling
 from safehold.blocks import directory as directory_module
 from safehold.blocks import recycle_bin
+from safehold.blocks.held import HeldVolume
 from safehold.compose.paths import Paths
 from safehold.compose.volume_client import VolumeClient
 from safehold.compose.volume_service import Orders
@@ -40,6 +43,45 @@ def damaged(site: Site, name: str) -> Path:
     place = Path(site.service.delete(name))
     (place / "vol.json").unlink()
     return place
+
+
+def no_room_for_records(patch: pytest.MonkeyPatch) -> None:
+    right = HeldVolume.update
+
+    def full(self: HeldVolume, **changes: object) -> None:
+        if "deleted" in changes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        right(self, **changes)
+
+    patch.setattr(HeldVolume, "update", full)
+
+
+def test_one_that_was_deleted_and_is_taken_back_where_there_is_no_room(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown when that was, and goes on being filled in."""
+    dependent(site, "kept")
+    before = time.time()
+    with monkeypatch.context() as patch:
+        no_room_for_records(patch)
+        site.service.delete("kept")
+        assert before - 1 < told(site)["deleted"][0]["deleted"] < time.time() + 1
+        held = site.service.undelete("kept")
+    assert site.service.directory.get("kept") is held
+    site.up()
+    until(lambda: held.missing == 0)
+
+
+def test_a_week_begins_with_the_last_deletion(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the record tells of an earlier one, and there is no room to say it anew."""
+    held = site.service.create("kept", SIZE, "vault")
+    held.update(deleted=time.time() - 30 * 86400)
+    with monkeypatch.context() as patch:
+        no_room_for_records(patch)
+        site.service.delete("kept")
+    site.service.empty_bin()
+    assert [one["name"] for one in told(site)["deleted"]] == ["kept"]
+    site.service.undelete("kept")
 
 
 def test_one_that_is_damaged_keeps_nobody_from_the_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,4 +102,4 @@ class RecycleBin:
                 except FailedError as error:
                     yield Deleted(place, None, changed, error.what)
                 else:
-                    yield Deleted(place, record, record.deleted or changed)
+                    yield Deleted(place, record, max(record.deleted, changed))

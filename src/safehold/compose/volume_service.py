@@ -248,8 +248,8 @@ def _record(record: VolumeRecord) -> dict[str, object]:
 
 def _deleted(entry: Deleted) -> dict[str, object]:
     """A volume in the recycle bin; of one whose record cannot be read little is known."""
-    known = {"name": entry.name, "deleted": entry.when} if entry.record is None else _record(entry.record)
-    return {**known, "entry": entry.place.name, "problem": entry.problem}
+    known = {"name": entry.name} if entry.record is None else _record(entry.record)
+    return {**known, "deleted": entry.when, "entry": entry.place.name, "problem": entry.problem}
 
 
 def _snapshot(snapshot: Snapshot) -> dict[str, object]:

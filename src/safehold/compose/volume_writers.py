@@ -35,11 +35,11 @@ def others(served: Served, volumes: Mapping[str, str], held: Set[str], guests: S
     """
     found: dict[str, str] = {}
     made = {number: above(number) for number in volumes}
-    upon = {device: volumes[number] for number, devices in made.items() for device in devices}
     for where, mounted in _written_to(held):
-        for number in roots_seen(mounted):
-            if number in upon:
-                found[upon[number]] = f"what is mounted on {where}"
+        bottom = roots_seen(mounted).keys()
+        for number, name in volumes.items():
+            if made[number] & bottom:
+                found[name] = f"what is mounted on {where}"
     for number, name in volumes.items():
         for process in device_writers(made[number]):
             if process not in guests:

@@ -169,13 +169,13 @@ def end_daemon(pid: int, started: int, end: float) -> None:
     """Stop the storage daemon `pid`, that `started` at these ticks, and return when it is gone. FailedError where it is there still at `end`."""
     due = time.monotonic()
     while _start(pid) == started != 0:
-        if (now := time.monotonic()) > end:
-            raise FailedError("the storage daemon does not end", on=f"process {pid}", remedy="stop it by hand")
-        if now >= due:
+        if (now := time.monotonic()) >= due:
             # More than once: QEMU only notes a signal, and sleeps over one that comes just before it waits for events.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
             due = now + _AGAIN
+        elif now > end:
+            raise FailedError("the storage daemon does not end", on=f"process {pid}", remedy="stop it by hand")
         time.sleep(0.02)
 
 

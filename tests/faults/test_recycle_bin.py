@@ -84,6 +84,29 @@ def test_a_week_begins_with_the_last_deletion(site: Site, monkeypatch: pytest.Mo
     site.service.undelete("kept")
 
 
+def test_a_week_does_not_begin_again_where_a_point_cannot_be_let_go_of(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was tried in vain is tried again in an hour, and of two of one name the last is the last."""
+    dependent(site, "kept")
+    site.service.delete("kept")
+    deleted = site.service.directory.bin.entries()[0].when
+    later = site.service.create("kept", SIZE, "vault")
+    site.write(later, 3)
+    time.sleep(0.05)
+    site.service.delete("kept")
+    monkeypatch.setattr(recycling, "RECYCLE", 0.03)
+    site.down("put"), site.down("list"), site.down("read")
+    with monkeypatch.context() as patch:
+        patch.setattr(recycling, "RECYCLE", time.time() - deleted - 0.03)
+        site.service.empty_bin()
+    assert sorted(one.when for one in site.service.directory.bin.entries())[0] == pytest.approx(deleted, abs=0.02)
+    assert site.service.undelete("kept").record.uuid == later.record.uuid
+    site.up()
+    site.service.empty_bin()
+    assert not site.service.directory.bin.entries()
+
+
 def test_one_that_is_damaged_keeps_nobody_from_the_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     held = site.service.create("kept", SIZE, "vault")
     site.write(held)

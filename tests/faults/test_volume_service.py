@@ -30,7 +30,7 @@ from safehold.blocks.held import HeldVolume
 from safehold.blocks.ids import BlockIds
 from safehold.blocks.layers import PRESENT, Overlay
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeFiles, VolumeRecord
-from safehold.blocks.maps import SectorMap
+from safehold.blocks.maps import BlockMap, SectorMap
 from safehold.blocks.recycle_bin import RecycleBin
 from safehold.blocks.volume import LiveVolume
 from safehold.compose.volume_service import Orders
@@ -1046,6 +1046,27 @@ def test_maps_that_were_half_made_anew_are_made_again(site: Site, monkeypatch: p
     until(lambda: not held.record.pending)
     assert site.state(pending).state is SnapshotState.COMPLETED
     equal(site.point(site.finish(site.snapshot("data")).point, "data"), was)
+
+
+def test_a_map_of_changes_that_was_half_made_anew_is_made_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = site.service.create("data", SIZE, "vault")
+    site.write(held, 3)
+    site.finish(site.snapshot("data"))
+    until(lambda: not site.service.directory.get("data").epochs.open)
+    held.volume.write(8 * UNIT, memoryview(b"N" * 4096))
+    was, path = content(held), held.files.dirty(held.volume.gate.phase.epoch)
+    del held
+    site.service.stop()
+    os.truncate(path, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockMap, "fill", lambda *arguments: no_room())
+        site.service = site.begin()
+        assert "No space left" in str(site.service.directory.broken["data"])
+        site.service.stop()
+    site.service = site.begin()
+    done = site.finish(site.snapshot("data"))
+    assert done.full
+    equal(site.point(done.point, "data"), was)
 
 
 def _gone(path: Path) -> None:

@@ -15,7 +15,7 @@ from safehold.blocks.slow_lane import Changing, SlowLane
 from safehold.model.progress import Progress
 from safehold.ports.export import ExportDirectory
 from safehold.wire import nbd_protocol as nbd
-from safehold.wire.nbd_handshake import Agreed, HangUp
+from safehold.wire.nbd_handshake import Agreed
 from safehold.wire.nbd_outlet import Outlet
 from safehold.wire.nbd_replies import Replies, room_for
 from safehold.wire.peer import peer_process
@@ -99,7 +99,7 @@ class Connection:
                 self._transmit(agreed)
             finally:
                 self._directory.release(agreed.name)
-        except (HangUp, OSError):
+        except OSError:
             pass
         finally:
             self._socket.close()

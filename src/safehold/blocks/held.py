@@ -33,6 +33,7 @@ __all__ = ["HeldVolume"]
 _GONE = "which blocks it changed is not known any more (the machine went down before that was on its disk, or the file is damaged); take another"
 _RESTED = "it rests on the snapshot before it, which is lost; take another"
 _NOT_WRITTEN = "the disk below failed to write before the snapshot was on it"
+_MOVED = "the disk below failed to write, and may not have what was moved or filled in since the snapshot was taken"
 _KEPT_SNAPSHOTS = 100
 """Finished snapshots that a record remembers; the vault has their points."""
 
@@ -142,19 +143,25 @@ class HeldVolume:
 
     def _reconcile(self) -> None:
         """Bring snapshots and epochs together after whatever came between."""
+        lost = next((one for one in self.record.pending if one.epoch not in self.epochs.open), None)
+        # Where one may be a point already, the vault is asked first.
+        if lost is not None and not lost.attempt:
+            self._fail_lost()
+        for one in self.record.pending:
+            if not one.attempt and (problem := self._unwritten(one)):
+                self.fail_snapshot(one, problem, compare=False)
+        if not self.volume.read_only:
+            self.end_nobodys()
+            for epoch in self._completed():
+                self.epochs.drop(epoch)
+
+    def _fail_lost(self) -> None:
+        """The first pending snapshot of which nothing is held any more will never be a point, nor will those that rest on it."""
         there, pending = self.epochs.open, self.record.pending
         lost = next((at for at, one in enumerate(pending) if one.epoch not in there), len(pending))
         # From the last to the first: should this end halfway, the next start still finds the one that the others rest on.
         for one in reversed(pending[lost:]):
             self.fail_snapshot(one, _RESTED if one.epoch in there else _GONE, compare=False)
-        for one in pending[:lost]:
-            # Where it may be a point already, the vault is asked first.
-            if not one.attempt and self._unwritten(one):
-                self.fail_snapshot(one, _NOT_WRITTEN, compare=False)
-        if not self.volume.read_only:
-            self.end_nobodys()
-            for epoch in self._completed():
-                self.epochs.drop(epoch)
 
     def _completed(self) -> set[int]:
         """Open epochs that only have to be let go of."""
@@ -169,18 +176,27 @@ class HeldVolume:
             self.epochs.pass_on(epoch)
             self.epochs.drop(epoch)
 
-    def _unwritten(self, snapshot: Snapshot) -> bool:
-        """True where the disk below may not have what the maps say that it has of a pending snapshot: what it was sealed with, what was moved
-        to where it is since, or what was filled in since.
+    def _unwritten(self, snapshot: Snapshot) -> str:
+        """Why the disk below may not have what the maps say that it has of a pending snapshot (what it was sealed with, what was moved to where it is
+        since, or what was filled in since), or nothing.
         """
-        moved = self.epochs.header.moving or bool(self.record.pin)
-        return self.volume.read_only and (not snapshot.durable or moved)
+        if not self.volume.read_only:
+            return ""
+        if not snapshot.durable:
+            return _NOT_WRITTEN
+        return _MOVED if self._moves else ""
+
+    @property
+    def _moves(self) -> bool:
+        """True where something of a sealed epoch may lie elsewhere than where it was made durable."""
+        return self.epochs.header.moving or bool(self.record.pin)
 
     def demand_read(self, identity: str) -> None:
-        """As `demand_pending`, once all of a snapshot was read: what was moved or filled in since it was sealed was read from the page cache, or from
-        where the disk should have it and has not, of which only a flush tells.
+        """As `demand_pending`, once all of a snapshot was read: what was not made durable where it lies was read from the page cache, or from where
+        the disk should have it and has not, of which only a flush tells.
         """
-        if not self.volume.read_only and (self.epochs.header.moving or self.record.pin):
+        durable = all(one.durable for one in self.record.pending if one.id == identity)
+        if not self.volume.read_only and (self._moves or not durable):
             # It is read-only then, which is looked at next.
             with contextlib.suppress(OSError):
                 self.volume.prove()
@@ -189,8 +205,10 @@ class HeldVolume:
     def demand_pending(self, identity: str) -> None:
         """FailedError where a snapshot is pending no more, or can be no point any more, which is on record then: somebody is about to send it."""
         for one in self.record.pending:
-            if one.id == identity and self._unwritten(one):
-                self.fail_snapshot(one, _NOT_WRITTEN, compare=False)
+            if one.id == identity and one.epoch not in self.epochs.open:
+                self._fail_lost()
+            elif one.id == identity and (problem := self._unwritten(one)):
+                self.fail_snapshot(one, problem, compare=False)
         failed = next((one for one in self.record.snapshots if one.id == identity), None)
         if failed is None or failed.state is not SnapshotState.PENDING:
             raise FailedError(
@@ -205,7 +223,7 @@ class HeldVolume:
             self.epochs.settle(snapshot.epoch)
         except OSError:
             # Where it may be a point already, the vault is asked first.
-            if self.volume.read_only and not snapshot.attempt:
+            if self.volume.read_only and not any(one.attempt for one in self.record.pending if one.id == snapshot.id):
                 self.fail_snapshot(snapshot, _NOT_WRITTEN, compare=False)
             raise
         with self._changing:

@@ -14,7 +14,7 @@ __all__ = ["negotiate"]
 
 def negotiate(client: socket.socket, directory: ExportDirectory, patience: float, refusal: str) -> Agreed | None:
     """What was agreed on, with the export open; None where nothing was, and the socket is of no more use. `patience` in seconds is the time for all
-    of it, and `refusal` why this client gets nothing, if it does not. HangUp where the client left or takes too long; OSError.
+    of it, and `refusal` why this client gets nothing, if it does not. OSError where the client is gone.
     """
     deadline = time.monotonic() + patience
     talk = Handshake(directory, refusal)

@@ -88,7 +88,7 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
     After a crash on the same boot (or an orderly end) the maps are believed: the page cache outlives the process. After a
     power loss, and where the maps of what is there are missing, short or unreadable, they are made anew from the checkpoint, everything counts as
     changed, and sealed epochs that had not been made durable are lost as such (their writes are not). Where a map of changes is,
-    everything counts as changed, and a sealed epoch whose it was is lost: what was written since is not beside what it did not name.
+    everything counts as changed, and the epoch that it belongs to is lost if it was sealed: what it did not name was overwritten in place since.
     A volume that its disk has failed is read-only.
     """
     files = VolumeFiles(directory)
@@ -106,7 +106,7 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
                 header,
                 boot,
                 report,
-                "this machine went down without putting the volume away" if last_boot else "its maps were half made",
+                _why_anew(current, last_boot),
             )
         lost = _lost_states(files, record)
         if lost:
@@ -147,6 +147,12 @@ def close_volume(volume: LiveVolume, epochs: Epochs) -> None:
         # An overlay that was folded away must not be back after a power loss: it would lie over what was written since.
         sync_directory(epochs.files.directory)
         epochs.header.put_away()
+
+
+def _why_anew(current: int, last_boot: str) -> str:
+    if not current:
+        return "nothing says which of its maps count"
+    return "this machine went down without putting the volume away" if last_boot else "its maps were half made"
 
 
 def _trusting(
@@ -352,12 +358,15 @@ def _demand_whole(files: VolumeFiles, record: VolumeRecord, counted: Callable[[]
 
 def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:
     """The map of the blocks that an epoch changed; where it is lost, that is all of them."""
-    if is_sound(files.dirty(epoch), record.blocks):
-        return BlockMap(files.dirty(epoch), record.blocks)
-    dirty = BlockMap.create(files.dirty(epoch), record.blocks)
-    dirty.fill(0, record.blocks, 1)
-    dirty.sync()
-    return dirty
+    path = files.dirty(epoch)
+    if not is_sound(path, record.blocks):
+        # Beside it: should this end halfway, the next start is not to find a map that says too little.
+        fresh = BlockMap.create(path.with_name("dirty.new"), record.blocks)
+        fresh.fill(0, record.blocks, 1)
+        fresh.sync()
+        os.replace(fresh.path, path)
+        sync_directory(files.directory)
+    return BlockMap(path, record.blocks)
 
 
 def _remove(files: VolumeFiles, epoch: int) -> None:

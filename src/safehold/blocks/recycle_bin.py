@@ -61,7 +61,11 @@ class RecycleBin:
 
     def put(self, directory: Path, token: str) -> Path:
         """Have a volume's directory in the bin, durably; returns where it lies. `token` tells it from others of its name. OSError."""
-        return self._move(directory, self.make() / f"{directory.name}.{token}")
+        place = self.make() / f"{directory.name}.{token}"
+        # Beforehand, as nothing else says when it came there where its record cannot be read, or cannot be written for want of room.
+        with contextlib.suppress(OSError):
+            os.utime(directory)
+        return self._move(directory, place)
 
     def take(self, entry: Deleted) -> Path:
         """The directory of what is taken back, among the volumes again. OSError."""
@@ -94,7 +98,7 @@ class RecycleBin:
         for place in sorted(self.place.iterdir()) if self.place.is_dir() else ():
             # Another may be at its end at this moment.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                changed = place.stat().st_ctime
+                changed = place.stat().st_mtime
                 if not place.is_dir():
                     continue
                 try:

@@ -211,6 +211,7 @@ class Orders:
         record = held.record
         return {
             **_record(record),
+            "deleted": 0.0,
             "missing": min(held.missing * record.block, record.size),
             "clients": held.clients,
             "processes": sorted(self._processes(held.name)),
@@ -242,7 +243,6 @@ def _record(record: VolumeRecord) -> dict[str, object]:
         "origin": record.origin,
         "last_point": record.lineage.point if record.lineage else "",
         "suspect": record.suspect,
-        "deleted": record.deleted,
     }
 
 

@@ -48,5 +48,6 @@ def test_a_daemon_that_does_not_end_is_told_of() -> None:
 def test_another_process_of_that_number_is_left_alone() -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
         end_daemon(other.pid, started(other) + 1, time.monotonic() + 30)
-        assert other.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.5)
         other.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
+import os
 import random
 import shutil
 import tempfile
@@ -166,7 +167,7 @@ class History:
         )
         record = msgspec.structs.replace(self.record, snapshots=snapshots)
         opened = open_volume(self.disk.live, record, f"boot-{self.boot}", self.story.append)
-        self.volume, self.epochs, self.lost = opened.volume, opened.epochs, opened.lost
+        self.volume, self.epochs = opened.volume, opened.epochs
         self.volume.fetch = self.fetch
         self.suspect = opened.suspect
         self.disk.sync(self.files.live)
@@ -182,7 +183,7 @@ class History:
         for _ in range(steps):
             act = self.rng.choice(
                 ["write"] * 8 + ["zero", "zero", "flush", "flush", "read", "read", "fill", "seal", "seal"]
-                + ["settle", "complete", "complete", "give_up", "fold", "crash", "power", "cut", "cut"]
+                + ["settle", "complete", "complete", "give_up", "fold", "crash", "power", "cut", "cut", "damage"]
             )  # fmt: skip
             self.story.append(act)
             try:
@@ -334,6 +335,23 @@ class History:
         assert set(self.epochs.open) == set(self.sealed)
         self.read_all()
 
+    def damage(self) -> None:
+        """The map of what a sealed epoch changed is gone, or short: it is lost, and so are those that rest on it."""
+        if not self.sealed:
+            return
+        lost = self.rng.choice(sorted(self.sealed))
+        path = self.files.dirty(lost)
+        self.rng.choice([path.unlink, lambda: os.truncate(path, 1)])()
+        self.open()
+        assert self.suspect
+        assert set(self.epochs.open) == set(self.sealed) - {lost}
+        for epoch in sorted(self.sealed, reverse=True):
+            if epoch >= lost:
+                del self.sealed[epoch]
+                self.epochs.pass_on(epoch)
+                self.epochs.drop(epoch)
+        self.read_all()
+
     def power(self) -> None:
         """Unsynced data is gone, or is not: what was flushed is there, and sealed epochs that were settled."""
         self.disk.lose_power(self.rng)
@@ -344,6 +362,10 @@ class History:
         for epoch in sorted(self.sealed):
             if epoch not in self.epochs.open:
                 del self.sealed[epoch]
+        # One whose map was damaged, and is back as the disk had it.
+        for epoch in sorted(set(self.epochs.open) - set(self.sealed)):
+            self.epochs.pass_on(epoch)
+            self.epochs.drop(epoch)
         assert set(self.sealed) == set(self.epochs.open)
         assert self.suspect
         was = self.allowed()

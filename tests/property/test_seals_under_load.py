@@ -110,7 +110,7 @@ class Pair:
         if not epochs.dirty(epoch).cells[offset // BLOCK]:
             # Nothing holds a block that did not change: what it has is what the last capture had.
             return self.captured.get(place, 0)
-        disk = SealedDisk(epochs, epoch, same=False, ids=BlockIds(VolumeFiles(epochs.files.directory)))
+        disk = SealedDisk(epochs, epoch, known=0, ids=BlockIds(VolumeFiles(epochs.files.directory)))
         buffer = bytearray(8)
         disk.read_into(offset, memoryview(buffer))
         self.captured[place] = int(COUNTER.unpack(buffer)[0])

@@ -298,7 +298,7 @@ class History:
             return
         epoch = min(self.sealed)
         content, _ = self.sealed[epoch]
-        disk = SealedDisk(self.epochs, epoch, same=self.same, ids=BlockIds(self.files))
+        disk = SealedDisk(self.epochs, epoch, known=SIZE if self.same else 0, ids=BlockIds(self.files))
         stored = bytearray(b"\xee" * SIZE)
         at = 0
         for extent in disk.extents():

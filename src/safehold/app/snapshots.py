@@ -62,9 +62,9 @@ class SealedCapture:
 class SealedSource:
     """`ports.source.Source` of the one snapshot that is next in each volume."""
 
-    def __init__(self, held: HeldVolume, snapshot: Snapshot, same: bool, describe: Described) -> None:
-        """`same` as for `SealedDisk`."""
-        self._held, self._snapshot, self._same, self._describe = held, snapshot, same, describe
+    def __init__(self, held: HeldVolume, snapshot: Snapshot, known: int, describe: Described) -> None:
+        """`known` as for `SealedDisk`."""
+        self._held, self._snapshot, self._known, self._describe = held, snapshot, known, describe
 
     def resolve(self, spec: str) -> ResourceRef | None:
         """Nothing: snapshots are not named on the command line of a backup."""
@@ -73,7 +73,7 @@ class SealedSource:
     @contextlib.contextmanager
     def capture(self, ref: ResourceRef, require: Consistency, ctx: Context) -> Iterator[Capture]:
         """The sealed epoch."""
-        disk = SealedDisk(self._held.epochs, self._snapshot.epoch, same=self._same, ids=self._held.ids)
+        disk = SealedDisk(self._held.epochs, self._snapshot.epoch, known=self._known, ids=self._held.ids)
         yield SealedCapture(ref, disk, self._snapshot, self._describe(disk))
 
 
@@ -147,7 +147,14 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     if rest:
         _fail(group, f"{', '.join(sorted(rest))} has no part of it any more, and its point is not there", compare=False)
     _forget(group)
-    here, known = _here(vault), set()
+    unit = vault.parameters.block_size
+    for held, _ in group:
+        if held.record.block % unit:
+            _fail(
+                group,
+                f"the vault has blocks of {unit} bytes, and {held.name} of {held.record.block}: copy it to a new volume",
+            )
+    here, known = _here(vault), {held.name: 0 for held, _ in group}
     for held, snapshot in group:
         lineage = held.record.lineage
         if lineage is None:
@@ -157,7 +164,7 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
         elif lineage.root and lineage.root != _root(vault, held, lineage):
             wrong = "what was noted here of the volume's last point is damaged"
         else:
-            known.add(held.name)
+            known[held.name] = lineage.size
             continue
         if not snapshot.full:
             _fail(group, wrong)
@@ -183,7 +190,7 @@ def commit(vault: Vault, group: Sequence[Sealed], host: Host, describe: Describe
     resources = []
     for held, mine in group:
         ref = ResourceRef("volume", held.name, f"volume:{held.name}")
-        resources.append((SealedSource(held, mine, held.name in known, describe), ref))
+        resources.append((SealedSource(held, mine, known[held.name], describe), ref))
     try:
         outcomes = back_up_together(vault, resources, host, options, ctx)
     except BaseGone as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 from safehold.app.host import Host
@@ -123,8 +122,13 @@ class Uploader(BackgroundLoop):
             for held, snapshot in group:
                 if not snapshot.durable:
                     # Before it is a point: of one that the vault has, the volume knows.
-                    with contextlib.suppress(OSError):
+                    try:
                         held.settle(snapshot)
+                    except OSError:
+                        # A point has what a power loss would take from the volume, which is no harm. But what is missing would count as in the point
+                        # then, and it is not.
+                        if held.missing:
+                            raise
             vault = self._open_vault(group[0][0].record.vault)
             committed = commit(vault, group, self._host, self._describe, self._ctx)
         except Exception as error:

@@ -12,12 +12,17 @@ from safehold.vault.disk import StoredDisk
 from safehold.vault.records import Member
 from safehold.vault.vault import Vault
 
-__all__ = ["BLOCK", "data_runs", "ids_of", "record_of"]
+__all__ = ["BLOCK", "block_for", "data_runs", "ids_of", "record_of"]
 
 BLOCK = 512 * 1024
 """Bytes of a volume's block, unless the vault's are larger."""
 
 _IDS_AT_ONCE = 4096
+
+
+def block_for(unit: int) -> int:
+    """The volume's block where the vault has blocks of `unit` bytes: a whole number of those, as what is taken over of a point is whole blocks."""
+    return unit * max(1, BLOCK // unit)
 
 
 def record_of(record: VolumeRecord, vault: Vault, point: Point, member: Member, disk: StoredDisk) -> VolumeRecord:
@@ -40,7 +45,7 @@ def record_of(record: VolumeRecord, vault: Vault, point: Point, member: Member, 
         record.name,
         record.uuid,
         member.size,
-        disk.block_size * max(1, BLOCK // disk.block_size),
+        block_for(disk.block_size),
         record.vault,
         record.created,
         origin=f"{member.name}@{point.id}",

@@ -16,7 +16,7 @@ from safehold.app.recycling import Recycling
 from safehold.app.settling import Settler, discard
 from safehold.app.snapshots import Described
 from safehold.app.uploader import Uploader
-from safehold.app.volume_origin import BLOCK, data_runs, ids_of, record_of
+from safehold.app.volume_origin import BLOCK, block_for, data_runs, ids_of, record_of
 from safehold.blocks.directory import VolumeDirectory
 from safehold.blocks.held import HeldVolume
 from safehold.blocks.layout import Snapshot, SnapshotState, VolumeRecord
@@ -103,7 +103,7 @@ class VolumeService:
         record = VolumeRecord(name, uuid.uuid4().hex, size, BLOCK, vault, self._ctx.clock.now())
         if not origin:
             _check_size(name, size)
-            return self._make(record, (), (), lambda: None)
+            return self._make(msgspec.structs.replace(record, block=self._block(vault)), (), (), lambda: None)
         opened = self._open_vault(vault)
         (point,) = pick(opened, origin)
         member = member_of(point, parse_selector(origin).resource)
@@ -132,6 +132,13 @@ class VolumeService:
                 on=name,
                 remedy=f"safehold volume resize {name} --size {size}",
             ) from error
+
+    def _block(self, vault: str) -> int:
+        """Of a new volume. Where the vault cannot be asked now: its first snapshot will be told if that does not go with the vault's."""
+        try:
+            return block_for(self._open_vault(vault).parameters.block_size)
+        except (SafeholdError, OSError):
+            return BLOCK
 
     def _make(
         self,

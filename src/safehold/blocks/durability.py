@@ -83,9 +83,14 @@ class Durability:
             self._troubles.passed(Doing.FLUSHING)
 
     def prove(self) -> None:
-        """Have the disk take the content, whatever is not in the log yet. OSError as for `failing`."""
+        """Have the disk take the content and the maps, whatever is not in the log yet. OSError as for `failing`."""
         with self._flushing, self.failing():
             self._sync()
+            phase = self._gate.phase
+            for blocks in (self._maps.states, *phase.held):
+                blocks.sync()
+            for sectors in (self._maps.sectors, *(overlay.sectors for overlay in phase.overlays)):
+                sectors.sync()
 
     def _sync(self) -> None:
         self._data.sync()

@@ -15,6 +15,7 @@ from safehold.blocks.checkpoint import Change, ChangeKind
 from safehold.blocks.layers import DataFile, Overlay, Phase
 from safehold.blocks.layout import SECTOR, VolumeFiles, VolumeRecord, sync_directory
 from safehold.blocks.maps import BlockMap, SectorMap
+from safehold.blocks.troubles import Doing
 from safehold.blocks.volume import LiveVolume
 from safehold.model.errors import FailedError
 
@@ -22,6 +23,10 @@ __all__ = ["MOST_EPOCHS", "Epochs", "LiveHeader", "Prepared", "PutAway", "seal_t
 
 MOST_EPOCHS = 8
 """Sealed epochs that may wait for the vault: each one more makes writes look at one map more."""
+
+
+_MOST_OVERLAYS = 4 * MOST_EPOCHS
+"""Overlays that are not folded away: each is two open files, and one more to look into for a write."""
 
 
 class LiveHeader:
@@ -155,6 +160,12 @@ class Epochs:
                 on=self._record.name,
                 remedy="restore its last snapshot to another volume: safehold restore NAME@latest --to volume:OTHER",
             )
+        if len(self.volume.gate.phase.overlays) >= _MOST_OVERLAYS:
+            raise FailedError(
+                "what was written beside the content of the volume cannot be moved to it, and is too much by now",
+                on=self._record.name,
+                remedy=f"see why: safehold volume show {self._record.name}",
+            )
         if len(self._sealed) >= MOST_EPOCHS:
             raise FailedError(
                 f"{len(self._sealed)} snapshots are still on their way to the vault",
@@ -229,8 +240,11 @@ class Epochs:
             held = tuple(one for one in phase.held if one is not dirty)
             gate.switch(Phase(phase.epoch, phase.dirty, held, phase.overlays))
         self.volume.note([Change(ChangeKind.DRAINED, epoch, 0, 0, 1)])
-        self.volume.flush()
-        dirty.path.unlink(missing_ok=True)
+        try:
+            self.volume.flush()
+        finally:
+            # Whatever comes of that: nothing is held for it any more, and the next start would take it for a seal that is.
+            dirty.path.unlink(missing_ok=True)
 
     def pass_on(self, epoch: int) -> None:
         """What a sealed epoch changed counts as changed in the next one too, durably: it will never reach the vault by itself. OSError."""
@@ -259,7 +273,13 @@ class Epochs:
         """
         if self.volume.gate.phase.overlays:
             with self._at_work(self._folding):
-                self._fold(stopped)
+                try:
+                    self._fold(stopped)
+                except OSError as error:
+                    self.volume.troubles.met(Doing.FOLDING, error)
+                    raise
+            if self.volume.troubles.now:
+                self.volume.troubles.passed(Doing.FOLDING)
 
     def _fold(self, stopped: Callable[[], bool]) -> None:
         volume, gate = self.volume, self.volume.gate

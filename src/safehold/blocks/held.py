@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -54,6 +55,16 @@ def _kept(snapshots: tuple[Snapshot, ...]) -> tuple[Snapshot, ...]:
     return tuple(one for one in snapshots if one not in done)
 
 
+@contextlib.contextmanager
+def _as_far_as_there_is_room() -> Iterator[None]:
+    """For what can be done later, or be done without: a volume that nobody could open, because its disk is full, would be worse."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
 class HeldVolume:
     """One open volume, its record, and who uses it."""
 
@@ -76,11 +87,16 @@ class HeldVolume:
         if self.record.lineage and not any(
             one.attempt and self.ids.kept(one.attempt.point) for one in self.record.pending
         ):
-            self.ids.adopt(self.record.lineage.point)
+            with _as_far_as_there_is_room():
+                self.ids.adopt(self.record.lineage.point)
         if self.volume.read_only:
             self.told(self.record.failed or opened.suspect)
         elif opened.suspect:
-            self.update(suspect=opened.suspect)
+            # What it says is in the maps, too.
+            self.told(opened.suspect)
+            with _as_far_as_there_is_room():
+                self.update(suspect=opened.suspect)
+                self.told("")
         self._reconcile()
 
     @property
@@ -145,15 +161,19 @@ class HeldVolume:
         """Bring snapshots and epochs together after whatever came between."""
         lost = next((one for one in self.record.pending if one.epoch not in self.epochs.open), None)
         # Where one may be a point already, the vault is asked first.
-        if lost is not None and not lost.attempt:
-            self._fail_lost()
-        for one in self.record.pending:
-            if not one.attempt and (problem := self._unwritten(one)):
-                self.fail_snapshot(one, problem, compare=False)
+        with _as_far_as_there_is_room():
+            # Those that stay pending are looked at again when they are about to be sent.
+            if lost is not None and not lost.attempt:
+                self._fail_lost()
+            for one in self.record.pending:
+                if not one.attempt and (problem := self._unwritten(one)):
+                    self.fail_snapshot(one, problem, compare=False)
         if not self.volume.read_only:
-            self.end_nobodys()
+            with _as_far_as_there_is_room():
+                self.end_nobodys()
             for epoch in self._completed():
-                self.epochs.drop(epoch)
+                with _as_far_as_there_is_room():
+                    self.epochs.drop(epoch)
 
     def _fail_lost(self) -> None:
         """The first pending snapshot of which nothing is held any more will never be a point, nor will those that rest on it."""
@@ -184,22 +204,18 @@ class HeldVolume:
             return ""
         if not snapshot.durable:
             return _NOT_WRITTEN
-        return _MOVED if self._moves else ""
-
-    @property
-    def _moves(self) -> bool:
-        """True where something of a sealed epoch may lie elsewhere than where it was made durable."""
-        return self.epochs.header.moving or bool(self.record.pin)
+        return _MOVED if self.epochs.header.moving or self.record.pin else ""
 
     def demand_read(self, identity: str) -> None:
-        """As `demand_pending`, once all of a snapshot was read: what was not made durable where it lies was read from the page cache, or from where
-        the disk should have it and has not, of which only a flush tells.
+        """As `demand_pending`, once all of a snapshot was read: what is not on the disk yet was read from the page cache, or from where the disk
+        should have it and has not, of which only a flush tells.
         """
-        durable = all(one.durable for one in self.record.pending if one.id == identity)
-        if not self.volume.read_only and (self._moves or not durable):
-            # It is read-only then, which is looked at next.
-            with contextlib.suppress(OSError):
+        if not self.volume.read_only:
+            try:
                 self.volume.prove()
+            except OSError:
+                # It is read-only then, and what the maps say of any snapshot is not to be believed: that is looked at next.
+                self.epochs.header.move(begun=True)
         self.demand_pending(identity)
 
     def demand_pending(self, identity: str) -> None:
@@ -244,6 +260,8 @@ class HeldVolume:
         # First: as soon as the record says that it failed, the next one may be sent, which is to have what this one changed.
         if not self.volume.read_only:
             self.epochs.pass_on(snapshot.epoch)
+        else:
+            self._fail_later(snapshot, holds)
         with self._changing:
             now = next((one for one in self.record.pending if one.id == snapshot.id), None)
             if now is None or not holds(now):
@@ -254,6 +272,13 @@ class HeldVolume:
             self._replace(msgspec.structs.replace(self.record, suspect=suspect, snapshots=_kept(snapshots)))
         if not self.volume.read_only:
             self.epochs.drop(snapshot.epoch)
+
+    def _fail_later(self, snapshot: Snapshot, holds: Callable[[Snapshot], bool]) -> None:
+        """On a disk that takes no more, what a snapshot changed that fails cannot be passed on to those that rest on it."""
+        pending = self.record.pending
+        at = next((at for at, one in enumerate(pending) if one.id == snapshot.id and holds(one)), len(pending))
+        for later in reversed(pending[at + 1 :]):
+            self.fail_snapshot(later, _RESTED, compare=False)
 
     def attempt(self, identity: str, attempt: Attempt) -> None:
         """The snapshot is about to become a point. OSError; should its vault have the point and nobody be told, there will be another of it."""

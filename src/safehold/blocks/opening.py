@@ -94,6 +94,9 @@ def open_volume(directory: Path, record: VolumeRecord, boot: str, report: Callab
     files = VolumeFiles(directory)
     try:
         for path in files.lone_maps():
+            # One that was being deleted has nothing any more: what it had was moved first.
+            if is_sound(path, record.sectors) and any(SectorMap(path, record.sectors).runs()):
+                raise _damaged(path.with_suffix(""), "is gone")
             path.unlink()
         header = LiveHeader(files.live)
         if record.failed:
@@ -188,6 +191,8 @@ def _trusting(
         for epoch in files.epochs("dirty")
         if epoch < current and epoch not in lost
     }
+    if sealed and not (overlays and overlays[0].epoch == current):
+        raise _damaged(files.overlay(current), "is gone")
     phase = Phase(current, dirty, tuple(sealed.values()), overlays)
     data = DataFile(files.data)
     if header.failed or files.checkpoint.exists():
@@ -244,10 +249,16 @@ def _rebuilding(
             settled.add(change.epoch)
         elif change.kind is ChangeKind.DRAINED:
             drained.add(change.epoch)
-        elif change.epoch in there:
+        else:
+            # Also of one that is not there: it may have been deleted, and then it had nothing any more.
             if change.epoch not in masks:
                 masks[change.epoch] = SectorMap.create(files.overlay_sectors(change.epoch), record.sectors)
             masks[change.epoch].fill(change.start, end, change.value)
+    for epoch in masks.keys() - there:
+        if any(masks[epoch].runs()):
+            raise _damaged(files.overlay(epoch), "is gone")
+        del masks[epoch]
+        files.overlay_sectors(epoch).unlink()
     # It begins with every block that there was: what lies behind was added since, as zeros.
     states.fill(told, record.blocks, PRESENT)
     # A partial block that filled up says so in its state; its sectors do not matter then.
@@ -349,11 +360,15 @@ def _demand_whole(files: VolumeFiles, record: VolumeRecord, counted: Callable[[]
     if files.data.stat().st_size < whole:
         gone.insert(0, files.data)
     for path in gone:
-        raise FailedError(
-            f"the volume cannot be opened, its content is damaged: {path.name} has {path.stat().st_size} of {whole} bytes",
-            on=str(path),
-            remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
-        )
+        raise _damaged(path, f"has {path.stat().st_size} of {whole} bytes")
+
+
+def _damaged(path: Path, how: str) -> FailedError:
+    return FailedError(
+        f"the volume cannot be opened, its content is damaged: {path.name} {how}",
+        on=str(path),
+        remedy="its last completed snapshot can be restored: safehold restore NAME@latest --to volume:OTHER",
+    )
 
 
 def _dirty(files: VolumeFiles, record: VolumeRecord, epoch: int) -> BlockMap:

@@ -24,16 +24,17 @@ class SealedDisk:
         epochs: Epochs,
         epoch: int,
         *,
-        same: bool,
+        known: int,
         ids: BlockIds,
     ) -> None:
-        """`same` is true where the blocks that did not change are those of the volume's last point, false where there was none and they
-        are zeros; `ids` are those of that last point.
+        """`known` is the length in bytes of the volume's last point, of which the blocks are that did not change; 0 where there was none, and they
+        are zeros. `ids` are those of that last point.
         """
         self._volume = epochs.volume
         self._epoch = epoch
         self._dirty = epochs.dirty(epoch)
-        self._rest = ExtentKind.SAME if same else ExtentKind.ZERO
+        self._known = known
+        self._rest = ExtentKind.SAME if known else ExtentKind.ZERO
         self._ids = ids
 
     @property
@@ -57,8 +58,9 @@ class SealedDisk:
     def _kind(self, number: int, low: int, high: int) -> ExtentKind:
         overlaid = any(overlay.sectors.any(*self._volume.maps.span(number)) for overlay in self._overlays())
         state = self._volume.maps.states.cells[number]
-        if state == MISSING and not overlaid and self._rest is ExtentKind.SAME:
-            # Never written since the volume was made of the point: marked only because the map of changes was lost.
+        if state == MISSING and not overlaid and high <= self._known:
+            # Never written since the volume was made of the point: marked only because the map of changes was lost. The last block of a point may
+            # be short, and is another where the volume has grown.
             return ExtentKind.SAME
         if state == PRESENT and not overlaid and not any(data for _, _, data in self._volume.data.allocated(low, high)):
             return ExtentKind.ZERO

@@ -29,6 +29,7 @@ class Doing(enum.StrEnum):
     WRITING = "writes"
     FILLING = "writes of what is filled in"
     FLUSHING = "flushes"
+    FOLDING = "moves of what was written beside the content"
 
 
 @dataclass

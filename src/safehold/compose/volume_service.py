@@ -8,6 +8,7 @@ import itertools
 import os
 import traceback
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import msgspec
 
@@ -58,11 +59,13 @@ def serve_volumes(
 
     halt = CancelToken()
     patience = HaltingClock(ctx.clock, halt)
+    # A commit that is tried again, too: whether there is a point is asked the next time.
+    waiting = replace(ctx, clock=patience)
     before = work_in_root(os.environ)
 
     def vault(address: str) -> Vault:
         # On record may be one that was relative to where an earlier program was started.
-        return open_vault(open_stores(rooted(address, before), patience), credentials(), places(paths), ctx)
+        return open_vault(open_stores(rooted(address, before), patience), credentials(), places(paths), waiting)
 
     try:
         paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -53,6 +53,18 @@ def on(disk: str, place: Path) -> Iterator[list[str]]:
         run("umount", place)
 
 
+@contextmanager
+def parted(disk: str) -> Iterator[None]:
+    """Two partitions of 24 MiB, at 1 and at 25 MiB."""
+    for number, start in ((1, 2048), (2, 51200)):
+        run("addpart", disk, number, start, 49152)
+    try:
+        yield
+    finally:
+        for number in (1, 2):
+            run("delpart", disk, number)
+
+
 def not_held(host: Host, bracket: list[str], who: str) -> None:
     """It is told who, refused where more was asked for, and recorded as a crash where not."""
     taken = len(host.show("data")["snapshots"])  # type: ignore[arg-type]
@@ -94,11 +106,9 @@ def test_a_program_that_has_the_device(host: Host, disk: str, tmp_path: Path) ->
 
 def test_another_namespace(host: Host, disk: str, tmp_path: Path) -> None:
     """A second file system of the device, which is mounted in a container's namespace only."""
-    for number, start in ((1, 2048), (2, 51200)):
-        run("addpart", disk, number, start, 49152)
     other = tmp_path / "other"
     other.mkdir()
-    try:
+    with parted(disk):
         run("mkfs.ext4", "-q", f"{disk}p2")
         with on(f"{disk}p1", tmp_path / "on") as bracket:
             for options in ("ro", "rw"):
@@ -115,34 +125,25 @@ def test_another_namespace(host: Host, disk: str, tmp_path: Path) -> None:
                         not_held(host, bracket, where)
                     container.communicate(b"\n")
             host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
-    finally:
-        for number in (1, 2):
-            run("delpart", disk, number)
 
 
 def test_what_is_mounted_by_way_of_a_loop_device(host: Host, disk: str, tmp_path: Path) -> None:
     """A second file system of the device, on a loop device that begins where it does."""
-    for number, start in ((1, 2048), (2, 51200)):
-        run("addpart", disk, number, start, 49152)
     other = tmp_path / "other"
     other.mkdir()
-    try:
-        with on(f"{disk}p1", tmp_path / "on") as bracket:
-            for backing, offset in ((f"{disk}p2", 0), (disk, 51200 * 512)):
-                run("mkfs.ext4", "-q", "-F", f"{disk}p2")
-                loop = run("losetup", "--find", "--show", "--offset", offset, backing).strip()
-                try:
-                    host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
-                    run("mount", loop, other)
-                    not_held(host, bracket, f"what is mounted on {other}")
-                    run("umount", other)
-                    with open(loop, "r+b"):
-                        not_held(host, bracket, f"the process {os.getpid()} ({NAME}) that has {disk} open")
-                finally:
-                    run("losetup", "--detach", loop)
-    finally:
-        for number in (1, 2):
-            run("delpart", disk, number)
+    with parted(disk), on(f"{disk}p1", tmp_path / "on") as bracket:
+        for backing, offset in ((f"{disk}p2", 0), (disk, 51200 * 512)):
+            run("mkfs.ext4", "-q", "-F", f"{disk}p2")
+            loop = run("losetup", "--find", "--show", "--offset", offset, backing).strip()
+            try:
+                host.program.run("volume", "snapshot", "data", *bracket, "--require", "filesystem")
+                run("mount", loop, other)
+                not_held(host, bracket, f"what is mounted on {other}")
+                run("umount", other)
+                with open(loop, "r+b"):
+                    not_held(host, bracket, f"the process {os.getpid()} ({NAME}) that has {disk} open")
+            finally:
+                run("losetup", "--detach", loop)
 
 
 def _and_stays(host: Host, disk: str, there: ExitStack) -> None:

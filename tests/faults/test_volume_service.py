@@ -39,6 +39,7 @@ from safehold.model.errors import ConsistencyError, FailedError, StoreUnavailabl
 from safehold.model.quiet import Quieted
 from safehold.testing.fault_store import Fault
 from tests.contents import equal
+from tests.descriptors import opened
 from tests.sites import SIZE, UNIT, Site, at_site, content, dependent, pins, until
 
 
@@ -995,15 +996,6 @@ def test_a_short_map_of_a_sealed_epoch_loses_no_change(site: Site, cut: int | No
     equal(site.point(after.point, "data"), was)
 
 
-def kept_open(directory: Path) -> list[str]:
-    found = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        # That of the listing itself is gone.
-        with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-    return [path for path in found if path.startswith(str(directory))]
-
-
 def test_maps_that_were_half_made_anew_are_made_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """There was no room for the rest of them, or the service was killed: at the next start they are there, long enough, and say too little."""
     held = site.service.create("data", SIZE, "vault")
@@ -1034,7 +1026,7 @@ def test_maps_that_were_half_made_anew_are_made_again(site: Site, monkeypatch: p
             assert "No space left" in str(site.service.directory.broken["data"])
             with pytest.raises(FailedError, match="No space left"):
                 site.service.directory.get("data")
-            assert not kept_open(directory)
+            assert not opened(str(directory))
         finally:
             gc.enable()
         assert filled

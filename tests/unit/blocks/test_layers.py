@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -11,15 +10,7 @@ from pathlib import Path
 import pytest
 
 from safehold.blocks.layers import REGION, DataFile
-
-
-def opened() -> list[str]:
-    found = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        # That of the listing itself is gone.
-        with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-    return found
+from tests.descriptors import opened
 
 
 def test_a_file_system_that_refuses_writes_past_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,4 +35,4 @@ def test_a_file_system_that_refuses_writes_past_its_cache(tmp_path: Path, monkey
     monkeypatch.undo()
     assert (tmp_path / "data").read_bytes() == content[:] * 2
     del file
-    assert str(tmp_path / "data") not in opened()
+    assert not opened(str(tmp_path / "data"))

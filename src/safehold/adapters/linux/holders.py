@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
+from collections.abc import Container, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safehold.adapters.linux.members import members_seen
 from safehold.adapters.linux.mounts import Mounted, major_minor, mount_named, mount_of, mounts
 from safehold.adapters.linux.namespaces import mounts_elsewhere
 from safehold.adapters.linux.openers import command_of, file_writers, openers, processes
-from safehold.adapters.linux.stack import swap_places
+from safehold.adapters.linux.stack import is_device, loops_on, swap_places
 from safehold.model.errors import FailedError
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "device_writers",
     "file_holders",
     "held_by",
-    "loops_on",
 ]
 
 _CLASS = Path("/sys/class/block")
@@ -71,7 +70,7 @@ def device_holders(path: str) -> list[Holder]:
     numbers = {number: Path(path).name} | _numbers((_NUMBERED / number).resolve().name)
     here = _mounted_here(numbers)
     found = [_mount(mounted) for mounted in here] + _upon(numbers)
-    found += _loop_holders(loops_on(lambda name: _is(name, numbers)))
+    found += _loop_holders(loops_on(lambda name: is_device(name, numbers)))
     servers = _servers(numbers)
     found += [_process(process) for process, writes in _openers(numbers) if writes and process not in servers]
     if _kept(path):
@@ -160,7 +159,7 @@ def _users(device: str) -> list[str]:
     """Whoever has the device besides mounts, those who only read it included: it is about to be taken from them."""
     numbers = _numbers(Path(device).name)
     found = [holder.who for holder in _upon(numbers)]
-    found += [f"/dev/{block.name} lies on it" for block in loops_on(lambda name: _is(name, numbers))]
+    found += [f"/dev/{block.name} lies on it" for block in loops_on(lambda name: is_device(name, numbers))]
     return found + [_process(process).who for process, _ in _openers(numbers)]
 
 
@@ -218,7 +217,7 @@ def _upon(numbers: dict[str, str]) -> list[Holder]:
     ]
     for place in swap_places():
         with contextlib.suppress(OSError):
-            if _is(place, numbers):
+            if is_device(place, numbers):
                 found.append(Holder(f"the kernel swaps to {place}", True))
     return found
 
@@ -228,26 +227,6 @@ def _title(holder: Path) -> str:
     with contextlib.suppress(OSError):
         return f"/dev/mapper/{(holder / 'dm' / 'name').read_text().strip()}"
     return f"/dev/{holder.name}"
-
-
-def _is(node: str, numbers: Container[str], place: str = "") -> bool:
-    """True where a node is one of the devices; it is looked at by way of `place`, if that is given. What lies elsewhere than in /dev is not asked:
-    its file system may hang.
-    """
-    if not node.startswith("/dev/"):
-        return False
-    info = os.stat(place or node)
-    return stat.S_ISBLK(info.st_mode) and major_minor(info.st_rdev) in numbers
-
-
-def loops_on(lies_on: Callable[[str], bool]) -> list[Path]:
-    """The loop devices, in /sys, on what the function knows by its name."""
-    found = []
-    for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
-        with contextlib.suppress(OSError):
-            if lies_on(backing.read_text().rstrip("\n")):
-                found.append(backing.parent.parent)
-    return found
 
 
 def _loops_on_file(path: str) -> list[Path]:
@@ -274,7 +253,7 @@ def _loop_holders(blocks: Iterable[Path]) -> Iterator[Holder]:
 
 
 def _openers(numbers: Container[str]) -> Iterator[tuple[int, bool]]:
-    return openers(lambda place: _is(os.readlink(place), numbers, place))
+    return openers(lambda place: is_device(os.readlink(place), numbers, place))
 
 
 def _servers(numbers: dict[str, str]) -> set[int]:

@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from safehold.adapters.linux.holders import Held, held_by, loops_on
+from safehold.adapters.linux.holders import Held, held_by
 from safehold.adapters.linux.mounts import Mounted, mounts
 from safehold.adapters.linux.namespaces import namespace_of
 from safehold.adapters.linux.openers import command_of, processes
+from safehold.adapters.linux.stack import loops_on
 
 __all__ = ["busy", "demand_topmost", "mount_users"]
 

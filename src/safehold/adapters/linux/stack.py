@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 from safehold.adapters.linux.members import members, members_seen
 from safehold.adapters.linux.mounts import Mounted, major_minor, mount_of
 
-__all__ = ["above", "backing_file", "below", "disks", "roots", "roots_seen", "swap_places"]
+__all__ = [
+    "above",
+    "backing_file",
+    "below",
+    "disks",
+    "is_device",
+    "loops_on",
+    "roots",
+    "roots_seen",
+    "swap_places",
+]
 
 _BLOCK = Path("/sys/dev/block")
 
@@ -58,7 +68,6 @@ def _device(number: str, seen: set[str]) -> None:
 
 def above(number: str) -> frozenset[str]:
     """Numbers of a device, its partitions, and all that LVM, md, other mapped devices and loop devices make of them."""
-    loops = _loops()
     found: set[str] = set()
     waiting = [number]
     while waiting:
@@ -68,20 +77,37 @@ def above(number: str) -> frozenset[str]:
             place = (_BLOCK / one).resolve()
             parts = (part.parent / "dev" for part in place.glob("*/partition"))
             waiting += [path.read_text().strip() for path in (*parts, *place.glob("holders/*/dev"))]
-            waiting += [loop for loop, device in loops.items() if device == one]
+            waiting += _loops_over(one)
     return frozenset(found)
 
 
-def _loops() -> dict[str, str]:
-    """Numbers of the loop devices that lie on a device instead of a file, each with that of what it lies on."""
-    found = {}
-    for place in Path("/sys/block").glob("loop*"):
+def _loops_over(number: str) -> list[str]:
+    """Numbers of the loop devices that lie on a device instead of a file."""
+    found = []
+    for block in loops_on(lambda name: is_device(name, {number})):
         # One may be taken away at this moment.
         with contextlib.suppress(OSError):
-            backing = (place / "loop" / "backing_file").read_text().rstrip("\n")
-            # What lies elsewhere is no device, and its file system may hang.
-            if backing.startswith("/dev/") and stat.S_ISBLK((info := os.stat(backing)).st_mode):
-                found[(place / "dev").read_text().strip()] = major_minor(info.st_rdev)
+            found.append((block / "dev").read_text().strip())
+    return found
+
+
+def is_device(node: str, numbers: Container[str], place: str = "") -> bool:
+    """True where a node is one of the devices; it is looked at by way of `place`, if that is given. What lies elsewhere than in /dev is not asked:
+    its file system may hang.
+    """
+    if not node.startswith("/dev/"):
+        return False
+    info = os.stat(place or node)
+    return stat.S_ISBLK(info.st_mode) and major_minor(info.st_rdev) in numbers
+
+
+def loops_on(lies_on: Callable[[str], bool]) -> list[Path]:
+    """The loop devices, in /sys, on what the function knows by its name."""
+    found = []
+    for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
+        with contextlib.suppress(OSError):
+            if lies_on(backing.read_text().rstrip("\n")):
+                found.append(backing.parent.parent)
     return found
 
 
